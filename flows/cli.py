@@ -1,0 +1,177 @@
+"""The command `peft-flow`: arguments in, exit code out. Nothing heavy is imported before it is needed."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tasks.config import (
+    DEMO_DATA,
+    DEMO_MODEL,
+    Config,
+    InputError,
+    RunConfig,
+    choices,
+    load_config,
+    sections,
+    unknown_field,
+)
+
+if TYPE_CHECKING:
+    from tasks.records import RunResult
+
+DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
+
+EPILOG = """\
+exit codes: 0 done; 2 you must change something (one line says what); 1 anything else
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # like Ctrl-C: everything is closed on the way out, the Prefect server of this process too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options, rest = build_parser().parse_known_args(arguments)
+        if rest:
+            name = rest[0].lstrip("-").split("=")[0]
+            raise InputError(unknown_field(name) if rest[0].startswith("-") else f"unexpected argument {rest[0]!r}")
+        return int(options.command(options))
+    except InputError as error:
+        say(str(error))
+        return USER_MUST_CHANGE
+    except KeyboardInterrupt:
+        say("stopped")
+        return FAILED
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    print("peft-flow:", " ".join(message.split()), file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="peft-flow",
+        description="Fine-tune a classifier with PEFT, judge it against its foundation model, keep it in MLflow.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "finetune",
+        usage="peft-flow finetune [CONFIG.yaml] [--SECTION.FIELD VALUE ...] [--json]",
+        help="train an adapter and compare it with its foundation model",
+        description="Train an adapter and compare it with its foundation model. Without CONFIG.yaml: the embedded "
+        "demo, which needs no network. Options replace what the file says.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration; see configs/")
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
+    for name, section in sections():
+        group = command.add_argument_group(name, (section.__doc__ or "").strip())
+        for field in section.model_fields:
+            add_option(group, f"{name}.{field}", section, field)
+    group = command.add_argument_group("run")
+    for field in ("seed", "offline"):
+        add_option(group, field, RunConfig, field)
+    command.set_defaults(command=run_finetune)
+    return parser
+
+
+def add_option(group: Any, dotted: str, section: type[Config], field: str) -> None:
+    info = section.model_fields[field]
+    allowed = choices(section, field)
+    text = (info.description or "") + (f" One of: {', '.join(allowed)}." if allowed else "")
+    bounds = ", ".join(filter(None, map(bound, info.metadata)))
+    default = "" if info.default in (None, (), {}) else f"default {shown(info.default)}"
+    notes = "; ".join(filter(None, (bounds, default)))
+    flag: dict[str, Any] = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+    group.add_argument(
+        f"--{dotted}",
+        dest=f"field {dotted}",
+        metavar=field.upper(),
+        default=argparse.SUPPRESS,
+        help=(f"{text} ({notes})" if notes else text).replace("%", "%%"),
+        **flag,
+    )
+
+
+def bound(constraint: Any) -> str:
+    """`≥ 1` for an annotated constraint, nothing for other metadata."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    return next((f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key)), "")
+
+
+def shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def run_finetune(options: argparse.Namespace) -> int:
+    overrides = {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
+    config = load_config(options.config, overrides)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.data import check_input
+
+    check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
+    introduce(config)
+
+    from flows.finetune import finetune
+
+    try:
+        result = finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
+    except InputError:
+        raise
+    except Exception as error:
+        say(f"failed: {type(error).__name__}: {error}")
+        return FAILED
+    summarize(config, result, sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
+
+
+def introduce(config: RunConfig) -> None:
+    if config.model.name == DEMO_MODEL or config.data.name == DEMO_DATA:
+        print(
+            "This is the embedded demo: a small model and made-up film reviews, both generated on this machine. "
+            "It shows how peft-flow works, not what a real model can do; see configs/ for real jobs.",
+            file=sys.stderr,
+        )
+
+
+def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
+    """The comparison as a table, and what to do next."""
+    from tasks.comparison import headline, score_table
+    from tasks.records import Comparison
+    from tasks.tracking import run_url, tracking_uri
+
+    folder = Path(result.adapter_path).parent
+    comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    local = not tracking_uri().startswith("http")
+    browse = f"mlflow ui --backend-store-uri {tracking_uri()}   then open " if local else "open "
+    print(
+        f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{score_table(config, comparison)}\n\n"
+        f"{headline(config, comparison)}\n\n"
+        f"adapter   {result.adapter_path}\n"
+        f"browse    {browse}{run_url(result.run_id)}\n"
+        f"load      mlflow.pyfunc.load_model({result.model_uri!r})\n"
+        f"took      {result.seconds.total:.0f} s",
+        file=stream,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The main path: prepare, evaluate the foundation model, train, evaluate the adapter, compare, record."""
+
+from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect import flow, runtime
+from prefect.logging import get_run_logger
+
+from tasks.comparison import compare, headline
+from tasks.config import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+    TrackingConfig,
+    TrainingConfig,
+    validated,
+)
+from tasks.data import prepare_data
+from tasks.evaluation import baseline_is_intact, evaluate_adapter, evaluate_baseline
+from tasks.recording import flow_tags, record
+from tasks.records import Comparison, Delta, Evaluation, PreparedData, RunResult, Seconds, TrainedAdapter, digest
+from tasks.tracking import STORE, Logged, run_url, tracked_run
+from tasks.training import train_adapter
+
+WORK = STORE / "work"
+
+
+def flow_run_name() -> str:
+    return validated(runtime.flow_run.parameters).run_name()
+
+
+@flow(name="finetune", flow_run_name=flow_run_name, validate_parameters=True)
+def finetune(
+    model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
+    data: DataConfig = DataConfig(),  # noqa: B008
+    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    seed: int = 0,
+    offline: bool = False,
+) -> RunResult:
+    """Train an adapter on a foundation model, and find out on held-out rows whether it is better.
+
+    Args:
+        model: The foundation model that the adapter is trained on.
+        data: The texts and labels, and which part of them is used for what.
+        adapter: The small set of weights that is trained.
+        training: How the adapter is trained.
+        evaluation: How foundation model and adapter are measured and compared.
+        tracking: Where and how the run appears in MLflow.
+        seed: Seed of every random choice of the run.
+        offline: Use only what is already on this machine; ask no Hub.
+    """
+    config = RunConfig(
+        model=model,
+        data=data,
+        adapter=adapter,
+        training=training,
+        evaluation=evaluation,
+        tracking=tracking,
+        seed=seed,
+        offline=offline,
+    )
+    logger, clock = get_run_logger(), Clock()
+    with tracked_run(config, flow_tags()) as run_id:
+        logger.info("MLflow run %s in experiment '%s'", run_id, tracking.experiment)
+        prepared = prepare_data(config, str(WORK))
+        logger.info("%s", describe_data(config, prepared))
+        clock.lap("prepare")
+
+        keep = baseline_is_intact(config, prepared, str(WORK))
+        measure_baseline = evaluate_baseline.with_options(refresh_cache=not keep)
+        baseline = Evaluation.model_validate(measure_baseline(config, prepared, str(WORK)))
+        logger.info("Foundation model: accuracy %.3f", baseline.scores.accuracy)
+        clock.lap("baseline")
+
+        work = str(work_folder(config, prepared))
+        with sole_user(work):
+            trained = train_adapter(config, prepared, run_id, work)
+            logger.info("%s", describe_training(trained))
+            clock.lap("train")
+
+            tuned = evaluate_adapter(config, prepared, trained)
+            logger.info("Adapter, read back from disk: accuracy %.3f", tuned.scores.accuracy)
+            clock.lap("tuned")
+
+            result = compare(config, prepared, baseline, tuned, trained, work)
+            logger.info("%s. %s", result.verdict.capitalize(), headline(config, result))
+            logged = record(run_id, config, prepared, (baseline, tuned), trained, result)
+            logger.info("Recorded: %s", run_url(run_id))
+    return run_result(run_id, config, prepared, trained, result, logged, clock.seconds())
+
+
+def work_folder(config: RunConfig, data: PreparedData) -> Path:
+    """Where this run's files are: the same configuration on the same data and model finds them again."""
+    settings = config.model_dump(mode="json", exclude={"tracking", "offline"})
+    folder = WORK / digest([settings, data.fingerprint, data.model.revision])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+@contextmanager
+def sole_user(work: str) -> Iterator[None]:
+    """Hold `work` while its files are written; a second run of the same configuration waits, and says so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{work}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_run_logger().info("The same configuration is being run by another process; waiting for it to finish")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def describe_data(config: RunConfig, data: PreparedData) -> str:
+    counts = ", ".join(f"{data.rows(split):,} {split}" for split in data.class_counts)
+    notes = "".join(f"; {note}" for note in data.notes)
+    return f"{config.data.name}: {counts} rows in {len(data.label_names)} classes{notes}"
+
+
+def describe_training(trained: TrainedAdapter) -> str:
+    share = f"{trained.trainable_parameters:,} of {trained.total_parameters:,} parameters"
+    return f"Trained {share} in {trained.steps} steps; step {trained.best_step} scored best on validation"
+
+
+def run_result(
+    run_id: str,
+    config: RunConfig,
+    data: PreparedData,
+    trained: TrainedAdapter,
+    result: Comparison,
+    logged: Logged,
+    seconds: Seconds,
+) -> RunResult:
+    accuracy = result.accuracy
+    return RunResult(
+        run_id=run_id,
+        experiment=config.tracking.experiment,
+        status="finished",
+        verdict=result.verdict,
+        baseline=result.baseline,
+        tuned=result.tuned,
+        delta=Delta(
+            accuracy=accuracy.value,
+            low=accuracy.low,
+            high=accuracy.high,
+            p_value=result.p_value,
+            fixed=result.fixed,
+            broken=result.broken,
+        ),
+        references={name: {"accuracy": scores.accuracy} for name, scores in result.references.items()},
+        adapter_path=trained.folder,
+        adapter_sha256=trained.sha256,
+        model_uri=logged.model_uri,
+        data_fingerprint=data.fingerprint,
+        seconds=seconds,
+    )
+
+
+class Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self.last = round(now - self.last, 3), now
+
+    def seconds(self) -> Seconds:
+        return Seconds(total=round(time.monotonic() - self.started, 3), **self.laps)

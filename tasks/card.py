@@ -1,0 +1,97 @@
+"""The model card of an adapter: what it is, what it was trained on, how good it is, how to use it."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from tasks.comparison import headline, score_table
+from tasks.config import RunConfig
+from tasks.records import Comparison, PreparedData, TrainedAdapter
+from tasks.tracking import public_version
+
+
+def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
+    """README.md of the adapter folder, with the metadata block that model hubs read."""
+    return "\n\n".join(
+        [
+            f"---\n{metadata(config, data, result)}---",
+            f"# {config.run_name()}",
+            f"A {config.adapter.method} adapter that classifies text into {quoted(data.label_names)}. It needs its "
+            f"foundation model `{data.model.name}` at revision `{data.model.revision}`.",
+            "## How good it is",
+            headline(config, result),
+            score_table(config, result),
+            *(
+                ["The foundation model's head is untrained: its score is chance, not skill."]
+                if trained.fresh_modules
+                else []
+            ),
+            "## What it was trained on",
+            f"`{config.data.name}`: {data.rows('train'):,} training, {data.rows('validation'):,} validation and "
+            f"{data.rows('test'):,} test rows; text from {quoted(data.text_columns)}, at most "
+            f"{config.data.max_length} tokens of it ({data.truncated:,} rows were longer). Content fingerprint "
+            f"`{data.fingerprint}`.",
+            *(f"- {note}" for note in data.notes),
+            "## How it was trained",
+            f"{trained.steps} optimizer steps; the checkpoint of step {trained.best_step} scored best by validation "
+            f"{config.training.selection_metric}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
+            f"parameters were trained, in {quoted(trained.target_modules) or 'the prompt'} and the head. Seed "
+            f"{config.seed}.",
+            "```yaml\n" + yaml.safe_dump(hyperparameters(config), sort_keys=False, allow_unicode=True) + "```",
+            f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
+            f"{public_version('transformers')} and torch {public_version('torch')}.",
+            "## How to use it",
+            usage(data),
+        ]
+    )
+
+
+def metadata(config: RunConfig, data: PreparedData, result: Comparison) -> str:
+    block = {
+        "base_model": data.model.name,
+        "library_name": "peft",
+        "pipeline_tag": "text-classification",
+        "tags": ["peft", config.adapter.method, "text-classification"],
+        "model-index": [
+            {
+                "name": config.run_name(),
+                "results": [
+                    {
+                        "task": {"type": "text-classification"},
+                        "dataset": {
+                            "name": config.data.name,
+                            "type": config.data.name,
+                            "split": config.data.test_split,
+                        },
+                        "metrics": [
+                            {"type": name, "value": round(value, 6)}
+                            for name, value in result.tuned.model_dump().items()
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    return yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+
+
+def hyperparameters(config: RunConfig) -> dict[str, object]:
+    return config.model_dump(mode="json", include={"adapter", "training"})
+
+
+def quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def usage(data: PreparedData) -> str:
+    labels = len(data.label_names)
+    return f"""```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained({data.model.name!r}, num_labels={labels})
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model.config.pad_token_id = tokenizer.pad_token_id
+```
+"""

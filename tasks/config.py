@@ -1,0 +1,312 @@
+"""What a run may be told: one frozen model, the same in YAML, on the command line, in the Prefect form and in Python.
+
+Descriptions and bounds here are the command line's help and the form's labels; defaults are the embedded demo's.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.methods import METHODS
+
+DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
+DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
+SPLITS = ("train", "validation", "test")
+
+RESERVED_COLUMNS = frozenset({"row", "label", "labels", "length", "input_ids", "attention_mask", "token_type_ids"})
+"""What the prepared data call their own columns."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot work; the message is one line that says what was given and what would do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("text_columns", "target_modules", "references", mode="before", check_fields=False)
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        """On the command line two columns are written `premise,hypothesis`; nothing is the empty list."""
+        if value is None:
+            return ()
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class ModelConfig(Config):
+    """The foundation model that the adapter is trained on."""
+
+    name: str = Field(DEMO_MODEL, min_length=1, description="Hub id or local folder of the foundation model.")
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a model on the Hub.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of the frozen weights; bfloat16 is slow on most CPUs."
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that comes with the model. Leave off unless you trust its authors.",
+    )
+
+
+class DataConfig(Config):
+    """The texts and labels, and which part of them is used for what."""
+
+    name: str = Field(
+        DEMO_DATA, min_length=1, description="Hub id, local folder, or a csv, json, jsonl or parquet file."
+    )
+    config: str | None = Field(None, description="Configuration (subset) of a Hub data set that has several.")
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    text_columns: tuple[str, ...] = Field(
+        ("text",), min_length=1, max_length=2, description="One text column, or two for pairs of texts."
+    )
+    label_column: str = Field("label", min_length=1, description="Column that holds the class.")
+    train_split: str = Field("train", min_length=1, description="Split to train on.")
+    validation_split: str = Field(
+        "validation",
+        min_length=1,
+        description="Split that chooses the best checkpoint; cut from train when there is none called 'validation'.",
+    )
+    test_split: str = Field(
+        "test",
+        min_length=1,
+        description="Split that is measured once, at the end; cut from train when there is none called 'test'.",
+    )
+    max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
+    max_train_rows: int | None = Field(
+        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. Empty: all."
+    )
+    max_test_rows: int | None = Field(
+        None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. Empty: all."
+    )
+
+    @model_validator(mode="after")
+    def _columns_and_splits_differ(self) -> Self:
+        columns, splits = (*self.text_columns, self.label_column), (self.train_split, self.validation_split)
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text_columns and label_column must be different columns, not {', '.join(columns)}")
+        if taken := sorted(RESERVED_COLUMNS.intersection(self.text_columns)):
+            raise ValueError(f"text_columns: the run needs the name '{taken[0]}' itself; rename that column")
+        if len({*splits, self.test_split}) < len(SPLITS):
+            raise ValueError(
+                "train_split, validation_split and test_split must be three different splits, "
+                f"not {', '.join((*splits, self.test_split))}"
+            )
+        return self
+
+
+AdapterMethod = Literal[
+    "lora", "dora", "rslora", "adalora", "adamss", "beft", "boft", "c3a", "deft", "delora", "fourierft", "glora",
+    "gralora", "hira", "hra", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "peanut", "prompt_tuning", "psoft",
+    "pvera", "randlora", "road", "shira", "supertuning", "tinylora", "unilora", "vblora", "vera", "waveft",
+]  # fmt: skip
+"""The keys of tasks.methods.METHODS, spelled out because the form and the type checker need literals."""
+
+
+class AdapterConfig(Config):
+    """The small set of weights that is trained; the foundation model itself stays as it is."""
+
+    method: AdapterMethod = Field("lora", description="PEFT method.")
+    r: int = Field(8, ge=1, le=4096, description="Rank: width of the low-rank update.")
+    alpha: float = Field(16, gt=0, le=65_536, description="Scale of the update; it is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
+    target_modules: tuple[str, ...] = Field(
+        (), description="Names of the layers to adapt. Empty: those that suit the architecture."
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description="Further fields of the method's own peft configuration, for example {use_rslora: true}.",
+    )
+
+
+class TrainingConfig(Config):
+    """How the adapter is trained."""
+
+    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        None, ge=1, le=10**9, description="Stop after this many optimizer steps. Empty: no limit."
+    )
+    batch_size: int = Field(32, ge=1, le=65_536, description="Rows in one forward pass.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=65_536, description="Forward passes that make one optimizer step."
+    )
+    learning_rate: float = Field(3e-3, ge=0, le=10, description="Highest learning rate.")
+    warmup_fraction: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
+        "linear", description="Course of the learning rate after the warm-up."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=10_000, description="Stop after this many epochs without a better validation score. 0: never."
+    )
+    selection_metric: Literal["accuracy", "macro_f1", "log_loss"] = Field(
+        "accuracy", description="Validation score that chooses the best checkpoint."
+    )
+
+
+class EvaluationConfig(Config):
+    """How foundation model and adapter are measured and compared."""
+
+    batch_size: int = Field(64, ge=1, le=65_536, description="Rows in one forward pass.")
+    references: tuple[Literal["majority"], ...] = Field(
+        ("majority",), description="Simple classifiers that are measured on the same test rows."
+    )
+    bootstrap_samples: int = Field(
+        2000, ge=200, le=1_000_000, description="Resamplings of the test rows behind each interval."
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the intervals and of the verdict.")
+
+
+class TrackingConfig(Config):
+    """Where and how the run appears in MLflow."""
+
+    experiment: str = Field("peft-flow", min_length=1, max_length=250, description="MLflow experiment.")
+    run_name: str | None = Field(
+        None, min_length=1, max_length=250, description="Name of the run. Empty: model · data · method."
+    )
+    tags: dict[str, str] = Field({}, description="Tags to set on the run, for example {team: search}.")
+    registered_model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^/:]+$",
+        description="Register the model under this name.",
+    )
+
+
+class RunConfig(Config):
+    """Everything one fine-tuning run is told."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice of the run.")
+    offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
+
+    def run_name(self) -> str:
+        """What the run does, in words: `gpt2 · rotten_tomatoes · lora r8`."""
+        rank = f" r{self.adapter.r}" if METHODS[self.adapter.method].r else ""
+        data = self.data.name.removesuffix(Path(self.data.name).suffix if self.data.name.endswith(DATA_FILES) else "")
+        names = (Path(self.model.name).name, Path(data).name, self.adapter.method + rank)
+        return self.tracking.run_name or " · ".join(names)
+
+
+def sections() -> Iterator[tuple[str, type[Config]]]:
+    """Name and class of each section, in the order people think."""
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield name, field.annotation
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """The run's configuration from a YAML file and dotted `section.field` overrides, checked.
+
+    Raises InputError with one line that names the file or field and what would do.
+    """
+    values = read_yaml(path) if path else {}
+    for dotted, text in (overrides or {}).items():
+        *parents, name = dotted.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise InputError(f"{path}: '{parent}' must be a section with fields, not {section!r}")
+        section[name] = from_text(dotted, text)
+    return validated(values, f"{path}: " if path else "")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no configuration file at {path}; the ready ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict | None):
+        raise InputError(f"{path} must hold sections such as 'model:' and 'data:', not a {type(values).__name__}")
+    # a section whose fields are all commented out reads as null: it is as if it were not there
+    return {name: section for name, section in (values or {}).items() if section is not None}
+
+
+def from_text(dotted: str, text: str) -> object:
+    """A command-line value: lists, mappings and 'null' are read as YAML, all else is left to the field's type."""
+    if text.strip().lower() in ("null", "none", ""):
+        return None
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{dotted}: cannot read {text!r}; write lists as [a, b] and mappings as {{a: 1}}") from None
+
+
+def validated(values: Mapping[str, Any], where: str = "") -> RunConfig:
+    """`values` as a RunConfig; raises InputError naming the first wrong field and how many more there are."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first, *others = (describe(problem) for problem in error.errors())
+        more = f" (and {len(others)} more)" if others else ""
+        raise InputError(f"{where}{first}{more}") from None
+
+
+def describe(problem: Mapping[str, Any]) -> str:
+    """One line for one pydantic error: the field, what is wrong with it, what was given."""
+    dotted = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_field(dotted)
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "list")
+    message = f"{dotted}: {message[:1].lower()}{message[1:].split(' after validation')[0]}"
+    if problem["type"] == "value_error":  # our own words, which say what was given
+        return message
+    given = repr(problem["input"])
+    return f"{message}, not {given if len(given) <= 80 else given[:77] + '...'}"
+
+
+def unknown_field(dotted: str) -> str:
+    """`unknown field 'training.lr'; did you mean training.learning_rate?`"""
+    if section := dict(sections()).get(dotted):
+        return (
+            f"'{dotted}' is a section; its fields are {', '.join(f'{dotted}.{name}' for name in section.model_fields)}"
+        )
+    nearest = nearest_name(dotted, field_names())
+    return f"unknown field '{dotted}'; {f'did you mean {nearest}?' if nearest else 'see peft-flow finetune --help'}"
+
+
+def field_names() -> list[str]:
+    inner = [f"{name}.{field}" for name, section in sections() for field in section.model_fields]
+    return [*inner, *RunConfig.model_fields]
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str | None:
+    """The most similar of `names`: its last part must be alike or have `name` as initials; sections break the tie."""
+    section, _, last = name.rpartition(".")
+
+    def likeness(candidate: str) -> float:
+        other_section, _, other = candidate.rpartition(".")
+        initials = "".join(word[:1] for word in other.split("_")) if "_" in other else ""
+        alike = 1.0 if last == initials else similarity(last, other)
+        return alike + similarity(section, other_section) / 2 if alike >= 0.6 else 0
+
+    best = max(names, key=likeness, default="")
+    return best if likeness(best) else None
+
+
+def similarity(left: str, right: str) -> float:
+    return difflib.SequenceMatcher(None, left, right).ratio()
+
+
+def choices(section: type[Config], field: str) -> tuple[str, ...]:
+    """The closed set of values a field allows, or nothing when it is open."""
+    annotation = section.model_fields[field].annotation
+    return tuple(get_args(annotation)) if str(annotation).startswith("typing.Literal") else ()

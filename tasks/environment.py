@@ -1,0 +1,81 @@
+"""Defaults that libraries read from the environment when they are imported. Import this module before them."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import warnings
+
+from tasks.config import InputError
+
+DEFAULTS = {
+    # nobody is told what our users do; without the first, Prefect also prints a traceback when offline
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # the server inside the first run migrates its database, which took 15 s on a busy two-core machine
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # a run says what matters itself; libraries speak up for warnings
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",  # what it logs as an error it raises as well
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "TOKENIZERS_PARALLELISM": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+for message in (
+    "fan_in_fan_out is set to False",  # peft corrects it for GPT-2 itself
+    "`is_gradient_checkpointing` is deprecated",  # between peft and transformers
+    "Specifying null_placement in SortOptions",  # between datasets and pyarrow
+    "The following rank_pattern keys did not match",  # AdaLoRA's, which reloads exactly all the same
+    ".*Inferred schema contains integer column",  # of the test rows' own columns, which are complete
+):
+    warnings.filterwarnings("ignore", message=message)
+
+
+class OneLine(logging.Filter):
+    """What the user must change is said in one line; a traceback through our code would only hide it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, InputError):
+            record.msg, record.args, record.exc_info = str(error), (), None
+        return True
+
+
+for name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(name).addFilter(OneLine())
+
+
+def hide_short_bars() -> None:
+    """No bars for what takes moments (reading weights, casting columns); downloads keep theirs."""
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+    datasets.disable_progress_bars()
+
+
+def describe_environment() -> str:
+    """What a run needs to be done again elsewhere: Python, machine, device, threads and every package, by line."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    packages = sorted(
+        {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name},
+        key=str.lower,
+    )
+    facts = (
+        f"# python {sys.version.split()[0]} on {platform.platform()}",
+        f"# device {device}, {torch.get_num_threads()} threads",
+    )
+    return "\n".join((*facts, *packages)) + "\n"

@@ -1,0 +1,81 @@
+"""Put the result where people look: the MLflow run, complete, and the Prefect run page."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import runtime, task
+from prefect.tasks import exponential_backoff
+
+from tasks.card import model_card
+from tasks.comparison import headline, paired_predictions
+from tasks.config import RunConfig
+from tasks.hub import network_may_recover
+from tasks.records import Comparison, Evaluation, PreparedData, TrainedAdapter, write_text
+from tasks.tracking import Logged, log_everything, run_url
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@task(
+    name="record",
+    task_run_name="record",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_condition_fn=network_may_recover,
+)
+def record(
+    run_id: str,
+    config: RunConfig,
+    data: PreparedData,
+    evaluations: tuple[Evaluation, Evaluation],
+    trained: TrainedAdapter,
+    result: Comparison,
+) -> Logged:
+    """Everything about the run in MLflow, and the comparison in Prefect."""
+    write_text(Path(trained.folder) / "README.md", model_card(config, data, trained, result))
+    table = prediction_table(data, *evaluations)
+    text = headline(config, result)
+    logged = log_everything(
+        run_id, config, data, evaluations, trained, result, table, f"**{result.verdict}**\n\n{text}"
+    )
+    show_in_prefect(run_id, result)
+    return logged
+
+
+def prediction_table(data: PreparedData, baseline: Evaluation, tuned: Evaluation) -> "pd.DataFrame":
+    """One line for each test row: its place in the source, texts, label, and what either classifier said."""
+    import pandas as pd
+    from datasets import load_from_disk
+
+    test = load_from_disk(data.folder)["test"]
+    predictions = paired_predictions(baseline.predictions, tuned.predictions)
+    columns = {"row": test["row"][:], **{name: test[name][:] for name in data.text_columns}}
+    columns["true_label"] = [data.label_names[label] for label in predictions.labels]
+    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
+        columns[f"{name}_label"] = [data.label_names[label] for label in table.argmax(1)]
+        columns[f"{name}_probability"] = table.max(1).astype(float)
+    return pd.DataFrame(columns)
+
+
+def show_in_prefect(run_id: str, result: Comparison) -> None:
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    link = run_url(run_id)
+    page = (Path(result.folder) / "comparison.md").read_text(encoding="utf-8")
+    create_markdown_artifact(f"{page}\n[MLflow run {run_id}]({link})\n", key="comparison", description=result.verdict)
+    create_link_artifact(link, link_text=f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
+
+
+def flow_tags() -> dict[str, str]:
+    """Tags that lead from the MLflow run back to the Prefect flow run."""
+    flow_run = runtime.flow_run.id
+    if not flow_run:
+        return {}
+    # without a server the run is in Prefect's local database, which `prefect server start` shows at this address
+    address = runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
+    return {
+        "prefect.flow_run_id": flow_run,
+        "prefect.flow_run_url": address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
+    }

@@ -1,0 +1,172 @@
+"""Text in, probabilities out: the one way an adapter is read and run, in evaluation and in the served MLflow model.
+
+MLflow keeps a copy of this file inside each logged model and executes it wherever that model is loaded, so it
+imports nothing of this project. What was measured and what is served are therefore the same code.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor
+
+SETTINGS = "peft_flow.json"
+"""File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length."""
+
+
+def load_adapter(folder: Path, base_model: str | None = None, local_files_only: bool = False) -> tuple[Any, Any]:
+    """Classifier with its adapter and head, in evaluation mode, and the tokenizer, read from `folder`.
+
+    `base_model` replaces the recorded foundation model, for machines where it lies elsewhere.
+    """
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    settings = read_settings(folder)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder} has no adapter_model.safetensors; other formats can hide code")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    base = load_classifier(
+        {**settings["base_model"], **({"name": base_model, "revision": None} if base_model else {})},
+        settings["label_names"],
+        tokenizer.pad_token_id,
+        local_files_only=local_files_only,
+    )[0]
+    model = PeftModel.from_pretrained(base, folder, local_files_only=True)
+    return on_best_device(model).eval(), tokenizer
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return settings
+
+
+def load_classifier(
+    base_model: dict[str, Any], label_names: Sequence[str], pad_token_id: int, local_files_only: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Foundation model with a classification head, and what `from_pretrained` said about its weights.
+
+    The head is drawn from torch's generator: seed it first. Weights come from safetensors only, never from pickle.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        base_model["name"],
+        revision=base_model["revision"] or "main",
+        dtype=getattr(torch, base_model["dtype"]),
+        trust_remote_code=base_model["trust_remote_code"],
+        num_labels=len(label_names),
+        id2label=dict(enumerate(label_names)),
+        label2id={name: label for label, name in enumerate(label_names)},
+        problem_type="single_label_classification",
+        ignore_mismatched_sizes=True,
+        use_safetensors=True,
+        local_files_only=local_files_only,
+        adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter, even offline
+        output_loading_info=True,
+    )
+    model.config.pad_token_id = pad_token_id
+    model.config.use_cache = False  # nothing is generated: the keys and values of a text would be kept for nothing
+    return model, info
+
+
+def on_best_device(model: Any) -> Any:
+    import torch
+
+    if torch.cuda.is_available():
+        return model.to("cuda")
+    return model.to("mps") if torch.backends.mps.is_available() else model
+
+
+def model_texts(columns: Sequence[Sequence[str]], tokenizer: Any) -> Sequence[Sequence[str]]:
+    """Text columns as the tokenizer takes them. A tokenizer without a separator would glue a pair together."""
+    separates = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+    if len(columns) == 2 and not separates:
+        return [[f"{first}\n{second}" for first, second in zip(*columns, strict=True)]]
+    return columns
+
+
+def classify(model: Any, tokenizer: Any, rows: Any, batch_size: int) -> "Tensor":
+    """Logits (rows, classes), float32, in the order of `rows`, a mapping of the tokenizer's columns to lists.
+
+    Rows run sorted by length, so that a batch holds little padding.
+    """
+    import torch
+
+    columns = [name for name in tokenizer.model_input_names if name in rows]
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    logits = torch.empty(len(order), model.config.num_labels)
+    with torch.inference_mode():
+        for batch in batches(order, batch_size):
+            inputs = {name: [rows[name][row] for row in batch] for name in columns}
+            padded = tokenizer.pad(inputs, return_tensors="pt").to(model.device)
+            logits[batch] = model(**padded).logits.float().cpu()
+    return logits
+
+
+def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])
+
+
+def probabilities(logits: "Tensor") -> "np.ndarray":
+    """Softmax, (rows, classes)."""
+    array: np.ndarray = logits.softmax(-1).numpy()
+    return array
+
+
+def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.DataFrame") -> "pd.DataFrame":
+    """`label`, its `probability`, and one `probability_NAME` for each class, a row for each row of `frame`."""
+    import pandas as pd
+
+    names, columns = settings["label_names"], settings["text_columns"]
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"the input needs the column{'s'[: len(columns) > 1]} {', '.join(columns)}")
+    for column in columns:
+        if frame[column].isna().any():
+            raise ValueError(f"column {column} has no text in row {int(frame[column].isna().to_numpy().argmax())}")
+    texts = [frame[column].astype(str).tolist() for column in columns]
+    if not len(frame):
+        return pd.DataFrame(columns=["label", "probability", *(f"probability_{name}" for name in names)])
+    rows = tokenizer(*model_texts(texts, tokenizer), truncation=True, max_length=settings["max_length"])
+    for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
+        if not ids:  # an empty text, without special tokens around it
+            ids.append(tokenizer.pad_token_id)
+            mask.append(1)
+    table = probabilities(classify(model, tokenizer, rows, settings["batch_size"]))
+    result = pd.DataFrame(
+        {"label": [names[i] for i in table.argmax(1)], "probability": table.max(1)}, index=frame.index
+    )
+    return result.assign(**{f"probability_{name}": table[:, i] for i, name in enumerate(names)})
+
+
+def define_served_model() -> None:
+    """Tell MLflow what this file serves; runs only where MLflow executes its own copy of the file."""
+    import mlflow
+    import pandas as pd
+
+    class AdapterClassifier(mlflow.pyfunc.PythonModel):
+        """Adapter on its foundation model; `model_config={"base_model": PATH}` says where that lies."""
+
+        def load_context(self, context: Any) -> None:
+            folder = Path(context.artifacts["adapter"])
+            base_model = (context.model_config or {}).get("base_model")
+            self.settings = read_settings(folder)
+            self.model, self.tokenizer = load_adapter(folder, base_model)
+
+        # a table, as the signature says; from other type hints MLflow would derive a signature of its own
+        def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+            return predict(self.model, self.tokenizer, self.settings, model_input)
+
+    mlflow.models.set_model(AdapterClassifier())
+
+
+if __name__ != "tasks.serving":
+    define_served_model()

@@ -1,0 +1,218 @@
+"""The command: arguments in, exit code out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
+from tasks.config import RunConfig, TrainingConfig, sections
+from tasks.methods import METHODS
+from tests.conftest import ROOT
+
+HEAVY = {"torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "prefect", "pandas", "numpy"}
+OPTIONS = [f"--{name}.{field}" for name, section in sections() for field in section.model_fields]
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
+    import flows.finetune
+
+    monkeypatch.setattr("tasks.data.check_input", lambda config: None)
+    monkeypatch.setattr(flows.finetune, "finetune", flow)
+
+
+@pytest.fixture
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", "--help"])
+    assert stopped.value.code == DONE
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import json, sys\nfrom flows.cli import main\n"
+        f"try: main({arguments})\nexcept SystemExit: print(json.dumps([m.split('.')[0] for m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    *text, modules = done.stdout.splitlines()
+    assert any("finetune" in line for line in text)
+    assert "pydantic" in modules
+    assert not HEAVY & set(json.loads(modules))
+
+
+def test_help_shows_every_field_with_its_description(help_text: str) -> None:
+    words = " ".join(help_text.split())
+    assert len(OPTIONS) > 30
+    for option in [*OPTIONS, "--seed", "--offline", "--json"]:
+        assert f"{option} " in words
+    for owner in (RunConfig, *dict(sections()).values()):
+        for info in owner.model_fields.values():
+            assert " ".join((info.description or "").split()) in words
+
+
+def test_help_shows_choices_bounds_and_defaults(help_text: str) -> None:
+    words = " ".join(help_text.split())
+    rate = f"≥ 0, ≤ 10; default {TrainingConfig().learning_rate}"
+    for said in (*METHODS, rate, "≥ 0, < 1", "default lora", "default text", "exit codes"):
+        assert said in words
+
+
+def test_error_is_one_line_on_standard_error(foundation: Any, tmp_path: Path) -> None:
+    """In a process of its own, where every library may speak: model and adapter are read, then the data fail."""
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "a film,good\n" * 30 + '"never closed,good\n')
+    done = run(
+        *("finetune", "--json", "--model.name", str(foundation("gpt2")), "--data.max_length", "32"),
+        *("--data.name", "reviews.csv"),
+        folder=tmp_path,
+    )
+    assert done.returncode == USER_MUST_CHANGE
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "reviews.csv" in done.stderr and "row 31" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["finetun"], "finetune"),
+        (["finetune", "--sed", "1"], "did you mean seed?"),
+        (["finetune", "--trainig.epochs=2"], "did you mean training.epochs?"),
+        (["finetune", "--data.nam", "x"], "did you mean data.name?"),
+    ],
+)
+def test_mistyped_argument_is_refused_without_a_traceback(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == USER_MUST_CHANGE
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.count("\n") == 1 and says in errors
+
+
+def test_flow_gets_the_configuration_of_file_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def flow(**sections: Any) -> None:
+        given.update(sections)
+        raise RuntimeError("enough")
+
+    replace_flow(monkeypatch, flow)
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {name: a/b}\ndata: {name: c/d}\ntraining: {epochs: 5, batch_size: 4}\n")
+    assert main(["finetune", str(path), "--training.epochs", "2", "--offline", "--seed=9"]) == FAILED
+    config = RunConfig(**given)
+    assert (config.training.epochs, config.training.batch_size, config.seed, config.offline) == (2, 4, 9, True)
+    assert config.model.name == "a/b"
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_unforeseen_failure_is_exit_code_1_with_nothing_on_standard_output(
+    json_option: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flow(**sections: Any) -> None:
+        raise RuntimeError("the disk\nis full")
+
+    replace_flow(monkeypatch, flow)
+    assert main(["finetune", "--model.name", "a/b", "--data.name", "c/d", *json_option]) == FAILED
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.count("\n") == 1 and "RuntimeError: the disk is full" in errors
+
+
+def test_interrupt_is_exit_code_1_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flow(**sections: Any) -> None:
+        raise KeyboardInterrupt
+
+    replace_flow(monkeypatch, flow)
+    assert main(["finetune", "--model.name", "a/b", "--data.name", "c/d"]) == FAILED
+    assert capsys.readouterr().err == "peft-flow: stopped\n"
+
+
+def test_demo_says_that_it_is_one_and_real_jobs_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flow(**sections: Any) -> None:
+        raise RuntimeError("enough")
+
+    replace_flow(monkeypatch, flow)
+    main(["finetune"])
+    assert "embedded demo" in capsys.readouterr().err
+    main(["finetune", "--model.name", "a/b", "--data.name", "c/d"])
+    assert "demo" not in capsys.readouterr().err
+
+
+def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasks.records import Comparison, Delta, Interval, RunResult, Scores, Seconds
+
+    scores, interval = Scores(accuracy=0.5, macro_f1=0.5, log_loss=0.7), Interval(value=0.0, low=0.0, high=0.0)
+    comparison = Comparison(
+        folder=str(tmp_path / "comparison"),
+        rows=10,
+        verdict="no evidence",
+        baseline=scores,
+        tuned=scores,
+        accuracy=interval,
+        macro_f1=interval,
+        log_loss=interval,
+        p_value=1.0,
+        fixed=0,
+        broken=0,
+        references={"majority": scores},
+    )
+    (tmp_path / "comparison").mkdir()
+    comparison.write(tmp_path / "comparison/comparison.json")
+    result = RunResult(
+        run_id="0" * 32,
+        experiment="e",
+        status="finished",
+        verdict="no evidence",
+        baseline=scores,
+        tuned=scores,
+        delta=Delta(accuracy=0.0, low=0.0, high=0.0, p_value=1.0, fixed=0, broken=0),
+        references={"majority": {"accuracy": 0.5}},
+        adapter_path=str(tmp_path / "adapter"),
+        adapter_sha256="0" * 64,
+        model_uri="models:/m-0",
+        data_fingerprint="0" * 64,
+        seconds=Seconds(total=1, prepare=0, baseline=0, train=1, tuned=0),
+    )
+    monkeypatch.setattr("tasks.tracking.run_url", lambda run_id: "http://127.0.0.1:5000/run")
+    replace_flow(monkeypatch, lambda **sections: result)
+    arguments = ["finetune", "--model.name", "a/b", "--data.name", "c/d"]
+
+    assert main([*arguments, "--json"]) == DONE
+    output, errors = capsys.readouterr()
+    assert output.count("\n") == 1
+    assert json.loads(output) == result.model_dump()
+    assert "NO EVIDENCE" in errors and result.adapter_path in errors
+
+    assert main(arguments) == DONE
+    output, errors = capsys.readouterr()
+    assert "NO EVIDENCE" in output and result.adapter_path in output and errors == ""

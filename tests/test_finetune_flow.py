@@ -1,0 +1,525 @@
+"""The whole flow, on a two-layer model and 72 sentences: what it leaves in MLflow, in Prefect and on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tasks.config import RunConfig, validated
+from tasks.records import RunResult
+from tests.conftest import ROOT, Hub
+
+
+class Run(NamedTuple):
+    config: RunConfig
+    result: RunResult
+    folder: Path
+
+
+def run_flow(config: RunConfig) -> RunResult:
+    from flows.finetune import finetune
+
+    return finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
+
+
+@pytest.fixture(scope="module")
+def finished(
+    foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None
+) -> Iterator[Run]:
+    """The same configuration run twice in one empty folder, which stays the current one; the second run's result."""
+    folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    config = validated(
+        {
+            "model": {"name": str(foundation("gpt2"))},
+            "data": {"name": str(reviews), "max_length": 32},
+            "training": {"epochs": 14, "batch_size": 8, "learning_rate": 0.01},
+            "evaluation": {"bootstrap_samples": 200, "batch_size": 8},
+            "tracking": {"tags": {"team": "search"}, "registered_model": "reviews"},
+        }
+    )
+    first = run_flow(config)
+    second = run_flow(config)
+    assert first.run_id != second.run_id
+    (folder / "first.json").write_text(first.model_dump_json())
+    yield Run(config, second, folder)
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def mlflow_run(finished: Run) -> Any:
+    return client(finished).get_run(finished.result.run_id)
+
+
+def client(run: Run) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{run.folder}/mlruns/mlflow.db")
+
+
+def prefect_runs(finished: Run) -> tuple[Any, list[Any]]:
+    """The flow run that the MLflow run points to, and its task runs in order."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    flow_run_id = client(finished).get_run(finished.result.run_id).data.tags["prefect.flow_run_id"]
+    with get_client(sync_client=True) as api:
+        flow_run = api.read_flow_run(flow_run_id)
+        tasks: list[Any] = []
+        for _ in range(60):  # task runs arrive as events, a moment later
+            tasks = api.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
+            if len(tasks) == 6 and all(task.state and task.state.is_final() for task in tasks):
+                break
+            time.sleep(0.5)
+    return flow_run, sorted(tasks, key=lambda task: task.start_time or task.expected_start_time)
+
+
+def test_result_has_exactly_the_promised_keys(finished: Run) -> None:
+    result = json.loads(finished.result.model_dump_json())
+    assert list(result) == [
+        "run_id", "experiment", "status", "verdict", "baseline", "tuned", "delta", "references", "adapter_path",
+        "adapter_sha256", "model_uri", "data_fingerprint", "seconds",
+    ]  # fmt: skip
+    assert set(result["baseline"]) == set(result["tuned"]) == {"accuracy", "macro_f1", "log_loss"}
+    assert set(result["delta"]) == {"accuracy", "low", "high", "p_value", "fixed", "broken"}
+    assert result["references"] == {"majority": {"accuracy": 0.5}}
+    assert set(result["seconds"]) == {"total", "prepare", "baseline", "train", "tuned"}
+    assert sum(v for k, v in result["seconds"].items() if k != "total") <= result["seconds"]["total"]
+
+
+def test_tuned_model_has_learned(finished: Run) -> None:
+    assert finished.result.tuned.accuracy >= 0.75
+    gain = finished.result.tuned.accuracy - finished.result.baseline.accuracy
+    assert finished.result.delta.accuracy == pytest.approx(gain)
+
+
+def test_same_configuration_gives_the_same_adapter_and_metrics(finished: Run) -> None:
+    first = json.loads((finished.folder / "first.json").read_text())
+    second = json.loads(finished.result.model_dump_json())
+    for key in set(second) - {"run_id", "model_uri", "seconds"}:
+        assert first[key] == second[key], key
+
+
+def test_run_is_finished_and_named_by_what_it_does(finished: Run, mlflow_run: Any) -> None:
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.info.run_name == finished.config.run_name()
+    assert mlflow_run.info.run_name.endswith("· lora r8")
+
+
+def test_parameters_are_the_flattened_configuration(finished: Run, mlflow_run: Any) -> None:
+    params = mlflow_run.data.params
+    assert params["training.learning_rate"] == "0.01"
+    assert params["adapter.r"] == "8"
+    assert params["adapter.target_modules"] == "c_attn"
+    assert params["model.revision"].startswith("sha256:")
+    assert int(params["trainable_parameters"]) > 0
+    assert "seed" in params
+    assert not any(name.startswith("tracking") for name in params)
+
+
+def test_metrics_are_those_of_the_result(finished: Run, mlflow_run: Any) -> None:
+    metrics, result = mlflow_run.data.metrics, finished.result
+    for group in ("baseline", "tuned"):
+        for name, value in getattr(result, group).model_dump().items():
+            assert metrics[f"{group}/{name}"] == pytest.approx(value)
+    assert metrics["delta/accuracy"] == pytest.approx(result.delta.accuracy)
+    assert metrics["delta/accuracy_low"] == pytest.approx(result.delta.low)
+    assert metrics["delta/p_value"] == pytest.approx(result.delta.p_value)
+    assert metrics["reference/majority/accuracy"] == 0.5
+    assert metrics["cost/train_seconds"] > 0
+    assert metrics["cost/peak_memory_mb"] > 0
+
+
+def test_curves_have_one_value_at_each_step(finished: Run) -> None:
+    for name, points in (("train/loss", 84), ("validation/accuracy", 14), ("train/learning_rate", 84)):
+        history = client(finished).get_metric_history(finished.result.run_id, name)
+        steps = [point.step for point in history]
+        assert steps == sorted(set(steps)), name
+        assert len(steps) == points, name
+    by_epoch = client(finished).get_metric_history(finished.result.run_id, "validation/loss")
+    assert [point.step for point in by_epoch] == list(range(6, 85, 6))
+
+
+def test_tags_say_verdict_and_content(finished: Run, mlflow_run: Any) -> None:
+    tags = mlflow_run.data.tags
+    assert tags["verdict"] == finished.result.verdict
+    assert tags["data_fingerprint"] == finished.result.data_fingerprint
+    assert tags["adapter_sha256"] == finished.result.adapter_sha256
+    assert tags["team"] == "search"
+    assert finished.result.verdict in tags["mlflow.note.content"]
+    assert tags["prefect.flow_run_id"] in tags["prefect.flow_run_url"]
+
+
+def test_data_sets_are_inputs_of_the_run(finished: Run, mlflow_run: Any) -> None:
+    inputs = mlflow_run.inputs.dataset_inputs
+    contexts = {tag.value for item in inputs for tag in item.tags if tag.key == "mlflow.data.context"}
+    assert contexts == {"train", "validation", "test"}
+    assert len(inputs) == 3
+    rows = sorted(json.loads(item.dataset.profile)["num_rows"] for item in inputs)
+    assert rows == [12, 12, 48]
+
+
+def artifacts(run: Run) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    uri = f"sqlite:///{run.folder}/mlruns/mlflow.db"
+    return Path(download_artifacts(run_id=run.result.run_id, artifact_path="", tracking_uri=uri))
+
+
+def test_artifacts_are_complete(finished: Run) -> None:
+    folder = artifacts(finished)
+    for name in (
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json",
+        "adapter/README.md", "adapter/peft_flow.json", "comparison/comparison.json", "comparison/comparison.md",
+        "comparison/predictions.json", "plots/learning_curves.png", "plots/confusion_matrices.png",
+        "plots/scores.png", "config.yaml", "environment.txt",
+    ):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert "torch==" in (folder / "environment.txt").read_text()
+
+
+def test_recorded_configuration_is_the_one_that_ran(finished: Run) -> None:
+    assert validated(yaml.safe_load((artifacts(finished) / "config.yaml").read_text())) == finished.config
+
+
+def test_pictures_are_pictures(finished: Run) -> None:
+    from PIL import Image
+
+    for file in (artifacts(finished) / "plots").glob("*.png"):
+        with Image.open(file) as picture:
+            assert picture.width >= 600
+            assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or []) > 10
+
+
+def test_model_card_is_filled_in(finished: Run) -> None:
+    text = (artifacts(finished) / "adapter/README.md").read_text()
+    block = yaml.safe_load(text.split("---")[1])
+    assert block["library_name"] == "peft"
+    accuracy = next(m for m in block["model-index"][0]["results"][0]["metrics"] if m["type"] == "accuracy")
+    assert accuracy["value"] == pytest.approx(finished.result.tuned.accuracy, abs=1e-6)
+    for part in (finished.result.data_fingerprint, "`bad`, `good`", "learning_rate: 0.01", "[More Information Needed]"):
+        assert (part in text) == (part != "[More Information Needed]"), part
+
+
+PREDICT = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+table = pd.read_json(sys.argv[3], orient="split")
+model = mlflow.pyfunc.load_model(sys.argv[2])
+model.predict(table[["text"]]).to_json(sys.argv[4], orient="split", double_precision=15)
+"""
+
+
+def test_logged_model_predicts_what_the_table_says(finished: Run, tmp_path: Path) -> None:
+    """In a new process, in another folder, with a Hub address where nobody answers."""
+    table, out = artifacts(finished) / "comparison/predictions.json", tmp_path / "out.json"
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    uri = f"sqlite:///{finished.folder}/mlruns/mlflow.db"
+    command = [sys.executable, "-c", PREDICT, uri, finished.result.model_uri, str(table), str(out)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    said, recorded = pd.read_json(out, orient="split"), pd.read_json(table, orient="split")
+    assert len(said) == 12
+    assert said["label"].tolist() == recorded["tuned_label"].tolist()
+    assert np.allclose(said["probability"], recorded["tuned_probability"], rtol=0, atol=1e-9)  # 10 digits in the table
+    exact = np.stack(pd.read_parquet(artifacts(finished) / "comparison/tuned.parquet")["probabilities"])
+    assert np.array_equal(said[["probability_bad", "probability_good"]].to_numpy(np.float32), exact)
+
+
+def test_model_is_registered_with_signature_and_light_on_disk(finished: Run) -> None:
+    from mlflow.models import get_model_info
+
+    version = client(finished).get_model_version("reviews", "2")
+    assert version.run_id == finished.result.run_id
+    info = get_model_info(finished.result.model_uri)
+    assert info.signature.inputs.input_names() == ["text"]
+    assert info.signature.outputs.input_names() == ["label", "probability", "probability_bad", "probability_good"]
+
+
+def test_metrics_are_tied_to_the_logged_model(finished: Run) -> None:
+    model = client(finished).get_logged_model(finished.result.model_uri.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics}["tuned/accuracy"] == finished.result.tuned.accuracy
+
+
+def test_baseline_is_cached_the_second_time(finished: Run) -> None:
+    flow_run, tasks = prefect_runs(finished)
+    assert flow_run.state.is_completed()
+    states = {task.name: task.state.name for task in tasks}
+    assert states == {
+        "prepare data": "Completed",
+        "evaluate baseline": "Cached",
+        "train adapter": "Completed",
+        "evaluate adapter": "Completed",
+        "compare": "Completed",
+        "record": "Completed",
+    }
+
+
+def test_prefect_run_says_what_it_does_in_order(finished: Run) -> None:
+    flow_run, tasks = prefect_runs(finished)
+    assert flow_run.name == finished.config.run_name()
+    assert [task.name for task in tasks] == [
+        "prepare data", "evaluate baseline", "train adapter", "evaluate adapter", "compare", "record",
+    ]  # fmt: skip
+
+
+def test_prefect_shows_progress_comparison_and_link(finished: Run) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    flow_run, _ = prefect_runs(finished)
+    with get_client(sync_client=True) as api:
+        found = api.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+        )
+    shown = {artifact.key: artifact for artifact in found}
+    assert set(shown) == {"training-progress", "comparison", "mlflow-run"}
+    assert shown["training-progress"].data == 100
+    assert finished.result.run_id in shown["comparison"].data
+    assert "| classifier" in shown["comparison"].data
+    assert finished.result.run_id in shown["mlflow-run"].data
+
+
+def test_deleted_baseline_is_measured_again(finished: Run) -> None:
+    import shutil
+
+    for folder in (finished.folder / "mlruns/work").glob("baseline-*"):
+        shutil.rmtree(folder)
+    again = run_flow(finished.config)
+    assert again.baseline == finished.result.baseline
+    assert list((finished.folder / "mlruns/work").glob("baseline-*/baseline.parquet"))
+
+
+def last_status(folder: Path) -> str:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiment = api.get_experiment_by_name("peft-flow")
+    assert experiment
+    (run,) = api.search_runs([experiment.experiment_id], max_results=1)
+    return str(run.info.status)
+
+
+def test_failed_run_is_failed_in_mlflow(
+    small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr("tasks.training.fit_adapter", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        run_flow(small_config())
+    assert last_status(workplace) == "FAILED"
+
+
+def test_mismatch_after_reload_is_not_logged(
+    small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from tasks import model
+    from tasks.evaluation import ReloadMismatch
+
+    save = model.save_adapter
+
+    def save_wrongly(trained: Any, tokenizer: Any, config: RunConfig, data: Any, folder: Path) -> None:
+        save(trained, tokenizer, config, data, folder)
+        weights = load_file(folder / "adapter_model.safetensors")
+        save_file({name: tensor * 1.5 for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
+
+    monkeypatch.setattr("tasks.model.save_adapter", save_wrongly)
+    with pytest.raises(ReloadMismatch, match="was not logged"):
+        run_flow(small_config())
+    assert last_status(workplace) == "FAILED"
+    assert not list((workplace / "mlruns/artifacts").rglob("adapter_model.safetensors"))
+
+
+def test_second_identical_run_waits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+    import threading
+
+    from flows import finetune
+
+    said: list[str] = []
+    logger = logging.getLogger("waiting")
+    monkeypatch.setattr(logger, "info", said.append)
+    monkeypatch.setattr(finetune, "get_run_logger", lambda: logger)
+    order: list[str] = []
+
+    def second() -> None:
+        with finetune.sole_user(str(tmp_path / "work")):
+            order.append("second")
+
+    with finetune.sole_user(str(tmp_path / "work")):
+        thread = threading.Thread(target=second)
+        thread.start()
+        for _ in range(100):
+            if said:
+                break
+            time.sleep(0.05)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "second"]
+    assert "waiting" in said[0]
+
+
+def test_what_the_user_must_change_is_logged_in_one_line(
+    small_config: Any, workplace: Path, prefect_harness: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a run from the Prefect UI, which no command line has checked before."""
+    import logging
+
+    from tasks.config import InputError
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        run_flow(small_config({"data": {"text_columns": "nothing"}}))
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).removeHandler(caplog.handler)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors
+    assert "no column 'nothing'" in errors[0].getMessage()
+    assert all(record.exc_info is None for record in errors)
+    assert last_status(workplace) == "FAILED"
+
+
+def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path) -> None:
+    """SIGTERM to the command while it trains, without a Prefect server."""
+    config = small_config({"training": {"epochs": 9000}})
+    (workplace / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "finetune", "run.yaml"],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    assert process.stderr
+    seen = ""
+    while "step/s" not in seen:
+        part = process.stderr.read(1)
+        assert part, f"it ended before training: {seen}"
+        seen += part
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(timeout=60) != 0
+    assert last_status(workplace) == "KILLED"
+
+
+@pytest.fixture(scope="module")
+def hub_job(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The issue's own command: the reference job, shortened, through the real Hub client."""
+    place = tmp_path_factory.mktemp("hub-job")
+    command = [
+        sys.executable, "-m", "flows.cli", "finetune", str(ROOT / "configs/gpt2-rotten-tomatoes.yaml"),
+        "--model.name", "openai-community/gpt2-tiny", "--data.max_train_rows", "128", "--data.max_test_rows", "128",
+        "--training.max_steps", "4", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.hub
+def test_reference_job_runs_through_the_hub_client(hub_job: subprocess.CompletedProcess[str]) -> None:
+    assert hub_job.returncode == 0, hub_job.stderr
+    result = RunResult.model_validate_json(hub_job.stdout.splitlines()[-1])
+    assert result.status == "finished"
+    assert 0.3 < result.baseline.accuracy < 0.7
+
+
+@pytest.mark.hub
+def test_json_is_all_that_goes_to_standard_output(hub_job: subprocess.CompletedProcess[str]) -> None:
+    assert len(hub_job.stdout.splitlines()) == 1
+    assert "| classifier" in hub_job.stderr
+
+
+@pytest.mark.hub
+def test_no_library_warning_disturbs_the_log(hub_job: subprocess.CompletedProcess[str]) -> None:
+    assert "Warning" not in hub_job.stderr
+    assert "Traceback" not in hub_job.stderr
+
+
+def test_serving_answers_over_http(finished: Run, tmp_path: Path) -> None:
+    """`mlflow models serve --env-manager local`, as a user would start it."""
+    import socket
+    import urllib.request
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{finished.folder}/mlruns/mlflow.db",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "-m", finished.result.model_uri, "--env-manager", "local",
+        "-h", "127.0.0.1", "-p", str(port),
+    ]  # fmt: skip
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    body = json.dumps({"dataframe_split": {"columns": ["text"], "data": [["i loved every minute of it"]]}}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    (row,) = json.loads(answer.read())["predictions"]
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+        else:
+            pytest.fail((tmp_path / "log").read_text())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert row["label"] == "good"
+    assert 0.5 < row["probability"] <= 1
+
+
+@pytest.mark.hub
+def test_pretrained_encoder_learns_real_reviews(hub: Hub, tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2, really pretrained, on 2,000 real reviews: well above chance, and the verdict says so."""
+    command = [
+        sys.executable, "-m", "flows.cli", "finetune", "--model.name", "sentence-transformers/all-MiniLM-L6-v2",
+        "--data.name", "rotten_tomatoes", "--data.max_train_rows", "2000", "--data.max_test_rows", "400",
+        "--training.epochs", "1", "--training.learning_rate", "1e-3", "--training.batch_size", "16", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = RunResult.model_validate_json(done.stdout.splitlines()[-1])
+    assert 0.4 <= result.baseline.accuracy <= 0.6
+    assert result.tuned.accuracy >= 0.7
+    assert result.verdict == "improved"
+    assert result.delta.p_value < 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.hub
+def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "flows.cli", "finetune", "--model.name", "sentence-transformers/all-MiniLM-L6-v2",
+        "--data.name", "rotten_tomatoes", "--training.epochs", "3", "--training.learning_rate", "1e-3",
+        "--training.batch_size", "16", "--json",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = RunResult.model_validate_json(done.stdout.splitlines()[-1])
+    assert result.tuned.accuracy >= 0.81
+    assert result.verdict == "improved"
+    assert result.delta.p_value < 0.001

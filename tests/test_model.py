@@ -1,0 +1,523 @@
+"""Tokenizer, classifier and adapter, on two-layer models as they lie on disk."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tasks import model as models
+from tasks import serving
+from tasks.config import InputError, RunConfig
+from tasks.hub import find
+from tasks.records import PreparedData, Source
+from tests.conftest import sentences, write_model
+
+NAMES = ("bad", "good")
+FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")
+
+
+class Built(NamedTuple):
+    source: Source
+    tokenizer: Any
+    model: Any
+    fresh: list[str]
+
+
+def local(folder: Path | str) -> Source:
+    return find("model", str(folder), "main", offline=True)
+
+
+def build(config: RunConfig, names: Sequence[str] = NAMES) -> Built:
+    source = local(config.model.name)
+    tokenizer = models.load_tokenizer(source, config.model)
+    return Built(source, tokenizer, *models.load_foundation(source, config, names, tokenizer))
+
+
+def attach(config: RunConfig) -> tuple[Any, Built]:
+    built = build(config)
+    return models.attach_adapter(built.model, config, built.fresh, steps=10), built
+
+
+def train(model: Any, tokenizer: Any, steps: int = 3) -> list[float]:
+    import torch
+
+    texts, labels = sentences()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = model(**batch, labels=torch.tensor(labels)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def save(model: Any, built: Built, config: RunConfig, folder: Path) -> None:
+    data = PreparedData(
+        folder="",
+        model=built.source,
+        fingerprint="",
+        label_names=NAMES,
+        text_columns=("text",),
+        class_counts={},
+        truncated=0,
+        notes=(),
+    )
+    models.save_adapter(model, built.tokenizer, config, data, folder)
+
+
+def head_weights(model: Any) -> dict[str, Any]:
+    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("transformer.")}
+
+
+def refusal(config: RunConfig) -> str:
+    with pytest.raises(InputError) as error:
+        models.check_limits(local(config.model.name), config)
+    return str(error.value)
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_gpt_style_tokenizer_gets_its_end_token_to_pad_with(family: str, small_config: Any) -> None:
+    from transformers import AutoTokenizer
+
+    config = small_config(family=family)
+    assert AutoTokenizer.from_pretrained(config.model.name).pad_token is None
+    tokenizer = models.load_tokenizer(local(config.model.name), config.model)
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+    assert build(config).model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_pad_token_of_its_own_is_kept(small_config: Any) -> None:
+    assert build(small_config(family="bert")).tokenizer.pad_token == "[PAD]"
+
+
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here_and_when_read_back(
+    small_config: Any, tmp_path: Path
+) -> None:
+    config = small_config()
+    folder = shutil.copytree(config.model.name, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    config = small_config({"model": {"name": str(folder)}})
+    model, built = attach(config)
+    assert built.tokenizer.padding_side == "right"
+    save(model, built, config, tmp_path / "adapter")
+    assert serving.load_adapter(tmp_path / "adapter")[1].padding_side == "right"
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(small_config: Any, tmp_path: Path) -> None:
+    config = small_config()
+    folder = shutil.copytree(config.model.name, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in settings.items() if not name.endswith("_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    config = small_config({"model": {"name": str(folder)}})
+    with pytest.raises(InputError, match="to pad with"):
+        models.load_tokenizer(local(folder), config.model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rows_logits_do_not_depend_on_the_padding_of_its_batch(family: str, small_config: Any) -> None:
+    import torch
+
+    _, tokenizer, model, _ = build(small_config(family=family))
+    texts = ["dull", "the best comedy this year and every minute of it, moving from start to end", "a warm film"]
+    rows = tokenizer(texts)
+    assert len({len(ids) for ids in rows["input_ids"]}) == 3
+    together = serving.classify(model.eval(), tokenizer, rows, 3)
+    for i, text in enumerate(texts):
+        alone = serving.classify(model, tokenizer, tokenizer([text]), 1)
+        assert torch.allclose(alone[0], together[i], atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-4)
+
+
+# --- the fresh head --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fresh_head_follows_the_seed_and_nothing_else(family: str, small_config: Any) -> None:
+    import torch
+
+    first = build(small_config(family=family))
+    torch.manual_seed(99)
+    again = build(small_config({"training": {"learning_rate": 1.0}}, family=family))
+    other = build(small_config({"seed": 1}, family=family))
+    assert all(torch.equal(w, again.model.state_dict()[n]) for n, w in first.model.state_dict().items())
+    differing = {n for n, w in first.model.state_dict().items() if not torch.equal(w, other.model.state_dict()[n])}
+    assert {name.rsplit(".", 1)[1] for name in differing} == {"weight"}
+    modules = {module for module in first.fresh if any(name.startswith(module + ".") for name in differing)}
+    assert modules == set(first.fresh)
+    assert all(name.startswith(tuple(first.fresh)) for name in differing)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("gpt2", ["score"]),
+        ("llama", ["score"]),
+        ("bert", ["bert.pooler.dense", "classifier"]),
+        ("roberta", ["classifier"]),
+        ("distilbert", ["classifier", "pre_classifier"]),
+    ],
+)
+def test_modules_that_a_checkpoint_lacks_are_fresh(family: str, expected: list[str], small_config: Any) -> None:
+    assert build(small_config(family=family)).fresh == expected
+
+
+def test_a_bert_checkpoint_with_its_pooler_keeps_it_frozen(small_config: Any, tmp_path: Path) -> None:
+    import transformers
+
+    folder = shutil.copytree(small_config(family="bert").model.name, tmp_path / "model")
+    transformers.BertModel(transformers.BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    model, built = attach(small_config({"model": {"name": str(folder)}}))
+    assert built.fresh == ["classifier"]
+    assert not any("pooler" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_a_head_for_other_classes_is_replaced_by_a_fresh_one(small_config: Any, tmp_path: Path) -> None:
+    import transformers
+
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    config = transformers.GPT2Config.from_pretrained(folder, num_labels=5)
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(folder)
+    built = build(small_config({"model": {"name": str(folder)}}), ("a", "b", "c"))
+    assert built.fresh == ["score"] and built.model.score.out_features == 3
+    assert built.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_weights_of_another_shape_of_model_are_refused(small_config: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"n_layer": 3}))
+    with pytest.raises(InputError, match=r"\d+ of its \d+ weights are not in its files.*transformer\.h\.2"):
+        build(small_config({"model": {"name": str(folder)}}))
+
+
+@pytest.mark.parametrize(("family", "part"), [("bert", "pooler.dense"), ("distilbert", "pre_classifier")])
+def test_fresh_modules_are_trained_saved_and_read_back(
+    family: str, part: str, small_config: Any, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    config = small_config(family=family)
+    model, built = attach(config)
+    at_start = {n: w.clone() for n, w in model.state_dict().items() if part in n}
+    train(model, built.tokenizer)
+    save(model, built, config, tmp_path / "adapter")
+    saved = {n: w for n, w in load_file(tmp_path / "adapter/adapter_model.safetensors").items() if part in n}
+    assert len(saved) == 2
+    originals = {w for n, w in at_start.items() if "original_module" in n}
+    assert all(not any(torch.equal(w, original) for original in originals) for w in saved.values())
+    torch.manual_seed(5)
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    rows = built.tokenizer(sentences()[0])
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), serving.classify(model, built.tokenizer, rows, 4))
+
+
+# --- the adapter -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("gpt2", {"c_attn"}),
+        ("llama", {"q_proj", "v_proj"}),
+        ("bert", {"query", "value"}),
+        ("roberta", {"query", "value"}),
+        ("distilbert", {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"}),
+    ],
+)
+def test_target_modules_are_found_for_the_architecture(family: str, expected: set[str], small_config: Any) -> None:
+    model, _ = attach(small_config(family=family))
+    assert set(models.adapted_modules(model)) == expected
+    adapted = [name for name, p in model.named_parameters() if "lora_" in name]
+    layers = 2 * len(expected)
+    assert len(adapted) == 2 * layers, "every layer of the body, the head not"
+
+
+@pytest.mark.parametrize(("family", "expected"), [("gpt2", {"ln_1", "ln_2", "ln_f"}), ("bert", {"LayerNorm"})])
+def test_ln_tuning_finds_the_norms(family: str, expected: set[str], small_config: Any) -> None:
+    model, _ = attach(small_config({"adapter": {"method": "ln_tuning"}}, family=family))
+    assert set(models.adapted_modules(model)) == expected
+
+
+def test_named_target_modules_are_the_ones_adapted(small_config: Any) -> None:
+    config = small_config({"adapter": {"target_modules": ("c_fc", "attn.c_proj")}})
+    models.check_limits(local(config.model.name), config)
+    model, _ = attach(config)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    first = "base_model.model.transformer.h.0"
+    assert {name for name in adapted if name.startswith(first)} == {f"{first}.mlp.c_fc", f"{first}.attn.c_proj"}
+
+
+def test_an_unknown_target_module_is_refused_with_the_known_ones(small_config: Any) -> None:
+    message = refusal(small_config({"adapter": {"target_modules": ("q_proj",)}}))
+    assert "'q_proj'" in message and "c_attn, c_fc, c_proj" in message
+
+
+def test_the_head_is_no_target_module(small_config: Any) -> None:
+    assert "adapter.method: lora does not fit" in refusal(small_config({"adapter": {"target_modules": ("score",)}}))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"options": {"use_rslor": True}}, "LoraConfig has no field 'use_rslor'; did you mean use_rslora?"),
+        ({"options": {"zzz": 1}}, "LoraConfig has no field 'zzz'; see peft's LoraConfig"),
+        ({"options": {"task_type": "CAUSAL_LM"}}, "task_type follows from the model"),
+        ({"options": {"modules_to_save": ["score"]}}, "modules_to_save follows from the model"),
+        ({"options": {"inference_mode": True}}, "inference_mode follows from the model"),
+        ({"options": {"lora_alpha": 4}}, "'lora_alpha' has a field of its own, adapter.alpha"),
+        ({"options": {"bias": "sometimes"}}, "adapter.method: lora does not fit"),
+        ({"options": {"target_modules": "all-linear"}, "target_modules": ("c_fc",)}, "choose one"),
+        ({"method": "ln_tuning", "r": 4}, "adapter.r: ln_tuning has none"),
+        ({"method": "ia3", "alpha": 4}, "adapter.alpha: ia3 has none"),
+        ({"method": "hra", "dropout": 0.1}, "adapter.dropout: hra has none"),
+        ({"method": "hra"}, "adapter.method: hra does not fit"),
+        ({"method": "prompt_tuning"}, "reads the wrong token"),
+    ],
+)
+def test_what_an_adapter_cannot_have_is_refused(adapter: dict[str, Any], message: str, small_config: Any) -> None:
+    assert message in refusal(small_config({"adapter": adapter}))
+
+
+def test_options_reach_peft(small_config: Any) -> None:
+    model, _ = attach(small_config({"adapter": {"options": {"use_rslora": True, "target_modules": "all-linear"}}}))
+    assert model.peft_config["default"].use_rslora
+    assert set(models.adapted_modules(model)) == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_prompt_tuning_on_an_encoder_has_no_layers_to_name(small_config: Any) -> None:
+    config = small_config({"adapter": {"method": "prompt_tuning", "target_modules": ("query",)}}, family="bert")
+    assert "does not adapt layers" in refusal(config)
+
+
+def test_without_dropout_no_dropout_runs(small_config: Any) -> None:
+    import torch
+
+    dropouts = {}
+    for share in (0.0, 0.5):
+        model, _ = attach(small_config({"adapter": {"dropout": share}}))
+        dropouts[share] = {type(m.lora_dropout["default"]) for m in model.modules() if hasattr(m, "lora_dropout")}
+    assert dropouts == {0.0: {torch.nn.Identity}, 0.5: {torch.nn.Dropout}}
+
+
+def test_the_adapter_follows_the_seed(small_config: Any) -> None:
+    import torch
+
+    def adapter(seed: int) -> list[Any]:
+        return [p for n, p in attach(small_config({"seed": seed}))[0].named_parameters() if "lora_A" in n]
+
+    first, again, other = adapter(0), adapter(0), adapter(1)
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "ln_tuning", "vera"])
+def test_an_untrained_adapter_leaves_the_foundation_models_answers(method: str, small_config: Any) -> None:
+    """Baseline and training start from the same function; VeRA's start is not exactly zero everywhere."""
+    import torch
+
+    config = small_config({"adapter": {"method": method}})
+    built = build(config)
+    rows = built.tokenizer(sentences()[0])
+    before = serving.classify(built.model.eval(), built.tokenizer, rows, 4)
+    model = models.attach_adapter(built.model, config, built.fresh, steps=10).eval()
+    assert torch.allclose(serving.classify(model, built.tokenizer, rows, 4), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_bfloat16_weights_train_and_read_back(family: str, small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"model": {"name": small_config(family=family).model.name, "dtype": "bfloat16"}})
+    model, built = attach(config)
+    assert built.model.dtype == torch.bfloat16
+    losses = train(model, built.tokenizer, steps=60)
+    assert losses[-1] < 0.7 * losses[0]
+    save(model, built, config, tmp_path / "adapter")
+    rows = built.tokenizer(sentences()[0])
+    logits = serving.classify(model, built.tokenizer, rows, 4)
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    assert again.base_model.model.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), logits)
+
+
+def test_an_adalora_checkpoint_from_before_the_pruning_goes_back(small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"adapter": {"method": "adalora", "r": 2}})
+    model, built = attach(config)
+    rows = built.tokenizer(sentences()[0])
+    train(model, built.tokenizer)
+    early = serving.classify(model, built.tokenizer, rows, 4)
+    model.save_pretrained(tmp_path / "early")
+    texts, labels = sentences()
+    batch = built.tokenizer(texts, padding=True, return_tensors="pt")
+    for step in range(10):
+        model(**batch, labels=torch.tensor(labels)).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+    assert model.peft_config["default"].rank_pattern
+    assert not torch.allclose(serving.classify(model.eval(), built.tokenizer, rows, 4), early, atol=1e-5)
+    models.load_checkpoint(model, tmp_path / "early")
+    assert torch.equal(serving.classify(model.eval(), built.tokenizer, rows, 4), early)
+    save(model, built, config, tmp_path / "adapter")
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), early)
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def widen(config: RunConfig, folder: Path) -> str:
+    """A copy of the model whose tokenizer knows no limit."""
+    shutil.copytree(config.model.name, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 10**9}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "limit"),
+    [
+        ("gpt2", "lora", 64),
+        ("llama", "lora", 64),
+        ("distilbert", "lora", 64),
+        # 66 position embeddings; the pad token, of id 1, and what is before it take two
+        ("roberta", "lora", 64),
+        ("bert", "lora", 66),
+        ("bert", "prompt_tuning", 46),
+    ],
+)
+def test_texts_may_be_as_long_as_the_model_reads_and_no_longer(
+    family: str, method: str, limit: int, small_config: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    name = widen(small_config(family=family), tmp_path / "model")
+    changes = {"model": {"name": name}, "adapter": {"method": method}}
+    models.check_limits(local(name), small_config({**changes, "data": {"max_length": limit}}))
+    message = refusal(small_config({**changes, "data": {"max_length": limit + 1}}))
+    assert f"data.max_length: {limit + 1} is more than the {limit} positions" in message
+    # and so it is: the longest text runs, one more token does not (rotary positions have no end)
+    config = small_config({**changes, "data": {"max_length": limit}})
+    model, _ = attach(config)
+    ids = torch.full((1, limit + 1), 7)
+    model(input_ids=ids[:, :limit], attention_mask=torch.ones_like(ids[:, :limit]))
+    if family != "llama":
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_the_tokenizers_limit_counts_too(small_config: Any) -> None:
+    assert "more than the 64 positions" in refusal(small_config({"data": {"max_length": 65}}, family="bert"))
+
+
+# --- safetensors only ------------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_the_malicious_pickle_of_these_tests_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_folder_with_pickled_weights_only_is_refused_and_they_are_not_executed(
+    small_config: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    config = small_config({"model": {"name": str(folder)}})
+    assert "no weights as safetensors" in refusal(config)
+    with pytest.raises(InputError, match="safetensors"):
+        build(config)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_harmless_pickled_weights_are_not_read_either(small_config: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"its weights \(safetensors\) cannot be read"):
+        build(small_config({"model": {"name": str(folder)}}))
+
+
+def test_a_pickle_next_to_safetensors_is_not_executed(small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.pkl", "optimizer.pt"):
+        (folder / name).write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    planted = build(small_config({"model": {"name": str(folder)}}))
+    clean = build(small_config())
+    assert not (tmp_path / "executed").exists()
+    assert all(torch.equal(w, planted.model.state_dict()[n]) for n, w in clean.model.state_dict().items())
+
+
+def test_the_adapter_folder_holds_what_it_should_and_no_pickle(small_config: Any, tmp_path: Path) -> None:
+    config = small_config()
+    model, built = attach(config)
+    save(model, built, config, tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "peft_flow.json"
+    } <= files  # fmt: skip
+    for path in (tmp_path / "adapter").iterdir():
+        start = path.read_bytes()[:2]
+        assert path.suffix in (".json", ".safetensors", ".md", ".txt", ".jinja"), path.name
+        assert start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), path.name
+    assert serving.read_settings(tmp_path / "adapter")["label_names"] == ["bad", "good"]
+
+
+def test_a_save_that_fails_leaves_the_old_adapter_and_the_next_one_works(
+    small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    model, built = attach(config)
+    folder = tmp_path / "adapter"
+    save(model, built, config, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    train(model, built.tokenizer)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(models, "write_text", fail)
+        save(model, built, config, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    save(model, built, config, folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_same_model_is_written_the_same_by_every_family(tmp_path: Path) -> None:
+    """The tests' own models are seeded, or the truths above would be luck."""
+    for name in ("one", "two"):
+        write_model(tmp_path / name, "gpt2")
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()

@@ -1,0 +1,440 @@
+"""What training promises, on two-layer models and a few dozen sentences."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks import model as models
+from tasks import serving, training
+from tasks.config import RunConfig
+from tasks.data import prepare
+from tasks.records import PreparedData, TrainedAdapter
+from tasks.training import Progress, final_points, fit_adapter, planned_steps
+from tests.conftest import Trained, sentences
+
+STEPS_PER_EPOCH = 6
+"""48 training rows in batches of 8."""
+
+
+def silent(progress: Progress) -> None:
+    pass
+
+
+@pytest.fixture
+def fit(small_config: Any, tmp_path: Path) -> Any:
+    """`fit({"training": {"epochs": 1}})`: an adapter trained in a folder of this test."""
+
+    def run(
+        changes: dict[str, Any] | None = None,
+        family: str = "gpt2",
+        work: str = "run",
+        report: Callable[[Progress], None] = silent,
+    ) -> TrainedAdapter:
+        config = small_config(changes, family)
+        return fit_adapter(config, prepare(config, tmp_path), tmp_path / work, report)
+
+    return run
+
+
+def weights(folder: str | Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(Path(folder) / "adapter_model.safetensors"))
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    import torch
+
+    assert first.keys() == second.keys()
+    return all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def probe_logits(trained: TrainedAdapter) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(trained.probe)["logits"]
+
+
+def read_back_logits(trained: TrainedAdapter, config: RunConfig, data: PreparedData) -> Any:
+    """Logits of the validation rows from the adapter on disk."""
+    from datasets import load_from_disk
+
+    model, tokenizer = serving.load_adapter(Path(trained.folder))
+    validation = load_from_disk(data.folder)["validation"]
+    return serving.classify(model, tokenizer, validation[:], config.evaluation.batch_size)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that receives a copy of each checkpoint before training goes on, by its step."""
+    from transformers import Trainer
+
+    kept = tmp_path / "kept"
+    write = Trainer._save_checkpoint
+
+    def save_and_copy(self: Any, *arguments: Any, **keywords: Any) -> None:
+        write(self, *arguments, **keywords)
+        shutil.copytree(
+            Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", kept / str(self.state.global_step)
+        )
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_copy)
+    return kept
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`scripted(accuracy=[0.9, 0.1])`: validation says so, epoch by epoch, whatever the model does."""
+    from tasks import metrics
+    from tasks.records import Scores
+
+    def script(**by_epoch: list[float]) -> None:
+        epochs = iter(zip(*by_epoch.values(), strict=True))
+
+        def score(probabilities: Any, labels: Any) -> Scores:
+            values = dict(zip(by_epoch, next(epochs), strict=True))
+            return Scores.model_validate({"accuracy": 0.5, "macro_f1": 0.5, "log_loss": 0.7, **values})
+
+        monkeypatch.setattr(metrics, "score", score)
+
+    return script
+
+
+# --- it learns, and does so the same way every time -----------------------------------------------------------------
+
+
+def test_eight_examples_can_be_learned(small_config: Any, tmp_path: Path) -> None:
+    texts, labels = sentences()
+    rows = [*range(4), *range(6, 10)]
+    frame = pd.DataFrame({"text": [texts[i] for i in rows], "label": [labels[i] for i in rows]})
+    for split in ("train", "validation", "test"):
+        (tmp_path / "eight").mkdir(exist_ok=True)
+        frame.to_csv(tmp_path / f"eight/{split}.csv", index=False)
+    changes = {"data": {"name": str(tmp_path / "eight")}, "training": {"epochs": 30, "learning_rate": 0.02}}
+    config = small_config(changes)
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", silent)
+    accuracies = [value for _, value in final_points(trained.history, "validation/accuracy")]
+    assert accuracies[0] < 1 and max(accuracies) == 1.0
+    assert read_back_logits(trained, config, data).argmax(-1).tolist() == frame["label"].tolist()
+
+
+def test_the_same_configuration_gives_the_same_bits_and_another_seed_does_not(fit: Any) -> None:
+    first, again = fit(work="first"), fit(work="again")
+    other = fit({"seed": 1}, work="other")
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.history == again.history != other.history
+    assert (Path(first.folder).parent / "probe.safetensors").read_bytes() == (
+        Path(again.folder).parent / "probe.safetensors"
+    ).read_bytes()
+
+
+def test_base_weights_stay_frozen(fit: Any, small_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    after: dict[str, Any] = {}
+    save = models.save_adapter
+
+    def look_and_save(model: Any, *rest: Any) -> None:
+        after.update(model.get_base_model().state_dict())
+        save(model, *rest)
+
+    monkeypatch.setattr(models, "save_adapter", look_and_save)
+    trained = fit()
+    body = load_file(Path(small_config().model.name) / "model.safetensors")
+    compared = 0
+    for name, weight in body.items():
+        inside = next((n for n in after if n.replace(".base_layer", "") == name), None)
+        if inside:
+            assert torch.equal(after[inside], weight), name
+            compared += 1
+    assert compared == len(body) > 20
+    assert all("lora_" in name or "score" in name for name in weights(trained.folder))
+
+
+def test_baseline_and_training_start_from_the_same_head(fit: Any, small_config: Any) -> None:
+    import torch
+
+    trained = fit({"training": {"learning_rate": 0.0, "epochs": 1}})
+    config = small_config()
+    source = models.find_model(config)
+    tokenizer = models.load_tokenizer(source, config.model)
+    baseline, _ = models.load_foundation(source, config, ("bad", "good"), tokenizer)
+    assert torch.equal(weights(trained.folder)["base_model.model.score.weight"], baseline.score.weight)
+
+
+def test_a_learning_rate_of_zero_leaves_the_adapter_at_its_start(fit: Any, small_config: Any) -> None:
+    from peft import get_peft_model_state_dict
+
+    trained = fit({"training": {"learning_rate": 0.0, "epochs": 1}})
+    config = small_config()
+    source = models.find_model(config)
+    tokenizer = models.load_tokenizer(source, config.model)
+    model, fresh = models.load_foundation(source, config, ("bad", "good"), tokenizer)
+    start = get_peft_model_state_dict(models.attach_adapter(model, config, fresh, steps=6))
+    assert same(weights(trained.folder), start)
+    assert not same(weights(fit(work="moved").folder), start)
+
+
+# --- the best checkpoint is what is kept -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(("best_epoch", "accuracy"), [(1, [0.9, 0.2, 0.4, 0.1]), (3, [0.1, 0.2, 0.9, 0.3])])
+def test_the_best_checkpoint_by_validation_is_kept_not_the_last(
+    method: str, best_epoch: int, accuracy: list[float], small_config: Any, tmp_path: Path,
+    checkpoints: Path, scripted: Any,
+) -> None:  # fmt: skip
+    import torch
+
+    scripted(accuracy=accuracy)
+    # AdaLoRA prunes from step 4 to 16 of 24: epoch 1 is before the end of it, epoch 3 behind
+    config = small_config({"training": {"epochs": 4, "learning_rate": 0.05}, "adapter": {"method": method, "r": 2}})
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", silent)
+    assert trained.best_step == best_epoch * STEPS_PER_EPOCH and trained.steps == 4 * STEPS_PER_EPOCH
+    kept = weights(trained.folder)
+    assert same(kept, weights(checkpoints / str(trained.best_step)))
+    last = weights(checkpoints / str(trained.steps))
+    assert any(kept[n].shape != w.shape or not torch.equal(kept[n], w) for n, w in last.items())
+    assert torch.allclose(read_back_logits(trained, config, data), probe_logits(trained), atol=1e-6)
+
+
+def test_the_last_checkpoint_is_kept_when_it_is_the_best(fit: Any, checkpoints: Path, scripted: Any) -> None:
+    scripted(accuracy=[0.2, 0.8])
+    trained = fit()
+    assert trained.best_step == trained.steps == 2 * STEPS_PER_EPOCH
+    assert same(weights(trained.folder), weights(checkpoints / str(trained.steps)))
+
+
+@pytest.mark.parametrize(("metric", "best_epoch"), [("log_loss", 2), ("accuracy", 3), ("macro_f1", 1)])
+def test_selection_maximises_accuracy_and_f1_and_minimises_log_loss(
+    metric: str, best_epoch: int, fit: Any, scripted: Any
+) -> None:
+    scripted(log_loss=[0.7, 0.3, 0.9], accuracy=[0.5, 0.4, 0.6], macro_f1=[0.9, 0.1, 0.2])
+    trained = fit({"training": {"epochs": 3, "selection_metric": metric}})
+    assert trained.best_step == best_epoch * STEPS_PER_EPOCH
+
+
+def test_the_test_split_is_never_read(small_config: Any, tmp_path: Path) -> None:
+    config = small_config({"training": {"epochs": 1}})
+    data = prepare(config, tmp_path)
+    whole = fit_adapter(config, data, tmp_path / "whole", silent)
+    blind = shutil.copytree(data.folder, tmp_path / "blind")
+    shutil.rmtree(blind / "test")
+    (blind / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+    without = fit_adapter(config, data.model_copy(update={"folder": str(blind)}), tmp_path / "without", silent)
+    assert without.sha256 == whole.sha256
+
+
+# --- its length ------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_steps_than_an_epoch_are_still_evaluated_and_saved(fit: Any) -> None:
+    trained = fit({"training": {"max_steps": 2}})
+    assert trained.steps == trained.best_step == 2
+    assert [step for step, _ in final_points(trained.history, "validation/accuracy")] == [2]
+    assert weights(trained.folder)
+
+
+def test_max_steps_may_go_beyond_the_epochs(fit: Any) -> None:
+    assert fit({"training": {"epochs": 1, "max_steps": STEPS_PER_EPOCH + 1}}).steps == STEPS_PER_EPOCH + 1
+
+
+def test_early_stopping_stops_and_progress_still_reaches_the_end(fit: Any, scripted: Any) -> None:
+    scripted(accuracy=[0.6] + [0.5] * 9)
+    reports: list[Progress] = []
+    trained = fit({"training": {"epochs": 10, "early_stopping_patience": 2}}, report=reports.append)
+    assert trained.steps == 3 * STEPS_PER_EPOCH and trained.best_step == STEPS_PER_EPOCH
+    assert reports[-1].step == reports[-1].total_steps == trained.steps
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(7, 3), (48, 1), (5, 4), (64, 2)])
+def test_planned_steps_are_those_of_trainer(batch_size: int, accumulation: int, fit: Any, small_config: Any) -> None:
+    changes = {"training": {"epochs": 2, "batch_size": batch_size, "gradient_accumulation_steps": accumulation}}
+    reports: list[Progress] = []
+    trained = fit(changes, report=reports.append)
+    assert planned_steps(small_config(changes), 48) == reports[0].total_steps == trained.steps
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert"])
+def test_gradient_accumulation_changes_memory_not_training(family: str, small_config: Any, tmp_path: Path) -> None:
+    """BERT's own loss would count each of the accumulated batches as a whole one."""
+    folder = shutil.copytree(small_config(family=family).model.name, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {name: 0.0 for name in settings if "drop" in name and isinstance(settings[name], float)}
+    (folder / "config.json").write_text(json.dumps(settings))
+    histories = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        config = small_config(
+            {
+                "model": {"name": str(folder)},
+                "training": {"epochs": 1, "batch_size": batch_size, "gradient_accumulation_steps": accumulation},
+            }
+        )
+        trained = fit_adapter(config, prepare(config, tmp_path), tmp_path / f"run-{accumulation}", silent)
+        histories.append(trained.history)
+    for name in ("train/loss", "train/gradient_norm", "validation/loss"):
+        whole, half, single = ([value for _, value in final_points(history, name)] for history in histories)
+        assert len(whole) >= 1 and half == pytest.approx(whole, rel=1e-3) and single == pytest.approx(whole, rel=1e-3)
+
+
+def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_config: Any, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    words = sentences()[0][0].split()
+    texts = [" ".join(words[(i + k) % len(words)] for k in range(1 + i * 7 % 25)) + f" {i}" for i in range(400)]
+    frame = pd.DataFrame({"text": texts, "label": [i % 2 for i in range(400)]})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    config = small_config({"data": {"name": str(tmp_path / "rows.csv")}})
+    data = prepare(config, tmp_path)
+    splits = load_from_disk(data.folder)
+    tokenizer = models.load_tokenizer(data.model, config.model)
+    model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
+    loader = training.build_trainer(config, model, tokenizer, splits, tmp_path / "run", silent).get_train_dataloader()
+
+    def epoch() -> list[Any]:
+        return [batch["attention_mask"] for batch in loader]
+
+    first, second = epoch(), epoch()
+    for batches in (first, second):
+        lengths = sorted(int(length) for mask in batches for length in mask.sum(1))
+        assert lengths == sorted(splits["train"]["length"])
+        padded, real = sum(mask.numel() for mask in batches), sum(lengths)
+        assert padded / real < 1.2
+    by_chance = [lengths[i::40] for i in range(40)]
+    assert sum(max(batch) * len(batch) for batch in by_chance) / sum(lengths) > 1.4, "else grouping shows nothing"
+    assert [mask.shape for mask in first] != [mask.shape for mask in second], "each epoch is shuffled anew"
+
+
+# --- what it reports -------------------------------------------------------------------------------------------------
+
+
+def test_each_curve_has_strictly_rising_steps_and_finite_values(trained: Trained) -> None:
+    history = trained.adapter.history
+    names = {name for point in history for name in point.metrics}
+    assert names == set(training.CURVE_NAMES.values())
+    for name in names:
+        steps, values = zip(*final_points(history, name), strict=True)
+        assert all(a < b for a, b in pairwise(steps)) and np.isfinite(values).all(), name
+    epochs = [STEPS_PER_EPOCH * epoch for epoch in range(1, 9)]
+    assert [step for step, _ in final_points(history, "validation/accuracy")] == epochs
+    assert [step for step, _ in final_points(history, "train/loss")] == list(range(1, epochs[-1] + 1))
+
+
+def test_validation_loss_counts_each_row_once_also_in_the_last_batch(fit: Any, small_config: Any) -> None:
+    """12 rows in batches of 8: a mean of batch means would be another number."""
+    from torch import tensor
+    from torch.nn.functional import cross_entropy
+
+    trained = fit({"training": {"epochs": 1}})
+    validation = pd.read_csv(Path(small_config().data.name) / "validation.csv")
+    labels = tensor((validation["label"] == "good").astype(int).tolist())
+    logits = probe_logits(trained)
+    expected = cross_entropy(logits, labels).item()
+    metrics = {name: final_points(trained.history, f"validation/{name}")[0][1] for name in ("loss", "log_loss")}
+    assert len(logits) == 12 and metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["log_loss"] == pytest.approx(expected, rel=1e-5)
+    accuracy = (logits.argmax(-1) == labels).float().mean().item()
+    assert final_points(trained.history, "validation/accuracy")[0][1] == pytest.approx(accuracy)
+
+
+def test_progress_is_reported_after_every_step_up_to_the_last(fit: Any) -> None:
+    reports: list[Progress] = []
+    trained = fit(report=reports.append)
+    total = 2 * STEPS_PER_EPOCH
+    assert list(dict.fromkeys(report.step for report in reports)) == list(range(1, total + 1))
+    assert {report.total_steps for report in reports} == {total}
+    assert all(report.seconds_left >= 0 for report in reports) and reports[-1].seconds_left == 0
+    assert tuple(report.point for report in reports if report.point) == trained.history
+
+
+def test_the_task_sends_all_points_to_mlflow_in_few_calls(
+    small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(training, "log_curve", lambda run_id, *points: calls.append((run_id, *points)))
+    config = small_config({"training": {"epochs": 1}})
+    trained = training.train_adapter.fn(config, prepare(config, tmp_path), "run-7", str(tmp_path / "run"))
+    assert {call[0] for call in calls} == {"run-7"}
+    assert tuple(point for call in calls for point in call[1:]) == trained.history
+    assert len(calls) < len(trained.history)
+
+
+def test_the_record_describes_the_adapter(trained: Trained) -> None:
+    adapter = trained.adapter
+    saved = weights(adapter.folder)
+    assert adapter.trainable_parameters == sum(weight.numel() for weight in saved.values())
+    assert adapter.total_parameters > 10 * adapter.trainable_parameters
+    assert adapter.target_modules == ("c_attn",) and adapter.peak_memory_mb > 50
+    assert adapter.steps == 8 * STEPS_PER_EPOCH and adapter.examples_per_second > 0
+
+
+# --- when things go wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_training_and_says_at_which_step(
+    value: float, fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+    loss = training.mean_loss
+
+    def broken(*arguments: Any, **keywords: Any) -> Any:
+        return loss(*arguments, **keywords) * (value if next(calls) == 3 else 1)
+
+    monkeypatch.setattr(training, "mean_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 4; try a lower training\.learning"):
+        fit()
+
+
+def test_leftovers_of_a_killed_run_do_not_matter_and_do_not_stay(fit: Any, tmp_path: Path) -> None:
+    clean = fit(work="clean")
+    for leftover in ("checkpoints/checkpoint-6", "checkpoints/checkpoint-999", ".adapter.partial", "adapter"):
+        (tmp_path / "run" / leftover).mkdir(parents=True)
+        (tmp_path / "run" / leftover / "adapter_model.safetensors").write_bytes(b"half")
+    again = fit(work="run")
+    assert again.sha256 == clean.sha256
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "probe.safetensors"]
+    assert {p.name for p in Path(again.folder).iterdir()} == {p.name for p in Path(clean.folder).iterdir()}
+
+
+@pytest.fixture
+def bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(training, "use_bfloat16", lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    yield
+
+
+def test_mixed_precision_ends_with_training(small_config: Any, tmp_path: Path, bfloat16_on_a_cpu: None) -> None:
+    """Trainer leaves autocast on the model; the probe must be computed as the adapter read back from disk computes."""
+    import torch
+
+    config = small_config({"training": {"epochs": 1}})
+    data = prepare(config, tmp_path)
+    mixed = fit_adapter(config, data, tmp_path / "mixed", silent)
+    assert torch.equal(read_back_logits(mixed, config, data), probe_logits(mixed))
+    # and it was on: rounding to bfloat16 shows in the validation loss
+    validated_in_training = final_points(mixed.history, "validation/log_loss")[0][1]
+    labels = torch.tensor((pd.read_csv(Path(config.data.name) / "validation.csv")["label"] == "good").astype(int))
+    in_full = torch.nn.functional.cross_entropy(probe_logits(mixed), labels).item()
+    assert validated_in_training != pytest.approx(in_full, rel=1e-6)
+    assert validated_in_training == pytest.approx(in_full, rel=0.05)
+
+
+@pytest.mark.gpu
+def test_an_adapter_trained_on_a_gpu_reads_back_as_it_was(small_config: Any, tmp_path: Path) -> None:
+    from tasks.evaluation import measure_adapter
+
+    config = small_config({"training": {"epochs": 1}})
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", silent)
+    assert measure_adapter(config, data, trained).scores.log_loss > 0
