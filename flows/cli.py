@@ -156,17 +156,16 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     """The comparison as a table, and what to do next."""
     from tasks.comparison import headline, score_table
     from tasks.records import Comparison
-    from tasks.tracking import run_url, tracking_uri
+    from tasks.tracking import public_uri, run_url
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
-    local = not tracking_uri().startswith("http")
-    browse = f"mlflow ui --backend-store-uri {tracking_uri()}   then open " if local else "open "
+    serve = "" if public_uri().startswith("http") else f"mlflow ui --backend-store-uri {public_uri()}   then "
     print(
         f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{score_table(config, comparison)}\n\n"
         f"{headline(config, comparison)}\n\n"
         f"adapter   {result.adapter_path}\n"
-        f"browse    {browse}{run_url(result.run_id)}\n"
+        f"browse    {serve}open {run_url(result.run_id)}\n"
         f"load      mlflow.pyfunc.load_model({result.model_uri!r})\n"
         f"took      {result.seconds.total:.0f} s",
         file=stream,

@@ -21,6 +21,7 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "critical",  # what it logs as an error it raises as well
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the tracking address
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TOKENIZERS_PARALLELISM": "true",
     "GIT_PYTHON_REFRESH": "quiet",

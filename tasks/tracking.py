@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,12 +35,22 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}/mlflow.db"
 
 
+def store_is_ours() -> bool:
+    """Whether runs go into a file here; a server decides itself where artifacts lie."""
+    return tracking_uri().startswith("sqlite:")
+
+
+def public_uri() -> str:
+    """The tracking address without user and password, to be shown and stored."""
+    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+
+
 def run_url(run_id: str) -> str:
     """Address of the run in the MLflow UI: the server's, or where the UI of a local store opens."""
     from mlflow import MlflowClient
 
     experiment = MlflowClient(tracking_uri()).get_run(run_id).info.experiment_id
-    server = tracking_uri() if tracking_uri().startswith("http") else UI
+    server = public_uri() if tracking_uri().startswith("http") else UI
     return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
@@ -68,12 +79,11 @@ def open_experiment(name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    local = not tracking_uri().startswith("http")
     STORE.mkdir(exist_ok=True)
     # two first runs at once would both create the database
     with FileLock(STORE / ".mlflow.lock"):
         try:
-            if local and mlflow.get_experiment_by_name(name) is None:
+            if store_is_ours() and mlflow.get_experiment_by_name(name) is None:
                 mlflow.create_experiment(name, artifact_location=(STORE / "artifacts").resolve().as_uri())
             mlflow.set_experiment(name)
         except MlflowException as error:
