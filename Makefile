@@ -1,7 +1,11 @@
-# Every target makes .venv itself when it is missing or stale (constraints.txt or pyproject.toml changed)
-# and starts at once when it is not.
+# Every target makes .venv itself when it is missing or stale (constraints.txt or pyproject.toml changed, or the
+# folder was moved: a .venv knows its own path) and starts at once when it is not.
 PYTHON ?= python3
 READY := .venv/.ready
+
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(READY))
+endif
 
 .PHONY: demo test lint
 
@@ -19,8 +23,8 @@ lint: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/mypy
 
-# The first line removes a .venv left by another Python or by a move of the folder: its scripts would not start.
+# The first line removes a .venv whose scripts no longer start.
 $(READY): pyproject.toml constraints.txt
 	@.venv/bin/pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@echo '$(CURDIR)' > $@

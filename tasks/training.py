@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 
+from tasks import adapter as adapters
 from tasks import model as models
 from tasks.config import RunConfig
 from tasks.evaluation import PROBE_ROWS
@@ -79,7 +80,7 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     splits = load_from_disk(data.folder)
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    model = models.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+    model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report)
     started = time.monotonic()
@@ -89,11 +90,11 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     best = trainer.state.best_model_checkpoint
     if best and not best.endswith(f"-{trainer.state.global_step}"):
-        models.load_checkpoint(model, Path(best))
+        adapters.load_checkpoint(model, Path(best))
     model.eval()
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
     folder = work / "adapter"
-    models.save_adapter(model, tokenizer, config, data, folder)
+    adapters.save_adapter(model, tokenizer, config, data, folder)
     save_file({"logits": probe}, work / "probe.safetensors")
     trainable, total = model.get_nb_trainable_parameters()
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
@@ -104,7 +105,7 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
         history=tuple(filter(None, map(curve_point, trainer.state.log_history))),
         trainable_parameters=trainable,
         total_parameters=total,
-        target_modules=models.adapted_modules(model),
+        target_modules=adapters.adapted_modules(model),
         fresh_modules=tuple(fresh),
         steps=trainer.state.global_step,
         best_step=int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,

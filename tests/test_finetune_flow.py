@@ -328,17 +328,17 @@ def test_mismatch_after_reload_is_not_logged(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from tasks import model
+    from tasks import adapter
     from tasks.evaluation import ReloadMismatch
 
-    save = model.save_adapter
+    save = adapter.save_adapter
 
     def save_wrongly(trained: Any, tokenizer: Any, config: RunConfig, data: Any, folder: Path) -> None:
         save(trained, tokenizer, config, data, folder)
         weights = load_file(folder / "adapter_model.safetensors")
         save_file({name: tensor * 1.5 for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
 
-    monkeypatch.setattr("tasks.model.save_adapter", save_wrongly)
+    monkeypatch.setattr("tasks.adapter.save_adapter", save_wrongly)
     with pytest.raises(ReloadMismatch, match="was not logged"):
         run_flow(small_config())
     assert last_status(workplace) == "FAILED"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 
+from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving
 from tasks.config import AdapterMethod, InputError, RunConfig, validated
@@ -74,7 +75,7 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
 
     config, tokenizer = configure(method, loaded), loaded.tokenizer
     foundation = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
-    model = models.attach_adapter(loaded.model, config, loaded.fresh, steps=2)
+    model = adapters.attach_adapter(loaded.model, config, loaded.fresh, steps=2)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     at_start = {id(parameter): parameter.detach().clone() for parameter in trained}
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -95,10 +96,10 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     heads = [p for p in trained if "modules_to_save" in names[id(p)]]
-    adapters = [p for p in trained if "modules_to_save" not in names[id(p)]]
-    assert heads and adapters
+    updates = [p for p in trained if "modules_to_save" not in names[id(p)]]
+    assert heads and updates
     assert all(not torch.equal(p, at_start[id(p)]) for p in heads), "the head is trained"
-    assert any(not torch.equal(p, at_start[id(p)]) for p in adapters), "the adapter is trained"
+    assert any(not torch.equal(p, at_start[id(p)]) for p in updates), "the adapter is trained"
     for name, parameter in model.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), f"{name} is frozen"
@@ -107,7 +108,7 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
         folder="", model=loaded.source, fingerprint="", label_names=("bad", "good"), text_columns=("text",),
         class_counts={}, truncated=0, notes=(),
     )  # fmt: skip
-    models.save_adapter(model, tokenizer, config, data, folder)
+    adapters.save_adapter(model, tokenizer, config, data, folder)
     saved = load_file(folder / "adapter_model.safetensors")
     for module in loaded.fresh:
         assert any(f".{module}." in name for name in saved), f"{module} is saved"
@@ -129,7 +130,7 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
     with torch.no_grad():
         for parameter in trained:
             parameter.normal_()
-    models.load_checkpoint(model, folder)
+    adapters.load_checkpoint(model, folder)
     model.eval()
     difference = (serving.classify(model, tokenizer, rows, 4) - logits).abs().max().item()
     assert difference <= ROUNDING.get(method, 0), "the checkpoint goes back into the model"
@@ -158,7 +159,7 @@ def test_rank_alpha_and_dropout_reach_peft(method: str, load: Any) -> None:
     asked = {name: value for name, value in asked.items() if names[name]}
     loaded = load("bert")
     config = validated({"model": {"name": loaded.source.name}, "adapter": {"method": method, **asked}})
-    kind, values = models.peft_settings(loaded.model, config, loaded.fresh, steps=30)
+    kind, values = adapters.peft_settings(loaded.model, config, loaded.fresh, steps=30)
     made = kind(**values)
     if method == "adalora":
         assert made.target_r == 4 and made.init_r == 6
@@ -189,12 +190,12 @@ def test_the_check_before_training_accepts_exactly_what_then_attaches(family: st
         config = configure(method, loaded)
         empty = models.empty_classifier(models.load_config(loaded.source, config.model), loaded.source, config)
         try:
-            models.check_adapter(empty, loaded.source, config)
+            adapters.check_adapter(empty, loaded.source, config)
             accepted.add(method)
         except InputError as error:
             assert f"adapter.method: {method}" in str(error)
         try:
-            models.attach_adapter(loaded.model, config, loaded.fresh, steps=100)
+            adapters.attach_adapter(loaded.model, config, loaded.fresh, steps=100)
             attached.add(method)
         except InputError as error:
             assert "Conv1D" in str(error)
@@ -208,7 +209,7 @@ def test_prompt_tuning_on_a_decoder_would_depend_on_padding(load: Any) -> None:
     import torch
 
     loaded = load("gpt2")
-    model = models.attach_adapter(loaded.model, configure("prompt_tuning", loaded), loaded.fresh, steps=2).eval()
+    model = adapters.attach_adapter(loaded.model, configure("prompt_tuning", loaded), loaded.fresh, steps=2).eval()
     rows = loaded.tokenizer(["dull", "the best comedy this year and every minute of it"])
     together = serving.classify(model, loaded.tokenizer, rows, 2)
     alone = serving.classify(model, loaded.tokenizer, {name: column[:1] for name, column in rows.items()}, 2)
@@ -229,7 +230,7 @@ def test_adalora_really_prunes_to_the_asked_rank(load: Any) -> None:
     import torch
 
     loaded, steps = load("bert"), 12
-    model = models.attach_adapter(loaded.model, configure("adalora", loaded), loaded.fresh, steps)
+    model = adapters.attach_adapter(loaded.model, configure("adalora", loaded), loaded.fresh, steps)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     texts, labels = sentences()
     batch = loaded.tokenizer(texts, padding=True, return_tensors="pt")

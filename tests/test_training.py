@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving, training
 from tasks.config import RunConfig
@@ -141,13 +142,13 @@ def test_base_weights_stay_frozen(fit: Any, small_config: Any, monkeypatch: pyte
     from safetensors.torch import load_file
 
     after: dict[str, Any] = {}
-    save = models.save_adapter
+    save = adapters.save_adapter
 
     def look_and_save(model: Any, *rest: Any) -> None:
         after.update(model.get_base_model().state_dict())
         save(model, *rest)
 
-    monkeypatch.setattr(models, "save_adapter", look_and_save)
+    monkeypatch.setattr(adapters, "save_adapter", look_and_save)
     trained = fit()
     body = load_file(Path(small_config().model.name) / "model.safetensors")
     compared = 0
@@ -179,7 +180,7 @@ def test_a_learning_rate_of_zero_leaves_the_adapter_at_its_start(fit: Any, small
     source = models.find_model(config)
     tokenizer = models.load_tokenizer(source, config.model)
     model, fresh = models.load_foundation(source, config, ("bad", "good"), tokenizer)
-    start = get_peft_model_state_dict(models.attach_adapter(model, config, fresh, steps=6))
+    start = get_peft_model_state_dict(adapters.attach_adapter(model, config, fresh, steps=6))
     assert same(weights(trained.folder), start)
     assert not same(weights(fit(work="moved").folder), start)
 

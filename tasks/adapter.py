@@ -1,0 +1,175 @@
+"""Attach an adapter to a classifier, save it with its head, put a checkpoint back."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from tasks import serving
+from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
+from tasks.hub import first_line
+from tasks.methods import METHODS, Shape
+from tasks.model import base_model_settings
+from tasks.records import PreparedData, Source, write_text
+
+SET_BY_US = {
+    "task_type",
+    "modules_to_save",
+    "peft_type",
+    "inference_mode",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+}
+"""Fields of peft's configurations that `adapter.options` may not set."""
+
+
+def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
+    """Attach the adapter to an empty classifier: what peft refuses is known in a second."""
+    import torch
+
+    names = [name for name, _ in model.named_modules()]
+    for wanted in config.adapter.target_modules:
+        if not any(name == wanted or name.endswith("." + wanted) for name in names):
+            known = sorted({name.split(".")[-1] for name in body_layers(model, ())})
+            raise InputError(f"adapter.target_modules: no layer is called '{wanted}'; there are {', '.join(known)}")
+    if config.adapter.method == "prompt_tuning" and hasattr(model, "score"):
+        raise InputError(
+            f"adapter.method: prompt_tuning reads the wrong token on {source.name}, which classifies by its last one; "
+            "choose lora, or an encoder model"
+        )
+    try:
+        with torch.device("meta"):
+            attach_adapter(model, config, (), steps=100)
+    except RuntimeError as error:
+        # some methods start from the weights' values, which are not here; they show in training whether they fit
+        if "meta" not in str(error).lower():
+            raise
+
+
+def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> Any:
+    """The PEFT model: foundation frozen; adapter and `fresh` modules trainable, drawn from the run's seed.
+
+    Layers not named in the configuration are those that peft knows to suit the method and architecture, else all
+    linear layers of the body (for ln_tuning, all its norms). Raises InputError for what peft refuses.
+    """
+    kind, values = peft_settings(model, config, fresh, steps)
+    try:
+        try:
+            return wrap(model, kind, values, config.seed)
+        except ValueError as error:
+            if "target_modules" in values or "specify `target_modules`" not in str(error):
+                raise
+        values["target_modules"] = sorted(body_layers(model, fresh, norms=config.adapter.method == "ln_tuning"))
+        if config.adapter.method == "ia3":
+            values["feedforward_modules"] = []
+        return wrap(model, kind, values, config.seed)
+    except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        if "meta" in str(error).lower():
+            raise
+        raise InputError(
+            f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}"
+        ) from error
+
+
+def wrap(model: Any, kind: type, values: dict[str, Any], seed: int) -> Any:
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    return get_peft_model(model, kind(**values))
+
+
+def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> tuple[type, dict[str, Any]]:
+    """The method's configuration class in peft and its arguments; raises InputError for what it does not have."""
+    import peft
+
+    adapter, method = config.adapter, METHODS[config.adapter.method]
+    kind = getattr(peft, method.config)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for option in adapter.options:
+        if option in SET_BY_US:
+            raise InputError(f"adapter.options: {option} follows from the model and cannot be set")
+        for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
+            if option == theirs:
+                raise InputError(f"adapter.options: '{option}' has a field of its own, adapter.{ours}")
+        if option not in fields:
+            nearest = nearest_name(option, sorted(fields))
+            hint = f"did you mean {nearest}?" if nearest else f"see peft's {method.config}"
+            raise InputError(f"adapter.options: {method.config} has no field '{option}'; {hint}")
+    values: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": list(fresh) or None}
+    for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
+        if theirs:
+            values[theirs] = getattr(adapter, ours)
+        elif getattr(adapter, ours) != AdapterConfig.model_fields[ours].default:
+            raise InputError(f"adapter.{ours}: {adapter.method} has none; its own settings go into adapter.options")
+    if adapter.target_modules:
+        if "target_modules" not in fields:
+            raise InputError(f"adapter.target_modules: {adapter.method} does not adapt layers; leave it empty")
+        if "target_modules" in adapter.options:
+            raise InputError("adapter.target_modules: given here and in adapter.options; choose one")
+        values["target_modules"] = list(adapter.target_modules)
+    values |= method.fitted(method_shape(model, adapter, steps))
+    return kind, values | adapter.options
+
+
+def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
+    layers = body_layers(model, ())
+    inputs, outputs = zip(*(sorted(layer.weight.shape) for layer in layers.values()), strict=True)
+    return Shape(gcd(*inputs), gcd(*outputs), model.get_input_embeddings().embedding_dim, steps, adapter.r)
+
+
+def body_layers(model: Any, fresh: Sequence[str], norms: bool = False) -> dict[str, Any]:
+    """Linear layers (or norms) by full name, without the head and without `fresh` modules, which train whole."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    heads = {name for name, _ in model.named_children() if name != model.base_model_prefix}
+    outside = (*heads, *fresh)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if not name.startswith(outside)
+        and ("Norm" in type(module).__name__ if norms else isinstance(module, torch.nn.Linear | Conv1D))
+    }
+
+
+def adapted_modules(model: Any) -> tuple[str, ...]:
+    """Last names of the layers that carry the adapter, in order of first appearance."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = (name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return tuple(dict.fromkeys(names))
+
+
+def load_checkpoint(model: Any, checkpoint: Path) -> None:
+    """Put a saved adapter and head back into the PEFT model that they came from."""
+    from peft import PeftConfig
+
+    saved = PeftConfig.from_pretrained(checkpoint)
+    if hasattr(saved, "rank_pattern"):
+        # AdaLoRA may have pruned before or after it; peft sizes the layers by this before it reads them
+        model.peft_config["default"].rank_pattern = saved.rank_pattern
+    model.load_adapter(str(checkpoint), "default")
+
+
+def save_adapter(model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path) -> None:
+    """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # embeddings are never resized here; peft's own guess would ask the Hub
+    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+    tokenizer.save_pretrained(partial)
+    settings = {
+        "base_model": base_model_settings(data.model, config.model),
+        "label_names": data.label_names,
+        "text_columns": data.text_columns,
+        "max_length": config.data.max_length,
+        "batch_size": config.evaluation.batch_size,
+    }
+    write_text(partial / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,204 @@
+"""An adapter attached, trained a little, saved and put back, on real small models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import adapter as adapters
+from tasks import serving
+from tests.conftest import sentences, write_model
+from tests.test_model import attach, build, check, refusal, save, train
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("gpt2", {"c_attn"}),
+        ("llama", {"q_proj", "v_proj"}),
+        ("bert", {"query", "value"}),
+        ("roberta", {"query", "value"}),
+        ("distilbert", {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"}),
+    ],
+)
+def test_target_modules_are_found_for_the_architecture(family: str, expected: set[str], small_config: Any) -> None:
+    model, _ = attach(small_config(family=family))
+    assert set(adapters.adapted_modules(model)) == expected
+    adapted = [name for name, p in model.named_parameters() if "lora_" in name]
+    layers = 2 * len(expected)
+    assert len(adapted) == 2 * layers, "every layer of the body, the head not"
+
+
+@pytest.mark.parametrize(("family", "expected"), [("gpt2", {"ln_1", "ln_2", "ln_f"}), ("bert", {"LayerNorm"})])
+def test_ln_tuning_finds_the_norms(family: str, expected: set[str], small_config: Any) -> None:
+    model, _ = attach(small_config({"adapter": {"method": "ln_tuning"}}, family=family))
+    assert set(adapters.adapted_modules(model)) == expected
+
+
+def test_named_target_modules_are_the_ones_adapted(small_config: Any) -> None:
+    config = small_config({"adapter": {"target_modules": ("c_fc", "attn.c_proj")}})
+    check(config)
+    model, _ = attach(config)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    first = "base_model.model.transformer.h.0"
+    assert {name for name in adapted if name.startswith(first)} == {f"{first}.mlp.c_fc", f"{first}.attn.c_proj"}
+
+
+def test_an_unknown_target_module_is_refused_with_the_known_ones(small_config: Any) -> None:
+    message = refusal(small_config({"adapter": {"target_modules": ("q_proj",)}}))
+    assert "'q_proj'" in message and "c_attn, c_fc, c_proj" in message
+
+
+def test_the_head_is_no_target_module(small_config: Any) -> None:
+    assert "adapter.method: lora does not fit" in refusal(small_config({"adapter": {"target_modules": ("score",)}}))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"options": {"use_rslor": True}}, "LoraConfig has no field 'use_rslor'; did you mean use_rslora?"),
+        ({"options": {"zzz": 1}}, "LoraConfig has no field 'zzz'; see peft's LoraConfig"),
+        ({"options": {"task_type": "CAUSAL_LM"}}, "task_type follows from the model"),
+        ({"options": {"modules_to_save": ["score"]}}, "modules_to_save follows from the model"),
+        ({"options": {"inference_mode": True}}, "inference_mode follows from the model"),
+        ({"options": {"lora_alpha": 4}}, "'lora_alpha' has a field of its own, adapter.alpha"),
+        ({"options": {"bias": "sometimes"}}, "adapter.method: lora does not fit"),
+        ({"options": {"target_modules": "all-linear"}, "target_modules": ("c_fc",)}, "choose one"),
+        ({"method": "ln_tuning", "r": 4}, "adapter.r: ln_tuning has none"),
+        ({"method": "ia3", "alpha": 4}, "adapter.alpha: ia3 has none"),
+        ({"method": "hra", "dropout": 0.1}, "adapter.dropout: hra has none"),
+        ({"method": "hra"}, "adapter.method: hra does not fit"),
+        ({"method": "prompt_tuning"}, "reads the wrong token"),
+    ],
+)
+def test_what_an_adapter_cannot_have_is_refused(adapter: dict[str, Any], message: str, small_config: Any) -> None:
+    assert message in refusal(small_config({"adapter": adapter}))
+
+
+def test_options_reach_peft(small_config: Any) -> None:
+    model, _ = attach(small_config({"adapter": {"options": {"use_rslora": True, "target_modules": "all-linear"}}}))
+    assert model.peft_config["default"].use_rslora
+    assert set(adapters.adapted_modules(model)) == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_prompt_tuning_on_an_encoder_has_no_layers_to_name(small_config: Any) -> None:
+    config = small_config({"adapter": {"method": "prompt_tuning", "target_modules": ("query",)}}, family="bert")
+    assert "does not adapt layers" in refusal(config)
+
+
+def test_without_dropout_no_dropout_runs(small_config: Any) -> None:
+    import torch
+
+    dropouts = {}
+    for share in (0.0, 0.5):
+        model, _ = attach(small_config({"adapter": {"dropout": share}}))
+        dropouts[share] = {type(m.lora_dropout["default"]) for m in model.modules() if hasattr(m, "lora_dropout")}
+    assert dropouts == {0.0: {torch.nn.Identity}, 0.5: {torch.nn.Dropout}}
+
+
+def test_the_adapter_follows_the_seed(small_config: Any) -> None:
+    import torch
+
+    def adapter(seed: int) -> list[Any]:
+        return [p for n, p in attach(small_config({"seed": seed}))[0].named_parameters() if "lora_A" in n]
+
+    first, again, other = adapter(0), adapter(0), adapter(1)
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "ln_tuning", "vera"])
+def test_an_untrained_adapter_leaves_the_foundation_models_answers(method: str, small_config: Any) -> None:
+    """Baseline and training start from the same function; VeRA's start is not exactly zero everywhere."""
+    import torch
+
+    config = small_config({"adapter": {"method": method}})
+    built = build(config)
+    rows = built.tokenizer(sentences()[0])
+    before = serving.classify(built.model.eval(), built.tokenizer, rows, 4)
+    model = adapters.attach_adapter(built.model, config, built.fresh, steps=10).eval()
+    assert torch.allclose(serving.classify(model, built.tokenizer, rows, 4), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_bfloat16_weights_train_and_read_back(family: str, small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"model": {"name": small_config(family=family).model.name, "dtype": "bfloat16"}})
+    model, built = attach(config)
+    assert built.model.dtype == torch.bfloat16
+    losses = train(model, built.tokenizer, steps=60)
+    assert losses[-1] < 0.7 * losses[0]
+    save(model, built, config, tmp_path / "adapter")
+    rows = built.tokenizer(sentences()[0])
+    logits = serving.classify(model, built.tokenizer, rows, 4)
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    assert again.base_model.model.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), logits)
+
+
+def test_an_adalora_checkpoint_from_before_the_pruning_goes_back(small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"adapter": {"method": "adalora", "r": 2}})
+    model, built = attach(config)
+    rows = built.tokenizer(sentences()[0])
+    train(model, built.tokenizer)
+    early = serving.classify(model, built.tokenizer, rows, 4)
+    model.save_pretrained(tmp_path / "early")
+    texts, labels = sentences()
+    batch = built.tokenizer(texts, padding=True, return_tensors="pt")
+    for step in range(10):
+        model(**batch, labels=torch.tensor(labels)).loss.backward()
+        model.base_model.update_and_allocate(step)
+        model.zero_grad()
+    assert model.peft_config["default"].rank_pattern
+    assert not torch.allclose(serving.classify(model.eval(), built.tokenizer, rows, 4), early, atol=1e-5)
+    adapters.load_checkpoint(model, tmp_path / "early")
+    assert torch.equal(serving.classify(model.eval(), built.tokenizer, rows, 4), early)
+    save(model, built, config, tmp_path / "adapter")
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), early)
+
+
+def test_the_adapter_folder_holds_what_it_should_and_no_pickle(small_config: Any, tmp_path: Path) -> None:
+    config = small_config()
+    model, built = attach(config)
+    save(model, built, config, tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "peft_flow.json"
+    } <= files  # fmt: skip
+    for path in (tmp_path / "adapter").iterdir():
+        start = path.read_bytes()[:2]
+        assert path.suffix in (".json", ".safetensors", ".md", ".txt", ".jinja"), path.name
+        assert start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), path.name
+    assert serving.read_settings(tmp_path / "adapter")["label_names"] == ["bad", "good"]
+
+
+def test_a_save_that_fails_leaves_the_old_adapter_and_the_next_one_works(
+    small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    model, built = attach(config)
+    folder = tmp_path / "adapter"
+    save(model, built, config, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    train(model, built.tokenizer)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(adapters, "write_text", fail)
+        save(model, built, config, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    save(model, built, config, folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_the_same_model_is_written_the_same_by_every_family(tmp_path: Path) -> None:
+    """The tests' own models are seeded, or the truths above would be luck."""
+    for name in ("one", "two"):
+        write_model(tmp_path / name, "gpt2")
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
