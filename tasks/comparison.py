@@ -1,8 +1,9 @@
 """Two prediction files on the same rows to a verdict: pure statistics, and the tables that show it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 
@@ -54,6 +55,7 @@ def compare(
     predictions = paired_predictions(baseline.predictions, tuned.predictions)
     result = judge(config, data, predictions, (baseline.scores, tuned.scores), folder)
     result.write(folder / "comparison.json")
+    write_text(folder / "classes.json", json.dumps(class_report(data.label_names, predictions), indent=1) + "\n")
     write_text(folder / "comparison.md", comparison_markdown(config, data, result, predictions))
     plots.draw_all(folder.parent / "plots", data, predictions, result, trained)
     return result
@@ -183,6 +185,21 @@ def class_table(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
 
     columns = precision_recall_fscore_support(labels, table.argmax(1), labels=range(table.shape[1]), zero_division=0)
     return np.stack(columns, axis=1)
+
+
+def class_report(names: Sequence[str], predictions: Predictions) -> dict[str, Any]:
+    """Both classifiers by class, for programs: lists in the order of `label_names`, confusion as (true, predicted)."""
+    report: dict[str, Any] = {"label_names": list(names)}
+    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
+        precision, recall, f1, rows = class_table(predictions.labels, table).T.tolist()
+        report[name] = {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "rows": [int(count) for count in rows],
+            "confusion": confusion(predictions.labels, table).tolist(),
+        }
+    return report
 
 
 def comparison_markdown(config: RunConfig, data: PreparedData, result: Comparison, predictions: Predictions) -> str:

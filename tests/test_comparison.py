@@ -1,5 +1,6 @@
 """Two prediction files to a verdict."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from tasks.comparison import (
     Predictions,
     bootstrap_intervals,
+    class_report,
     class_table,
     confusion,
     markdown_table,
@@ -144,6 +146,17 @@ def test_tables_by_class_count_every_row(predictions: Predictions) -> None:
     table = class_table(labels, tuned)
     assert table[:, 1] == pytest.approx(np.diag(counts) / counts.sum(1))
     assert table[:, 3].tolist() == np.bincount(labels).tolist()
+
+
+def test_class_report_is_the_tables_for_programs(predictions: Predictions) -> None:
+    report = json.loads(json.dumps(class_report(("a", "b", "c"), predictions)))
+    assert report["label_names"] == ["a", "b", "c"]
+    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
+        counts = np.array(report[name]["confusion"])
+        assert counts.sum(1).tolist() == report[name]["rows"] == np.bincount(predictions.labels).tolist()
+        assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
+        assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
+        assert np.mean(report[name]["f1"]) == pytest.approx(score(table, predictions.labels).macro_f1)
 
 
 def test_class_never_predicted_counts_as_zero_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:

@@ -182,7 +182,8 @@ def test_artifacts_are_complete(finished: Run) -> None:
     for name in (
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json",
         "adapter/README.md", "adapter/peft_flow.json", "comparison/comparison.json", "comparison/comparison.md",
-        "comparison/predictions.json", "plots/learning_curves.png", "plots/confusion_matrices.png",
+        "comparison/predictions.json", "comparison/classes.json", "comparison/baseline.parquet",
+        "comparison/tuned.parquet", "plots/learning_curves.png", "plots/confusion_matrices.png",
         "plots/scores.png", "config.yaml", "environment.txt",
     ):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
@@ -417,6 +418,21 @@ def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path) -> 
     process.stderr.read()
     assert process.wait(timeout=60) != 0
     assert last_status(workplace) == "KILLED"
+
+
+def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
+    """`make demo`: no configuration, no Hub. Pretrains the demo's model where the cache does not hold it yet."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.cli", "finetune", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = RunResult.model_validate_json(done.stdout)
+    assert 0.4 <= result.baseline.accuracy <= 0.6
+    assert result.tuned.accuracy >= 0.9
+    assert result.verdict == "improved"
+    assert "embedded demo" in done.stderr
+    assert "mlflow ui" in done.stderr
+    assert result.adapter_path in done.stderr
 
 
 @pytest.fixture(scope="module")
