@@ -74,13 +74,15 @@ def confusion_matrices(data: PreparedData, predictions: Predictions) -> "Figure"
     classes = len(data.label_names)
     side = min(14.0, 2.5 + 0.8 * classes)
     figure, axes = new_figure(2 * side + 1, side + 0.6, 2)
+    crowded = sum(map(len, data.label_names)) > 30
+    slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     for axis, title, table in zip(axes, ("foundation model", "adapter"), predictions[1:], strict=True):
         counts = confusion(predictions.labels, table)
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axis.grid(False)
         axis.set(title=title, xlabel="predicted class", ylabel="true class")
-        axis.set_xticks(range(classes), data.label_names, rotation=45 if classes > 3 else 0)
+        axis.set_xticks(range(classes), data.label_names, **slant)
         axis.set_yticks(range(classes), data.label_names)
         if classes <= 12:
             for i, j in np.ndindex(counts.shape):
