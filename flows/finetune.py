@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
+from pydantic import Field
 
 from tasks.comparison import compare, headline
 from tasks.config import (
@@ -43,7 +45,7 @@ def finetune(
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
-    seed: int = 0,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
     offline: bool = False,
 ) -> RunResult:
     """Train an adapter on a foundation model, and find out on held-out rows whether it is better.

@@ -539,3 +539,22 @@ def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: 
     assert result.tuned.accuracy >= 0.81
     assert result.verdict == "improved"
     assert result.delta.p_value < 0.001
+
+
+def test_form_has_every_field_with_its_description_and_bounds() -> None:
+    """The schema that Prefect makes the run form from."""
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.finetune import finetune
+    from tasks.config import sections
+
+    schema = parameter_schema(finetune).model_dump()
+    assert list(schema["properties"]) == list(RunConfig.model_fields)
+    for name, section in sections():
+        form = schema["definitions"][section.__name__]["properties"]
+        assert list(form) == list(section.model_fields), name
+        assert all(field["description"] for field in form.values()), name
+    for name in ("seed", "offline"):
+        assert schema["properties"][name]["description"] == RunConfig.model_fields[name].description
+    assert "dora" in schema["definitions"]["AdapterConfig"]["properties"]["method"]["enum"]
+    assert schema["properties"]["seed"]["minimum"] == 0
