@@ -1,6 +1,7 @@
 """The command `peft-flow`: arguments in, exit code out. Nothing heavy is imported before it is needed."""
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -160,13 +161,15 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
-    serve = "" if public_uri().startswith("http") else f"mlflow ui --backend-store-uri {public_uri()}   then "
+    mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+    store = shlex.quote(public_uri())
+    serve = "" if public_uri().startswith("http") else f"{mlflow} ui --backend-store-uri {store}   then "
     print(
         f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{score_table(config, comparison)}\n\n"
         f"{headline(config, comparison)}\n\n"
         f"adapter   {result.adapter_path}\n"
         f"browse    {serve}open {run_url(result.run_id)}\n"
-        f"load      mlflow.pyfunc.load_model({result.model_uri!r})\n"
+        f"load      mlflow.set_tracking_uri({public_uri()!r}); mlflow.pyfunc.load_model({result.model_uri!r})\n"
         f"took      {result.seconds.total:.0f} s",
         file=stream,
     )

@@ -127,13 +127,17 @@ def sole_user(work: str) -> Iterator[None]:
 
 def describe_data(config: RunConfig, data: PreparedData) -> str:
     counts = ", ".join(f"{data.rows(split):,} {split}" for split in data.class_counts)
+    stale = [source.name for source in (data.source, data.model) if source.local_files_only and not source.is_local]
+    if stale and not config.offline:
+        counts += f" (the Hub did not answer: {' and '.join(stale)} from the cache)"
     notes = "".join(f"; {note}" for note in data.notes)
     return f"{config.data.name}: {counts} rows in {len(data.label_names)} classes{notes}"
 
 
 def describe_training(trained: TrainedAdapter) -> str:
     share = f"{trained.trainable_parameters:,} of {trained.total_parameters:,} parameters"
-    return f"Trained {share} in {trained.steps} steps; step {trained.best_step} scored best on validation"
+    steps = f"{trained.steps} step{'s'[: trained.steps != 1]}"
+    return f"Trained {share} in {steps}; step {trained.best_step} scored best on validation"
 
 
 def run_result(

@@ -21,11 +21,10 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             "## How good it is",
             headline(config, result),
             score_table(config, result),
-            *(
-                ["The foundation model's head is untrained: its score is chance, not skill."]
-                if trained.fresh_modules
-                else []
-            ),
+            "The foundation model's head is untrained: its score is chance, not skill."
+            if trained.fresh_modules
+            else "The foundation model came with a head of its own; its classes were taken to be, in this order, "
+            f"{quoted(data.label_names)}.",
             "## What it was trained on",
             f"`{config.data.name}`: {data.rows('train'):,} training, {data.rows('validation'):,} validation and "
             f"{data.rows('test'):,} test rows; text from {quoted(data.text_columns)}, at most "
@@ -41,7 +40,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
             f"{public_version('transformers')} and torch {public_version('torch')}.",
             "## How to use it",
-            usage(data),
+            usage(config, data),
         ]
     )
 
@@ -83,13 +82,18 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def usage(data: PreparedData) -> str:
-    labels = len(data.label_names)
+def usage(config: RunConfig, data: PreparedData) -> str:
+    revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
     return f"""```python
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-base = AutoModelForSequenceClassification.from_pretrained({data.model.name!r}, num_labels={labels})
+base = AutoModelForSequenceClassification.from_pretrained(
+    {data.model.name!r},
+{revision}    dtype={config.model.dtype!r},
+    num_labels={len(data.label_names)},
+    ignore_mismatched_sizes=True,
+)
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 model.config.pad_token_id = tokenizer.pad_token_id

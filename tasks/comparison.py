@@ -229,7 +229,8 @@ def headline(config: RunConfig, result: Comparison) -> str:
     return (
         f"Accuracy on {result.rows:,} test rows went from {result.baseline.accuracy:.3f} to "
         f"{result.tuned.accuracy:.3f}: {delta.value:+.3f} ({percent} interval {delta.low:+.3f} to {delta.high:+.3f}). "
-        f"The adapter fixed {result.fixed} rows and broke {result.broken} (exact McNemar p {format_p(result.p_value)})."
+        f"The adapter fixed {result.fixed} row{'s'[: result.fixed != 1]} "
+        f"and broke {result.broken} (exact McNemar p {format_p(result.p_value)})."
     )
 
 

@@ -46,7 +46,7 @@ def prepare(config: RunConfig, work: Path) -> PreparedData:
     folder = (work / f"data-{key}").resolve()
     if (folder / "prepared.json").exists():
         return PreparedData.model_validate_json((folder / "prepared.json").read_bytes()).model_copy(
-            update={"folder": str(folder), "model": model}
+            update={"folder": str(folder), "source": data, "model": model}
         )
     splits = read_splits(data, config.data, config.seed)
     tokenizer = models.load_tokenizer(model, config.model)
@@ -57,6 +57,7 @@ def prepare(config: RunConfig, work: Path) -> PreparedData:
         tokenized.save_to_disk(str(finished))
         prepared = PreparedData(
             folder=str(folder),
+            source=data,
             model=model,
             fingerprint=fingerprint(splits.datasets, config.data.text_columns, splits.label_names),
             label_names=splits.label_names,

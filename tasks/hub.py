@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ SECTION = {"model": "model", "dataset": "data"}
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
 ATTEMPTS = 3
+TIMEOUT_SECONDS = 10
+
+REMEMBERED_SECONDS = 300
+"""A run asks for the same model and data set several times, and must be told the same; the next run asks anew."""
 
 
 class HubUnreachable(InputError):
@@ -38,7 +43,7 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     problem = InputError(f"{field}: {name} is not in the local cache and offline is set; run once without offline")
     if not offline:
         try:
-            full_name, commit = ask_hub(kind, name, revision)
+            full_name, commit = ask_hub(kind, name, revision, int(time.time() // REMEMBERED_SECONDS))
             return Source(name=full_name, revision=commit, is_local=False, local_files_only=False)
         except ConnectionError as error:
             problem = HubUnreachable(
@@ -55,8 +60,12 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or name.endswith(DATA_FILES)
 
 
-def ask_hub(kind: Kind, name: str, revision: str) -> tuple[str, str]:
-    """Full id and commit of `name`; ConnectionError when the Hub does not answer after a few tries."""
+@lru_cache
+def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str, str]:
+    """Full id and commit of `name`; ConnectionError when the Hub does not answer after a few tries.
+
+    The answer is remembered while `time_slice` stays the same.
+    """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -71,7 +80,7 @@ def ask_hub(kind: Kind, name: str, revision: str) -> tuple[str, str]:
     section = SECTION[kind]
     for attempt in range(ATTEMPTS):
         try:
-            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=30)
+            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
             # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
             hf_hub_download(
                 info.id,
@@ -107,6 +116,8 @@ def ask_hub(kind: Kind, name: str, revision: str) -> tuple[str, str]:
             if not is_network_trouble(error):
                 raise
             trouble = error
+        if "Timeout" in type(trouble).__name__:  # it takes long enough once
+            break
         if attempt + 1 < ATTEMPTS:
             time.sleep(2**attempt)
     raise ConnectionError(first_line(trouble)) from None

@@ -12,7 +12,7 @@ from tasks.comparison import headline, paired_predictions
 from tasks.config import RunConfig
 from tasks.hub import network_may_recover
 from tasks.records import Comparison, Evaluation, PreparedData, TrainedAdapter, write_text
-from tasks.tracking import Logged, log_everything, run_url
+from tasks.tracking import FLOW_RUN_TAG, Logged, log_everything, run_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +76,6 @@ def flow_tags() -> dict[str, str]:
     # without a server the run is in Prefect's local database, which `prefect server start` shows at this address
     address = runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
     return {
-        "prefect.flow_run_id": flow_run,
+        FLOW_RUN_TAG: flow_run,
         "prefect.flow_run_url": address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
     }

@@ -35,6 +35,8 @@ class PreparedData(Record):
     """Tokenized splits on disk, as `datasets.load_from_disk` reads them."""
 
     folder: str
+    source: Source
+    """The data set that they were made from."""
     model: Source
     """The foundation model whose tokenizer made them."""
     fingerprint: str

@@ -21,7 +21,8 @@ SETTINGS = "peft_flow.json"
 def load_adapter(folder: Path, base_model: str | None = None, local_files_only: bool = False) -> tuple[Any, Any]:
     """Classifier with its adapter and head, in evaluation mode, and the tokenizer, read from `folder`.
 
-    `base_model` replaces the recorded foundation model, for machines where it lies elsewhere.
+    `base_model` replaces the recorded foundation model, for machines where it lies elsewhere. The Hub is asked only
+    for what the cache does not hold.
     """
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -30,12 +31,16 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
     if not (folder / "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{folder} has no adapter_model.safetensors; other formats can hide code")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    base = load_classifier(
-        {**settings["base_model"], **({"name": base_model, "revision": None} if base_model else {})},
-        settings["label_names"],
-        tokenizer.pad_token_id,
-        local_files_only=local_files_only,
-    )[0]
+    recorded = settings["base_model"]
+    if base_model and base_model != recorded["name"]:
+        recorded = {**recorded, "name": base_model, "revision": None}
+    arguments = (recorded, settings["label_names"], tokenizer.pad_token_id)
+    try:
+        base, _ = load_classifier(*arguments, local_files_only=True)
+    except OSError:  # not in the cache
+        if local_files_only:
+            raise
+        base, _ = load_classifier(*arguments, local_files_only=False)
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
     return on_best_device(model).eval(), tokenizer
 

@@ -216,7 +216,10 @@ def check_label(role: str, row: int, value: object) -> str | int:
         return value
     if isinstance(value, float) and value.is_integer() and value >= 0:
         return int(value)
-    raise InputError(f"data.label_column: {value!r} is no class; use a word or a whole number ({role} row {row})")
+    raise InputError(
+        f"data.label_column: {value!r} is no class; use words or whole numbers ({role} row {row}), "
+        f"or choose another {role}_split where rows are not labelled"
+    )
 
 
 def check_texts(role: str, split: "Dataset", columns: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from tasks.config import SPLITS, InputError, RunConfig
 from tasks.environment import describe_environment
+from tasks.hub import is_network_trouble
 from tasks.records import Comparison, Evaluation, Point, PreparedData, Record, TrainedAdapter
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 STORE = Path("mlruns")
 UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` shows a local store."""
+
+FLOW_RUN_TAG = "prefect.flow_run_id"
+
+FOUND_LATER = ("adapter.target_modules",)
+"""Parameters whose configured value may be 'you choose'; MLflow never lets go of a value once logged."""
 
 NOT_COMPARED: Any = {
     "tracking": True,
@@ -56,20 +62,44 @@ def run_url(run_id: str) -> str:
 
 @contextmanager
 def tracked_run(config: RunConfig, tags: Mapping[str, str]) -> Iterator[str]:
-    """The id of a new MLflow run that ends as the block does.
+    """The id of the flow run's MLflow run, which ends as the block does; a retried flow run goes on in the same one.
 
     FINISHED; FAILED on an exception; KILLED when the process is told to stop (SIGTERM, Ctrl-C, a cancelled flow).
     """
     import mlflow
 
     open_experiment(config.tracking.experiment)
-    run = mlflow.start_run(run_name=config.run_name(), tags={**config.tracking.tags, **tags})
+    earlier = earlier_run(tags.get(FLOW_RUN_TAG))
+    run = mlflow.start_run(earlier, run_name=config.run_name(), tags={**config.tracking.tags, **tags})
     try:
+        log_configuration(config)
         yield run.info.run_id
     except BaseException as error:
         mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     mlflow.end_run("FINISHED")
+
+
+def earlier_run(flow_run_id: str | None) -> str | None:
+    """The MLflow run that this flow run opened before it was retried."""
+    import mlflow
+
+    if not flow_run_id:
+        return None
+    found = mlflow.search_runs(
+        filter_string=f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'", output_format="list", max_results=1
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def log_configuration(config: RunConfig) -> None:
+    """What the active run was told, at its start, so that a run that fails shows it too."""
+    import mlflow
+
+    values = flatten(config.model_dump(mode="json", exclude=NOT_COMPARED))
+    mlflow.log_params({name: value for name, value in values.items() if name not in FOUND_LATER})
+    mlflow.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "config.yaml")
+    mlflow.log_text(describe_environment(), "environment.txt")
 
 
 def open_experiment(name: str) -> None:
@@ -79,9 +109,14 @@ def open_experiment(name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    STORE.mkdir(exist_ok=True)
+    try:
+        STORE.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
+        ) from None
     # two first runs at once would both create the database
-    with FileLock(STORE / ".mlflow.lock"):
+    with FileLock(STORE / ".mlflow.lock"), few_retries():
         try:
             if store_is_ours() and mlflow.get_experiment_by_name(name) is None:
                 mlflow.create_experiment(name, artifact_location=(STORE / "artifacts").resolve().as_uri())
@@ -91,7 +126,24 @@ def open_experiment(name: str) -> None:
                 raise InputError(
                     f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name"
                 ) from None
+            if not store_is_ours() and is_network_trouble(error):
+                raise InputError(
+                    f"MLFLOW_TRACKING_URI: {public_uri()} does not answer; start it or unset it"
+                ) from error
             raise
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    """At the start, a wrong address must be told from a busy server within seconds, not minutes."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = before or "2"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def log_curve(run_id: str, *points: Point) -> None:
@@ -125,7 +177,7 @@ def log_everything(
     import mlflow
 
     model = log_model(config, data, trained, table)
-    mlflow.log_params(parameters(config, data, trained))
+    mlflow.log_params(found_parameters(data, trained))
     mlflow.log_metrics(final_metrics(evaluations, trained, result), run_id=run_id, model_id=model.model_id)
     for split in SPLITS:
         mlflow.log_input(dataset_input(config, data, split), context=split)
@@ -135,8 +187,6 @@ def log_everything(
     mlflow.log_artifacts(result.folder, "comparison")
     mlflow.log_artifacts(str(Path(result.folder).parent / "plots"), "plots")
     mlflow.log_table(table, "comparison/predictions.json")
-    mlflow.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "config.yaml")
-    mlflow.log_text(describe_environment(), "environment.txt")
     mlflow.set_tags(
         {
             "data_fingerprint": data.fingerprint,
@@ -149,11 +199,11 @@ def log_everything(
     return Logged(model_uri=model.model_uri, version=str(version) if version else None)
 
 
-def parameters(config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> dict[str, Any]:
-    """The configuration flattened with dots, the exact model revision, and the size of what was trained."""
-    values = flatten(config.model_dump(mode="json", exclude=NOT_COMPARED))
-    return values | {
+def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, Any]:
+    """What the run found out: exact revisions, the layers adapted, and the size of what was trained."""
+    return {
         "model.revision": data.model.revision,
+        "data.revision": data.source.revision,
         "adapter.target_modules": ",".join(trained.target_modules),
         "trainable_parameters": trained.trainable_parameters,
         "total_parameters": trained.total_parameters,
@@ -202,9 +252,10 @@ def dataset_input(config: RunConfig, data: PreparedData, split: str) -> Any:
     from datasets import load_from_disk
 
     rows = load_from_disk(data.folder)[split].select_columns([*data.text_columns, "labels"])
-    return mlflow.data.from_huggingface(
-        rows, name=f"{Path(config.data.name).name[:200]} {split}", targets="labels", digest=data.fingerprint[:32]
-    )
+    source, revision = data.source.name, data.source.revision
+    where = {"source": source} if data.source.is_local else {"path": source, "revision": revision}
+    name = f"{Path(config.data.name).name[:200]} {split}"
+    return mlflow.data.from_huggingface(rows, name=name, targets="labels", digest=data.fingerprint[:32], **where)
 
 
 def log_model(config: RunConfig, data: PreparedData, trained: TrainedAdapter, table: "pd.DataFrame") -> Any:
@@ -227,7 +278,7 @@ def log_model(config: RunConfig, data: PreparedData, trained: TrainedAdapter, ta
         name="model",
         python_model=serving.__file__,
         artifacts={"adapter": trained.folder},
-        model_config={"base_model": None},
+        model_config={"base_model": data.model.name},
         signature=signature,
         input_example=table[list(data.text_columns)].head(2),
         pip_requirements=[f"{name}=={public_version(name)}" for name in SERVING_PACKAGES],

@@ -81,6 +81,8 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+    # peft's own guess whether embeddings were resized, in each checkpoint, would ask the Hub
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report)
     started = time.monotonic()
@@ -166,7 +168,8 @@ def training_arguments(config: RunConfig, steps: int, folder: Path) -> "Training
         per_device_eval_batch_size=config.evaluation.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
-        warmup_steps=math.ceil(training.warmup_fraction * steps),
+        # the last step must have a learning rate, also where there is only one
+        warmup_steps=min(math.ceil(training.warmup_fraction * steps), steps - 1),
         weight_decay=training.weight_decay,
         lr_scheduler_type=training.scheduler,
         # rows of like length share a batch: half the padding of random batches, still shuffled by seed

@@ -436,9 +436,14 @@ def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def hub_job(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+def hub_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub-job")
+
+
+@pytest.fixture(scope="module")
+def hub_job(hub: Hub, hub_place: Path) -> subprocess.CompletedProcess[str]:
     """The issue's own command: the reference job, shortened, through the real Hub client."""
-    place = tmp_path_factory.mktemp("hub-job")
+    place = hub_place
     command = [
         sys.executable, "-m", "flows.cli", "finetune", str(ROOT / "configs/gpt2-rotten-tomatoes.yaml"),
         "--model.name", "openai-community/gpt2-tiny", "--data.max_train_rows", "128", "--data.max_test_rows", "128",
@@ -539,6 +544,85 @@ def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: 
     assert result.tuned.accuracy >= 0.81
     assert result.verdict == "improved"
     assert result.delta.p_value < 0.001
+
+
+def test_usage_on_the_card_gives_the_logits_of_the_adapter(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet is run as it stands."""
+    import re
+
+    from tasks import serving
+
+    folder = Path(finished.result.adapter_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet.replace("THIS_FOLDER", str(folder)), names)
+    model, tokenizer = serving.load_adapter(folder, local_files_only=True)
+    rows = tokenizer(["i loved every minute of it", "dull"])
+    expected = serving.classify(model, tokenizer, rows, 2)
+    assert (serving.classify(names["model"].eval(), names["tokenizer"], rows, 2) == expected).all()
+
+
+def test_retried_flow_run_goes_on_in_its_mlflow_run(workplace: Path) -> None:
+    from tasks.tracking import FLOW_RUN_TAG, tracked_run
+
+    tags = {FLOW_RUN_TAG: "8d1c"}
+    with pytest.raises(ValueError, match="once"), tracked_run(validated({}), tags) as first:
+        raise ValueError("once")
+    assert last_status(workplace) == "FAILED"
+    with tracked_run(validated({}), tags) as second:
+        assert second == first
+    assert last_status(workplace) == "FINISHED"
+    with tracked_run(validated({}), {FLOW_RUN_TAG: "another"}) as third:
+        assert third != first
+
+
+def test_failed_run_shows_its_configuration(
+    small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr("tasks.evaluation.measure_baseline", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        run_flow(small_config({"training": {"learning_rate": 0.125}}))
+    api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
+    (run,) = api.search_runs([experiment.experiment_id for experiment in api.search_experiments()])
+    assert run.data.params["training.learning_rate"] == "0.125"
+    assert {file.path for file in api.list_artifacts(run.info.run_id)} == {"config.yaml", "environment.txt"}
+
+
+@pytest.mark.hub
+def test_offline_run_asks_no_hub(hub_job: subprocess.CompletedProcess[str], hub_place: Path) -> None:
+    """The job again with `offline`, and at the Hub's address somebody who notes every call."""
+    import socket
+    import threading
+
+    calls: list[str] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def note() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            calls.append(connection.recv(200).decode(errors="replace"))
+            connection.close()
+
+    threading.Thread(target=note, daemon=True).start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(hub_place / "hf"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*hub_job.args, "--offline", "true"], cwd=hub_place, env=environment, capture_output=True, text=True
+    )
+    listener.close()
+    assert done.returncode == 0, done.stderr
+    assert not calls
+    first, again = (RunResult.model_validate_json(text) for text in (hub_job.stdout, done.stdout))
+    assert again.adapter_sha256 == first.adapter_sha256
+    assert again.tuned == first.tuned
 
 
 def test_form_has_every_field_with_its_description_and_bounds() -> None:

@@ -105,7 +105,8 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
             assert torch.equal(parameter, frozen[name]), f"{name} is frozen"
 
     data = PreparedData(
-        folder="", model=loaded.source, fingerprint="", label_names=("bad", "good"), text_columns=("text",),
+        folder="", source=loaded.source, model=loaded.source, fingerprint="",
+        label_names=("bad", "good"), text_columns=("text",),
         class_counts={}, truncated=0, notes=(),
     )  # fmt: skip
     adapters.save_adapter(model, tokenizer, config, data, folder)

@@ -64,6 +64,7 @@ def train(model: Any, tokenizer: Any, steps: int = 3) -> list[float]:
 def save(model: Any, built: Built, config: RunConfig, folder: Path) -> None:
     data = PreparedData(
         folder="",
+        source=built.source,
         model=built.source,
         fingerprint="",
         label_names=NAMES,

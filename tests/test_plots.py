@@ -20,6 +20,7 @@ def a_run(classes: int) -> tuple[PreparedData, Predictions, Comparison, TrainedA
     scores, interval = Scores(accuracy=0.5, macro_f1=0.5, log_loss=0.7), Interval(value=0.1, low=0.0, high=0.2)
     data = PreparedData(
         folder="",
+        source=Source(name="d", revision="r", is_local=True, local_files_only=True),
         model=Source(name="m", revision="r", is_local=True, local_files_only=True),
         fingerprint="f",
         label_names=tuple(f"a rather long class name {i}" for i in range(classes)),
@@ -84,4 +85,6 @@ def test_card_says_nothing_of_an_untrained_head_where_there_is_none() -> None:
     data, _, result, trained = a_run(2)
     fresh = trained.model_copy(update={"fresh_modules": ("score",)})
     assert "head is untrained" in model_card(validated({}), data, fresh, result)
-    assert "head is untrained" not in model_card(validated({}), data, trained, result)
+    own = model_card(validated({}), data, trained, result)
+    assert "head is untrained" not in own
+    assert "head of its own" in own

@@ -67,6 +67,21 @@ def test_deleted_experiment_is_refused_with_what_to_do(workplace: Path) -> None:
         pass
 
 
+def test_server_that_does_not_answer_is_refused_in_seconds(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with (
+        pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI: http://127\.0\.0\.1:9 does not answer"),
+        tracking.tracked_run(validated({}), {}),
+    ):
+        pass
+
+
+def test_store_that_cannot_be_made_is_refused_with_its_path(workplace: Path) -> None:
+    (workplace / "mlruns").write_text("a file")
+    with pytest.raises(InputError, match="mlruns cannot be made"), tracking.tracked_run(validated({}), {}):
+        pass
+
+
 def test_curve_points_keep_their_steps(workplace: Path) -> None:
     from mlflow import MlflowClient
 

@@ -246,6 +246,12 @@ def test_fewer_steps_than_an_epoch_are_still_evaluated_and_saved(fit: Any) -> No
     assert weights(trained.folder)
 
 
+def test_a_single_step_trains(fit: Any) -> None:
+    """The warm-up must not be all there is."""
+    one, none = fit({"training": {"max_steps": 1}}), fit({"training": {"max_steps": 1, "learning_rate": 0}})
+    assert one.sha256 != none.sha256
+
+
 def test_max_steps_may_go_beyond_the_epochs(fit: Any) -> None:
     assert fit({"training": {"epochs": 1, "max_steps": STEPS_PER_EPOCH + 1}}).steps == STEPS_PER_EPOCH + 1
 
