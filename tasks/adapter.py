@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,10 @@ def wrap(model: Any, kind: type, values: dict[str, Any], seed: int) -> Any:
     from peft import get_peft_model
 
     torch.manual_seed(seed)
-    return get_peft_model(model, kind(**values))
+    wrapped = get_peft_model(model, kind(**values))
+    # embeddings are never resized here; peft's own guess, at each save and checkpoint, would ask the Hub
+    wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)
+    return wrapped
 
 
 def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> tuple[type, dict[str, Any]]:
@@ -158,11 +162,10 @@ def load_checkpoint(model: Any, checkpoint: Path) -> None:
 
 def save_adapter(model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path) -> None:
     """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    # embeddings are never resized here; peft's own guess would ask the Hub
-    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
-    tokenizer.save_pretrained(partial)
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished, safe_serialization=True)
+    tokenizer.save_pretrained(unfinished)
     settings = {
         "base_model": base_model_settings(data.model, config.model),
         "label_names": data.label_names,
@@ -170,6 +173,6 @@ def save_adapter(model: Any, tokenizer: Any, config: RunConfig, data: PreparedDa
         "max_length": config.data.max_length,
         "batch_size": config.evaluation.batch_size,
     }
-    write_text(partial / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    write_text(unfinished / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    unfinished.rename(folder)

@@ -25,16 +25,15 @@ UI = "http://127.0.0.1:5000"
 
 FLOW_RUN_TAG = "prefect.flow_run_id"
 
-FOUND_LATER = ("adapter.target_modules",)
-"""Parameters whose configured value may be 'you choose'; MLflow never lets go of a value once logged."""
-
 NOT_COMPARED: Any = {
     "tracking": True,
     "offline": True,
     "model": {"trust_remote_code", "revision"},
     "data": {"revision"},
+    "adapter": {"target_modules"},
 }
-"""Configuration that is recorded in config.yaml but is no parameter that a person compares."""
+"""Configuration that is recorded in config.yaml but is no parameter: nobody compares it, or what the run made of it
+(`found_parameters`) says more, and MLflow never lets go of a value once logged."""
 
 
 def tracking_uri() -> str:
@@ -96,8 +95,7 @@ def log_configuration(config: RunConfig) -> None:
     """What the active run was told, at its start, so that a run that fails shows it too."""
     import mlflow
 
-    values = flatten(config.model_dump(mode="json", exclude=NOT_COMPARED))
-    mlflow.log_params({name: value for name, value in values.items() if name not in FOUND_LATER})
+    mlflow.log_params(flatten(config.model_dump(mode="json", exclude=NOT_COMPARED)))
     mlflow.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "config.yaml")
     mlflow.log_text(describe_environment(), "environment.txt")
 

@@ -81,8 +81,6 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
-    # peft's own guess whether embeddings were resized, in each checkpoint, would ask the Hub
-    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report)
     started = time.monotonic()

@@ -229,6 +229,17 @@ def prefect_harness() -> Iterator[None]:
         yield
 
 
+def only_run(folder: Path, experiment: str = "peft-flow") -> Any:
+    """The one MLflow run in the store of a workplace."""
+    from mlflow import MlflowClient
+
+    api = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    found = api.get_experiment_by_name(experiment)
+    assert found
+    (run,) = api.search_runs([found.experiment_id])
+    return run
+
+
 class Hub:
     """A running Hub stand-in: address, folder, and how to start another with faults."""
 

@@ -17,7 +17,7 @@ import yaml
 
 from tasks.config import RunConfig, validated
 from tasks.records import RunResult
-from tests.conftest import ROOT, Hub
+from tests.conftest import ROOT, Hub, only_run
 
 
 class Run(NamedTuple):
@@ -303,22 +303,17 @@ def test_deleted_baseline_is_measured_again(finished: Run) -> None:
 
 
 def last_status(folder: Path) -> str:
-    from mlflow import MlflowClient
+    return str(only_run(folder).info.status)
 
-    api = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    experiment = api.get_experiment_by_name("peft-flow")
-    assert experiment
-    (run,) = api.search_runs([experiment.experiment_id], max_results=1)
-    return str(run.info.status)
+
+def burn(*arguments: Any) -> None:
+    raise RuntimeError("the disk is on fire")
 
 
 def test_failed_run_is_failed_in_mlflow(
     small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: Any) -> None:
-        raise RuntimeError("the disk is on fire")
-
-    monkeypatch.setattr("tasks.training.fit_adapter", broken)
+    monkeypatch.setattr("tasks.training.fit_adapter", burn)
     with pytest.raises(RuntimeError, match="on fire"):
         run_flow(small_config())
     assert last_status(workplace) == "FAILED"
@@ -581,14 +576,10 @@ def test_failed_run_shows_its_configuration(
 ) -> None:
     from mlflow import MlflowClient
 
-    def broken(*arguments: Any) -> None:
-        raise RuntimeError("the disk is on fire")
-
-    monkeypatch.setattr("tasks.evaluation.measure_baseline", broken)
+    monkeypatch.setattr("tasks.evaluation.measure_baseline", burn)
     with pytest.raises(RuntimeError, match="on fire"):
         run_flow(small_config({"training": {"learning_rate": 0.125}}))
-    api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
-    (run,) = api.search_runs([experiment.experiment_id for experiment in api.search_experiments()])
+    run, api = only_run(workplace), MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
     assert run.data.params["training.learning_rate"] == "0.125"
     assert {file.path for file in api.list_artifacts(run.info.run_id)} == {"config.yaml", "environment.txt"}
 

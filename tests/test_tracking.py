@@ -1,23 +1,13 @@
 """What goes to MLflow, apart from the flow that calls it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks import tracking
 from tasks.config import InputError, validated
 from tasks.records import Point
-
-
-def only_run(folder: Path, experiment: str = "peft-flow") -> Any:
-    from mlflow import MlflowClient
-
-    api = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    found = api.get_experiment_by_name(experiment)
-    assert found
-    (run,) = api.search_runs([found.experiment_id])
-    return run
+from tests.conftest import only_run
 
 
 @pytest.mark.parametrize(
