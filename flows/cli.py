@@ -6,11 +6,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasks.config import (
     DEMO_DATA,
     DEMO_MODEL,
+    MOST_SEEDS,
     Config,
     InputError,
     RunConfig,
@@ -21,7 +23,7 @@ from tasks.config import (
 )
 
 if TYPE_CHECKING:
-    from tasks.records import RunResult
+    from tasks.records import RunResult, SeedsResult
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 
@@ -43,14 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = build_parser().parse_known_args(arguments)
         if rest:
+            is_field = rest[0].startswith("-") and options.command is run_finetune
             name = rest[0].lstrip("-").split("=")[0]
-            raise InputError(unknown_field(name) if rest[0].startswith("-") else f"unexpected argument {rest[0]!r}")
+            raise InputError(unknown_field(name) if is_field else f"unexpected argument {rest[0]!r}")
         return int(options.command(options))
     except InputError as error:
         say(str(error))
         return USER_MUST_CHANGE
     except KeyboardInterrupt:
         say("stopped")
+        return FAILED
+    except Exception as error:
+        from tasks.tracking import told_to_stop
+
+        say("stopped" if told_to_stop(error) else f"failed: {type(error).__name__}: {error}")
         return FAILED
 
 
@@ -70,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = commands.add_parser(
         "finetune",
-        usage="peft-flow finetune [CONFIG.yaml] [--SECTION.FIELD VALUE ...] [--json]",
+        usage="peft-flow finetune [CONFIG.yaml] [--SECTION.FIELD VALUE ...] [--seeds SEEDS] [--json]",
         help="train an adapter and compare it with its foundation model",
         description="Train an adapter and compare it with its foundation model. Without CONFIG.yaml: the embedded "
         "demo, which needs no network. Options replace what the file says.",
@@ -79,6 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration; see configs/")
+    command.add_argument(
+        "--seeds",
+        metavar="SEEDS",
+        default="1",
+        help="train once for each of this many seeds, from --seed on, and say what is seed noise "
+        f"(≥ 1, ≤ {MOST_SEEDS}; default 1)",
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
     for name, section in sections():
         group = command.add_argument_group(name, (section.__doc__ or "").strip())
@@ -88,6 +103,20 @@ def build_parser() -> argparse.ArgumentParser:
     for field in ("seed", "offline"):
         add_option(group, field, RunConfig, field)
     command.set_defaults(command=run_finetune)
+
+    command = commands.add_parser(
+        "compare",
+        help="test whether the adapters of two runs differ",
+        description="Test on the test rows that two runs share whether their adapters differ, second minus first, and "
+        "show what was set differently.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("first", metavar="RUN", help="id of a run in MLflow, as finetune shows it at its end")
+    command.add_argument("second", metavar="RUN", help="id of the other run")
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    command.set_defaults(command=run_compare)
     return parser
 
 
@@ -120,6 +149,7 @@ def shown(value: object) -> str:
 
 
 def run_finetune(options: argparse.Namespace) -> int:
+    seeds = seed_count(options.seeds)
     overrides = {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
     config = load_config(options.config, overrides)
 
@@ -128,19 +158,43 @@ def run_finetune(options: argparse.Namespace) -> int:
 
     check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
     introduce(config)
+    stream = sys.stderr if options.json else sys.stdout
+    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
+    if seeds == 1:
+        from flows.finetune import finetune
 
-    from flows.finetune import finetune
+        result: RunResult = finetune(**settings)
+        summarize(config, result, stream)
+        answer = result.model_dump_json()
+    else:
+        from flows.seeds import finetune_seeds
 
-    try:
-        result = finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
-    except InputError:
-        raise
-    except Exception as error:
-        say(f"failed: {type(error).__name__}: {error}")
-        return FAILED
-    summarize(config, result, sys.stderr if options.json else sys.stdout)
+        results: SeedsResult = finetune_seeds(**settings, seeds=seeds)
+        summarize_seeds(config, results, stream)
+        answer = results.model_dump_json()
     if options.json:
-        print(result.model_dump_json())
+        print(answer)
+    return DONE
+
+
+def seed_count(text: str) -> int:
+    if text not in map(str, range(1, MOST_SEEDS + 1)):
+        raise InputError(f"--seeds must be a whole number from 1 to {MOST_SEEDS}, not {text!r}")
+    return int(text)
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.runs import compare_runs, comparison_text
+    from tasks.tracking import stored_run
+
+    with TemporaryDirectory() as folder:
+        first, second = (
+            stored_run(run_id, Path(folder) / place)
+            for place, run_id in (("first", options.first), ("second", options.second))
+        )
+        result = compare_runs(first, second)
+    print(result.model_dump_json() if options.json else comparison_text(result))
     return DONE
 
 
@@ -154,25 +208,47 @@ def introduce(config: RunConfig) -> None:
 
 
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
-    """The comparison as a table, and what to do next."""
-    from tasks.comparison import headline, score_table
+    """The ladder as a table, and what to do next."""
+    from tasks.comparison import headline, ladder_table
     from tasks.records import Comparison
-    from tasks.tracking import public_uri, run_url
+    from tasks.tracking import public_uri
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
-    mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
-    store = shlex.quote(public_uri())
-    serve = "" if public_uri().startswith("http") else f"{mlflow} ui --backend-store-uri {store}   then "
     print(
-        f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{score_table(config, comparison)}\n\n"
+        f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{ladder_table(comparison)}\n\n"
         f"{headline(config, comparison)}\n\n"
+        f"run       {result.run_id}\n"
         f"adapter   {result.adapter_path}\n"
-        f"browse    {serve}open {run_url(result.run_id)}\n"
+        f"browse    {where_to_browse(result.run_id)}\n"
         f"load      mlflow.set_tracking_uri({public_uri()!r}); mlflow.pyfunc.load_model({result.model_uri!r})\n"
         f"took      {result.seconds.total:.0f} s",
         file=stream,
     )
+
+
+def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
+    """The ladder over the seeds, each seed's run, and what to do next."""
+    from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
+
+    print(
+        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}\n\n{seeds_table(result)}\n\n"
+        f"{runs_table(result)}\n\n{headline(result)}\n\n{noise_sentence(result)}\n\n"
+        f"run       {result.run_id}\n"
+        f"browse    {where_to_browse(result.run_id)}\n"
+        f"took      {result.seconds:.0f} s",
+        file=stream,
+    )
+
+
+def where_to_browse(run_id: str) -> str:
+    """How to see the run in MLflow, and the list of all runs of its experiment."""
+    from tasks.tracking import experiment_url, public_uri, run_url
+
+    mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
+    serve = f"{mlflow} ui --backend-store-uri {shlex.quote(public_uri())}   then "
+    start = "" if public_uri().startswith("http") else serve
+    return f"{start}open {run_url(run_id)}\nall runs  {experiment_url(run_id)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main path: prepare, evaluate the foundation model, train, evaluate the adapter, compare, record."""
+"""The main path: prepare, check, measure what there is, train, measure the adapter read back, compare, record."""
 
 from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
@@ -11,6 +11,8 @@ from typing import Annotated
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
 from pydantic import Field
+from tasks.datacheck import check_data
+from tasks.references import evaluate_baseline, evaluate_references
 
 from tasks.comparison import compare, headline
 from tasks.config import (
@@ -24,9 +26,9 @@ from tasks.config import (
     validated,
 )
 from tasks.data import prepare_data
-from tasks.evaluation import baseline_is_intact, evaluate_adapter, evaluate_baseline
+from tasks.evaluation import evaluate_adapter
 from tasks.recording import flow_tags, record
-from tasks.records import Comparison, Delta, Evaluation, PreparedData, RunResult, Seconds, TrainedAdapter, digest
+from tasks.records import Comparison, Delta, PreparedData, RunResult, Seconds, TrainedAdapter, digest
 from tasks.tracking import STORE, Logged, run_url, tracked_run
 from tasks.training import train_adapter
 
@@ -77,11 +79,18 @@ def finetune(
         logger.info("%s", describe_data(config, prepared))
         clock.lap("prepare")
 
-        keep = baseline_is_intact(config, prepared, str(WORK))
-        measure_baseline = evaluate_baseline.with_options(refresh_cache=not keep)
-        baseline = Evaluation.model_validate(measure_baseline(config, prepared, str(WORK)))
+        check = check_data(config, prepared, run_id)
+        clock.lap("check")
+
+        baseline = evaluate_baseline(config, prepared, str(WORK))
         logger.info("Foundation model: accuracy %.3f", baseline.scores.accuracy)
         clock.lap("baseline")
+
+        references = evaluate_references(config, prepared, str(WORK))
+        if references:
+            named = ", ".join(f"{name} {reference.scores.accuracy:.3f}" for name, reference in references.items())
+            logger.info("References: accuracy %s", named)
+        clock.lap("references")
 
         work = str(work_folder(config, prepared))
         with sole_user(work):
@@ -93,10 +102,14 @@ def finetune(
             logger.info("Adapter, read back from disk: accuracy %.3f", tuned.scores.accuracy)
             clock.lap("tuned")
 
-            result = compare(config, prepared, baseline, tuned, trained, work)
+            evaluations = {"tuned": tuned, "baseline": baseline, **references}
+            result = compare(config, prepared, check, evaluations, trained, work)
             logger.info("%s. %s", result.verdict.capitalize(), headline(config, result))
-            logged = record(run_id, config, prepared, (baseline, tuned), trained, result)
+            clock.lap("compare")
+
+            logged = record(run_id, config, prepared, evaluations, trained, result)
             logger.info("Recorded: %s", run_url(run_id))
+            clock.lap("record")
     return run_result(run_id, config, prepared, trained, result, logged, clock.seconds())
 
 
@@ -149,23 +162,25 @@ def run_result(
     logged: Logged,
     seconds: Seconds,
 ) -> RunResult:
-    accuracy = result.accuracy
+    gain = result.gain
     return RunResult(
         run_id=run_id,
         experiment=config.tracking.experiment,
         status="finished",
         verdict=result.verdict,
-        baseline=result.baseline,
-        tuned=result.tuned,
+        baseline=result.rung("baseline").scores,
+        tuned=result.rung("tuned").scores,
         delta=Delta(
-            accuracy=accuracy.value,
-            low=accuracy.low,
-            high=accuracy.high,
-            p_value=result.p_value,
-            fixed=result.fixed,
-            broken=result.broken,
+            accuracy=gain.accuracy.value,
+            low=gain.accuracy.low,
+            high=gain.accuracy.high,
+            p_value=gain.p_value,
+            fixed=gain.fixed,
+            broken=gain.broken,
         ),
-        references={name: {"accuracy": scores.accuracy} for name, scores in result.references.items()},
+        references={
+            rung.name: rung.scores.model_dump() for rung in result.ladder if rung.name not in ("tuned", "baseline")
+        },
         adapter_path=trained.folder,
         adapter_sha256=trained.sha256,
         model_uri=logged.model_uri,

@@ -160,7 +160,9 @@ def load_checkpoint(model: Any, checkpoint: Path) -> None:
     model.load_adapter(str(checkpoint), "default")
 
 
-def save_adapter(model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path) -> None:
+def save_adapter(
+    model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path, temperature: float
+) -> None:
     """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole."""
     unfinished = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -172,6 +174,7 @@ def save_adapter(model: Any, tokenizer: Any, config: RunConfig, data: PreparedDa
         "text_columns": data.text_columns,
         "max_length": config.data.max_length,
         "batch_size": config.evaluation.batch_size,
+        "temperature": temperature,
     }
     write_text(unfinished / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from tasks.comparison import headline, score_table
+from tasks.comparison import headline, ladder_table, leak_sentence
 from tasks.config import RunConfig
 from tasks.records import Comparison, PreparedData, TrainedAdapter
 from tasks.tracking import public_version
@@ -20,11 +20,13 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"foundation model `{data.model.name}` at revision `{data.model.revision}`.",
             "## How good it is",
             headline(config, result),
-            score_table(config, result),
+            ladder_table(result),
             "The foundation model's head is untrained: its score is chance, not skill."
             if trained.fresh_modules
             else "The foundation model came with a head of its own; its classes were taken to be, in this order, "
             f"{quoted(data.label_names)}.",
+            f"Leakage: {leak_sentence(result)}.",
+            calibration_note(result),
             "## What it was trained on",
             f"`{config.data.name}`: {data.rows('train'):,} training, {data.rows('validation'):,} validation and "
             f"{data.rows('test'):,} test rows; text from {quoted(data.text_columns)}, at most "
@@ -40,7 +42,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
             f"{public_version('transformers')} and torch {public_version('torch')}.",
             "## How to use it",
-            usage(config, data),
+            usage(config, data, trained.temperature),
         ]
     )
 
@@ -64,7 +66,7 @@ def metadata(config: RunConfig, data: PreparedData, result: Comparison) -> str:
                         },
                         "metrics": [
                             {"type": name, "value": round(value, 6)}
-                            for name, value in result.tuned.model_dump().items()
+                            for name, value in result.rung("tuned").scores.model_dump().items()
                         ],
                     }
                 ],
@@ -82,7 +84,16 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def usage(config: RunConfig, data: PreparedData) -> str:
+def calibration_note(result: Comparison) -> str:
+    calibration = result.calibration
+    return (
+        f"Divide the logits by the temperature {calibration.temperature:.4g}, which was fitted on validation, for "
+        f"calibrated probabilities: it takes the expected calibration error on the test rows from "
+        f"{calibration.error_before:.3f} to {calibration.error_after:.3f}. It changes no prediction."
+    )
+
+
+def usage(config: RunConfig, data: PreparedData, temperature: float) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
     return f"""```python
 from peft import PeftModel
@@ -97,5 +108,7 @@ base = AutoModelForSequenceClassification.from_pretrained(
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 model.config.pad_token_id = tokenizer.pad_token_id
+logits = model(**tokenizer("a text", return_tensors="pt")).logits
+probabilities = (logits / {temperature!r}).softmax(-1)
 ```
 """

@@ -1,174 +1,145 @@
-"""Two prediction files on the same rows to a verdict: pure statistics, and the tables that show it."""
+"""All classifiers on the same test rows to a ladder and a verdict, and the words for them."""
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from prefect import task
 
+from tasks import error_analysis
 from tasks.config import RunConfig
-from tasks.evaluation import measure_majority, read_predictions
+from tasks.duplicates import counted
+from tasks.evaluation import Predictions, paired_predictions
 from tasks.metrics import PROBABILITY_FLOOR
 from tasks.records import (
+    Calibration,
     Comparison,
+    DataCheck,
     Evaluation,
     Interval,
     PreparedData,
+    Rung,
     Scores,
+    Slice,
     TrainedAdapter,
-    Verdict,
-    write_text,
+)
+from tasks.statistics import (
+    bootstrap,
+    calibration_error,
+    difference,
+    score_intervals,
+    wilson_interval,
+    without_temperature,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
-CHUNK_CELLS = 4_000_000
-"""Resampling weights held at once: 32 MB, whatever the number of rows and samples."""
+TITLES = {
+    "tuned": "adapter",
+    "baseline": "foundation model",
+    "majority": "majority class",
+    "tfidf": "TF-IDF + logistic regression",
+    "probe": "linear probe",
+    "champion": "champion",
+}
+"""What people read for each rung of the ladder."""
 
-
-class Predictions(NamedTuple):
-    """What two classifiers said about the same rows."""
-
-    labels: "np.ndarray"
-    """(rows,)"""
-    baseline: "np.ndarray"
-    """Probabilities, (rows, classes)."""
-    tuned: "np.ndarray"
+SHORT_TITLES = TITLES | {"baseline": "foundation", "majority": "majority", "tfidf": "TF-IDF", "probe": "probe"}
 
 
 @task(name="compare", task_run_name="compare")
 def compare(
     config: RunConfig,
     data: PreparedData,
-    baseline: Evaluation,
-    tuned: Evaluation,
+    check: DataCheck,
+    evaluations: Mapping[str, Evaluation],
     trained: TrainedAdapter,
     work: str,
 ) -> Comparison:
-    """The verdict, with its tables and pictures under `work/comparison`."""
+    """The verdict, with its page and tables under `work/comparison` and its pictures under `work/plots`.
+
+    `evaluations` holds `tuned`, `baseline`, and the references by name.
+    """
     from tasks import plots
+    from tasks.report import write_report
 
     folder = Path(work) / "comparison"
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions = paired_predictions(baseline.predictions, tuned.predictions)
-    result = judge(config, data, predictions, (baseline.scores, tuned.scores), folder)
-    result.write(folder / "comparison.json")
-    write_text(folder / "classes.json", json.dumps(class_report(data.label_names, predictions), indent=1) + "\n")
-    write_text(folder / "comparison.md", comparison_markdown(config, data, result, predictions))
-    plots.draw_all(folder.parent / "plots", data, predictions, result, trained)
+    predictions = paired_predictions({name: evaluation.predictions for name, evaluation in evaluations.items()})
+    result = judge(config, data, check, predictions, trained, folder)
+    write_report(config, data, predictions, trained, result)
+    plots.draw_all(folder.parent / "plots", data, check, predictions, result, trained)
     return result
-
-
-def paired_predictions(baseline: str, tuned: str) -> Predictions:
-    """Both files' probabilities; raises ValueError unless they are about the same rows with the same labels."""
-    import numpy as np
-
-    rows, labels, before = read_predictions(baseline)
-    other_rows, other_labels, after = read_predictions(tuned)
-    if not (np.array_equal(rows, other_rows) and np.array_equal(labels, other_labels)):
-        raise ValueError("the two prediction files are about different test rows and cannot be compared")
-    return Predictions(labels, before, after)
 
 
 def judge(
     config: RunConfig,
     data: PreparedData,
+    check: DataCheck,
     predictions: Predictions,
-    scores: tuple[Scores, Scores],
+    trained: TrainedAdapter,
     folder: Path,
 ) -> Comparison:
-    settings = config.evaluation
-    labels, before, after = predictions
-    was_right, is_right = before.argmax(1) == labels, after.argmax(1) == labels
-    fixed, broken = int((~was_right & is_right).sum()), int((was_right & ~is_right).sum())
-    p_value = mcnemar_p_value(fixed, broken)
-    intervals = bootstrap_intervals(predictions, settings.bootstrap_samples, settings.confidence, config.seed)
-    references = {"majority": measure_majority(data, labels)} if "majority" in settings.references else {}
+    """What the predictions say; nothing is written. The test rows are read from `data`."""
+    import numpy as np
+
+    confidence = config.evaluation.confidence
+    leaked = np.isin(predictions.rows, check.leaked["test"])
+    right = {name: table.argmax(1) == predictions.labels for name, table in predictions.tables.items()}
+    some_leaked = leaked.any() and not leaked.all()
+    test = error_analysis.read_test_rows(data, predictions)
     return Comparison(
         folder=str(folder),
-        rows=len(labels),
-        verdict=verdict(intervals["accuracy"], p_value, settings.confidence),
-        baseline=scores[0],
-        tuned=scores[1],
-        **intervals,
-        p_value=p_value,
-        fixed=fixed,
-        broken=broken,
-        references=references,
+        rows=len(predictions.labels),
+        confidence=confidence,
+        detectable=check.detectable,
+        ladder=ladder(predictions, config.evaluation.bootstrap_samples, confidence, config.seed),
+        leaked=int(leaked.sum()),
+        accuracy_without_leaked={name: float(rows[~leaked].mean()) for name, rows in right.items() if some_leaked},
+        calibration=measure_calibration(predictions, trained.temperature),
+        slices=error_analysis.find_slices(data, test, predictions, confidence),
     )
 
 
-def verdict(accuracy: Interval, p_value: float, confidence: float) -> Verdict:
-    """`improved` or `worse` only where the interval leaves out 0 and the exact test agrees."""
-    if p_value >= 1 - confidence:
-        return "no evidence"
-    return "improved" if accuracy.low > 0 else "worse" if accuracy.high < 0 else "no evidence"
+def ladder(predictions: Predictions, samples: int, confidence: float, seed: int) -> tuple[Rung, ...]:
+    """Every classifier, best accuracy first, and by how much the adapter is better on the same resampled rows."""
+    labels, names, tables = predictions.labels, list(predictions.tables), list(predictions.tables.values())
+    resampled, rungs = bootstrap(labels, tables, samples, seed), []
+    for i, name in enumerate(names):
+        right = int((tables[i].argmax(1) == labels).sum())
+        intervals = score_intervals(resampled, i, confidence)
+        pair = (names.index("tuned"), i)
+        rungs.append(
+            Rung(
+                name=name,
+                scores=Scores(**{score: interval.value for score, interval in intervals.items()}),
+                **{**intervals, "accuracy": wilson_interval(right, len(labels), confidence)},
+                adapter_gain=None if name == "tuned" else difference(labels, tables, resampled, pair, confidence),
+            )
+        )
+    return tuple(sorted(rungs, key=lambda rung: (-rung.scores.accuracy, rung.scores.log_loss)))
 
 
-def mcnemar_p_value(fixed: int, broken: int) -> float:
-    """Exact two-sided McNemar test: of the rows on which two classifiers disagree, half favour each by chance.
+def measure_calibration(predictions: Predictions, temperature: float) -> Calibration:
+    """The adapter's probabilities on the test rows, before and after its logits are divided by `temperature`."""
+    labels, after = predictions.labels, predictions.tables["tuned"]
+    before = without_temperature(after, temperature)
+    return Calibration(
+        temperature=temperature,
+        error_before=calibration_error(before, labels),
+        error_after=calibration_error(after, labels),
+        log_loss_before=log_loss(before, labels),
+        log_loss_after=log_loss(after, labels),
+    )
 
-    McNemar, Psychometrika 12 (1947); the exact binomial form as in Agresti, Categorical Data Analysis, 10.1.
-    """
-    from scipy.stats import binomtest
 
-    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
-
-
-def bootstrap_intervals(predictions: Predictions, samples: int, confidence: float, seed: int) -> dict[str, Interval]:
-    """Percentile intervals of tuned minus baseline for accuracy, macro-F1 and log loss.
-
-    The rows are resampled in pairs, so that what is hard for both cancels out.
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-    """
+def log_loss(table: "np.ndarray", labels: "np.ndarray") -> float:
+    """Mean negative log probability of the true class, in nats."""
     import numpy as np
 
-    labels, before, after = predictions
-    rows, classes = before.shape
-    generator = np.random.default_rng(seed)
-    quantities = np.concatenate([per_row(table, labels) for table in (before, after)], axis=1)
-
-    def differences(weights: "np.ndarray") -> "np.ndarray":
-        sums = weights @ quantities
-        old, new = np.split(sums, 2, axis=1)
-        return scores_from_sums(new, rows, classes) - scores_from_sums(old, rows, classes)
-
-    drawn = []
-    for start in range(0, samples, size := max(1, CHUNK_CELLS // rows)):
-        count = min(size, samples - start)
-        drawn.append(differences(generator.multinomial(rows, np.full(rows, 1 / rows), count).astype(float)))
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail], axis=0)
-    value = differences(np.ones((1, rows)))[0]
-    names = ("accuracy", "macro_f1", "log_loss")
-    return {
-        name: Interval(value=float(value[i]), low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)
-    }
-
-
-def per_row(table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-    """What each row adds to the sums behind the scores, (rows, 2 + 3 * classes).
-
-    Right or not; its loss in nats; then for each class: right, predicted, labelled.
-    """
-    import numpy as np
-
-    classes = table.shape[1]
-    predicted, actual = np.eye(classes)[table.argmax(1)], np.eye(classes)[labels]
-    loss = -np.log(np.maximum(table[np.arange(len(table)), labels], PROBABILITY_FLOOR))
-    right = predicted * actual
-    return np.concatenate([right.sum(1, keepdims=True), loss[:, None], right, predicted, actual], axis=1)
-
-
-def scores_from_sums(sums: "np.ndarray", rows: int, classes: int) -> "np.ndarray":
-    """Accuracy, macro-F1 and log loss, (samples, 3), from sums of `per_row`."""
-    import numpy as np
-
-    right, predicted, actual = np.split(sums[:, 2:], 3, axis=1)
-    f1 = 2 * right / np.maximum(predicted + actual, 1)
-    return np.stack([sums[:, 0] / rows, f1.mean(1), sums[:, 1] / rows], axis=1)
+    given = table[np.arange(len(labels)), labels].astype(float)
+    return float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean())
 
 
 def confusion(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
@@ -187,98 +158,124 @@ def class_table(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
     return np.stack(columns, axis=1)
 
 
-def class_report(names: Sequence[str], predictions: Predictions) -> dict[str, Any]:
-    """Both classifiers by class, for programs: lists in the order of `label_names`, confusion as (true, predicted)."""
-    report: dict[str, Any] = {"label_names": list(names)}
-    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
-        precision, recall, f1, rows = class_table(predictions.labels, table).T.tolist()
-        report[name] = {
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-            "rows": [int(count) for count in rows],
-            "confusion": confusion(predictions.labels, table).tolist(),
-        }
-    return report
-
-
-def comparison_markdown(config: RunConfig, data: PreparedData, result: Comparison, predictions: Predictions) -> str:
-    """The whole comparison as a page: Prefect's artifact, MLflow's file, and the heart of the model card."""
-    parts = [
-        f"# {result.verdict.capitalize()}: {config.run_name()}",
-        headline(config, result),
-        score_table(config, result),
-        *(f"*{note[:1].upper()}{note[1:]}.*" for note in data.notes),
-        "## By class",
-        markdown_table(
-            (
-                "class",
-                "rows",
-                *(f"{n} {s}" for s in ("before", "after") for n in ("precision", "recall", "F1")),
-            ),
-            class_rows(data.label_names, predictions),
-        ),
-        *confusion_section(data.label_names, predictions),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def headline(config: RunConfig, result: Comparison) -> str:
-    """The result in one sentence, with what it rests on."""
-    delta, percent = result.accuracy, f"{100 * config.evaluation.confidence:g} %"
-    return (
-        f"Accuracy on {result.rows:,} test rows went from {result.baseline.accuracy:.3f} to "
-        f"{result.tuned.accuracy:.3f}: {delta.value:+.3f} ({percent} interval {delta.low:+.3f} to {delta.high:+.3f}). "
-        f"The adapter fixed {result.fixed} row{'s'[: result.fixed != 1]} "
-        f"and broke {result.broken} (exact McNemar p {format_p(result.p_value)})."
+    """The result in a few words, with what it rests on: against the foundation model and the strongest reference."""
+    gain, percent = result.gain, f"{100 * config.evaluation.confidence:g} %"
+    before, after = (result.rung(name).scores.accuracy for name in ("baseline", "tuned"))
+    told = (
+        f"Accuracy on {counted(result.rows, 'test row')} went from {before:.3f} to {after:.3f}: "
+        f"{shown(gain.accuracy, f'{percent} interval ')}. "
+        f"The adapter fixed {counted(gain.fixed, 'row')} and broke {gain.broken:,} "
+        f"(exact McNemar p {format_p(gain.p_value)})."
     )
+    reference = strongest_reference(result)
+    if reference and (lead := reference.adapter_gain):
+        title = TITLES[reference.name]
+        told += f" Against {title}, the strongest reference, the difference is {shown(lead.accuracy)}: {lead.verdict}."
+    return told
+
+
+def description(result: Comparison) -> str:
+    """The result in five lines of markdown, the verdict first, for the page of the run.
+
+    They are short: MLflow shows about 90 characters of five lines, and hides the rest.
+    """
+    gain, calibration, reference = result.gain, result.calibration, strongest_reference(result)
+    before, after = (result.rung(name).scores.accuracy for name in ("baseline", "tuned"))
+    against = "none was measured"
+    if reference and (lead := reference.adapter_gain):
+        against = f"{SHORT_TITLES[reference.name]}, {shown(lead.accuracy)}, p {format_p(lead.p_value)}, {lead.verdict}"
+    lines = (
+        f"**{result.verdict.capitalize()}**: accuracy {before:.3f} to {after:.3f}, {shown(gain.accuracy)}, McNemar "
+        f"p {format_p(gain.p_value)}",
+        "Ladder: " + ", ".join(f"{SHORT_TITLES[rung.name]} {rung.scores.accuracy:.3f}" for rung in result.ladder),
+        f"Strongest reference: {against}",
+        f"Data: {leak_sentence(result, ['tuned'])}; {detectable_sentence(result)}",
+        f"Calibration error {calibration.error_before:.3f} to {calibration.error_after:.3f}; weakest slice: "
+        f"{plain(weakest_slice(result))}",
+    )
+    return "  \n".join(lines)  # two spaces: a line break in markdown
+
+
+def strongest_reference(result: Comparison) -> Rung | None:
+    """The best of the classifiers that are neither the adapter nor its foundation model."""
+    return next((rung for rung in result.ladder if rung.name not in ("tuned", "baseline")), None)
+
+
+def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> str:
+    """How many test rows are in train, and the accuracy without them of those of `names` that were measured."""
+    if not result.leaked:
+        return f"none of {counted(result.rows, 'test row')} is in train"
+    without = result.accuracy_without_leaked
+    named = ", ".join(
+        f"{TITLES[rung.name]} {without[rung.name]:.3f}"
+        for rung in result.ladder
+        if rung.name in names and rung.name in without
+    )
+    verb, these = ("is", "it") if result.leaked == 1 else ("are", "them")
+    without_these = f"; accuracy without {these}: {named}" if named else ""
+    return f"{result.leaked:,} of {counted(result.rows, 'test row')} {verb} in train{without_these}"
+
+
+def detectable_sentence(result: Comparison) -> str:
+    if result.detectable is None:
+        return "too few to detect any difference"
+    return f"detectable difference {result.detectable:.3f}"
+
+
+def weakest_slice(result: Comparison) -> str:
+    """The slice that the adapter has the fewest rows right of, in words; small ones do not count."""
+    large = [part for part in result.slices if not part.small]
+    if not large:
+        return "none has enough rows"
+    part = min(large, key=lambda part: part.accuracy.value)
+    return f"{slice_title(part)}, {part.accuracy.value:.3f} of {counted(part.rows, 'row')}"
+
+
+def slice_title(part: Slice) -> str:
+    """`7 to 10 tokens`, `with negation`, `class good`, `outlet web`."""
+    if part.kind in ("negation", "truncated"):
+        return part.name
+    return f"{part.name} tokens" if part.kind == "tokens" else f"{part.kind} {part.name}"
+
+
+def ladder_table(result: Comparison) -> str:
+    """Every classifier, best accuracy first, in a table under 120 characters wide, and what its columns are."""
+    percent = f"{100 * result.confidence:g} %"
+    rows = []
+    for rung in result.ladder:
+        scores, gain = (f"{rung.scores.macro_f1:.3f}", f"{rung.scores.log_loss:.3f}"), rung.adapter_gain
+        lead = ("", "", "")
+        if gain:
+            interval = f"({gain.accuracy.low:+.3f}, {gain.accuracy.high:+.3f})"
+            lead = (f"{gain.accuracy.value:+.3f} {interval}", short_p(gain.p_value), gain.verdict)
+        rows.append((TITLES[rung.name], bounds(rung.accuracy), *scores, *lead))
+    header = ("classifier", f"accuracy ({percent})", "F1", "loss", "adapter minus it", "p", "verdict")
+    return (
+        f"{markdown_table(header, rows)}\n\nF1: macro-F1; loss: log loss in nats; adapter minus it: accuracy, with its "
+        f"{percent} interval; p: exact McNemar."
+    )
+
+
+def bounds(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f}-{interval.high:.3f})"
+
+
+def shown(gain: Interval, title: str = "") -> str:
+    return f"{gain.value:+.3f} ({title}{gain.low:+.3f} to {gain.high:+.3f})"
 
 
 def format_p(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
-def score_rows(result: Comparison) -> list[tuple[str, Scores]]:
-    """Every classifier of the run with its scores, best accuracy first."""
-    named = {"adapter": result.tuned, "foundation model": result.baseline, **result.references}
-    return sorted(named.items(), key=lambda item: -item[1].accuracy)
+def short_p(p_value: float) -> str:
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def score_table(config: RunConfig, result: Comparison) -> str:
-    differences = [result.accuracy, result.macro_f1, result.log_loss]
-    percent = f"{100 * config.evaluation.confidence:g} %"
-    return markdown_table(
-        ("classifier", "accuracy", "macro-F1", "log loss (nats)"),
-        [
-            *((name, *(f"{v:.3f}" for v in (s.accuracy, s.macro_f1, s.log_loss))) for name, s in score_rows(result)),
-            (
-                f"difference, {percent} interval",
-                *(f"{d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in differences),
-            ),
-        ],
-    )
-
-
-def class_rows(names: Sequence[str], predictions: Predictions) -> list[tuple[str, ...]]:
-    before, after = (class_table(predictions.labels, table) for table in predictions[1:])
-    return [
-        (name, f"{int(before[i, 3])}", *(f"{v:.3f}" for v in (*before[i, :3], *after[i, :3])))
-        for i, name in enumerate(names)
-    ]
-
-
-MOST_CLASSES_IN_A_MATRIX = 12
-
-
-def confusion_section(names: Sequence[str], predictions: Predictions) -> list[str]:
-    if len(names) > MOST_CLASSES_IN_A_MATRIX:
-        return []
-    parts = ["## Confusion matrices", "Rows are the true class, columns the predicted one."]
-    for title, table in (("before", predictions.baseline), ("after", predictions.tuned)):
-        counts = confusion(predictions.labels, table)
-        rows = [(name, *(str(count) for count in counts[i])) for i, name in enumerate(names)]
-        parts.append(markdown_table((title, *names), rows))
-    return parts
+def plain(text: str) -> str:
+    """`text` so that markdown shows it letter by letter: a text of the data can be a link, a picture or HTML."""
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

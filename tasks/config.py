@@ -16,9 +16,14 @@ from tasks.methods import METHODS
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
 DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
 SPLITS = ("train", "validation", "test")
+MOST_SEEDS = 100
 
-RESERVED_COLUMNS = frozenset({"row", "label", "labels", "length", "input_ids", "attention_mask", "token_type_ids"})
+RESERVED_COLUMNS = frozenset(
+    {"row", "label", "labels", "length", "full_length", "input_ids", "attention_mask", "token_type_ids"}
+)
 """What the prepared data call their own columns."""
+
+Reference = Literal["majority", "tfidf", "probe", "champion"]
 
 
 class InputError(ValueError):
@@ -83,6 +88,13 @@ class DataConfig(Config):
     )
     max_test_rows: int | None = Field(
         None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. Empty: all."
+    )
+    split_seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the splits that are cut and the rows that are drawn; runs that differ only in `seed` "
+        "see the same rows.",
     )
 
     @model_validator(mode="after")
@@ -153,8 +165,10 @@ class EvaluationConfig(Config):
     """How foundation model and adapter are measured and compared."""
 
     batch_size: int = Field(64, ge=1, le=65_536, description="Rows in one forward pass.")
-    references: tuple[Literal["majority"], ...] = Field(
-        ("majority",), description="Simple classifiers that are measured on the same test rows."
+    references: tuple[Reference, ...] = Field(
+        ("majority", "tfidf", "probe", "champion"),
+        description="What else is measured on the same test rows: the majority class, TF-IDF with logistic regression, "
+        "a linear probe on the frozen model, and the champion of tracking.registered_model where there is one.",
     )
     bootstrap_samples: int = Field(
         2000, ge=200, le=1_000_000, description="Resamplings of the test rows behind each interval."
@@ -192,11 +206,23 @@ class RunConfig(Config):
     offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
 
     def run_name(self) -> str:
-        """What the run does, in words: `gpt2 · rotten_tomatoes · lora r8`."""
+        """What the run does, in words: `gpt2 · rotten_tomatoes · lora r8 · lr 0.001 · seed 1`.
+
+        Learning rate and seed are named where they are not the defaults: they are what people vary most, and MLflow
+        tells runs apart by name only.
+        """
         rank = f" r{self.adapter.r}" if METHODS[self.adapter.method].r else ""
         data = self.data.name.removesuffix(Path(self.data.name).suffix if self.data.name.endswith(DATA_FILES) else "")
-        names = (Path(self.model.name).name, Path(data).name, self.adapter.method + rank)
+        names = [Path(self.model.name).name, Path(data).name, self.adapter.method + rank]
+        if self.training.learning_rate != TrainingConfig.model_fields["learning_rate"].default:
+            names.append(f"lr {self.training.learning_rate:g}")
+        if self.seed:
+            names.append(f"seed {self.seed}")
         return self.tracking.run_name or " · ".join(names)
+
+    def name_of(self, part: str) -> str:
+        """Name of what is one of several seeds, or all of them: `part` stands in place of the configuration's seed."""
+        return f"{self.model_copy(update={'seed': 0}).run_name()[:220]} · {part}"  # MLflow allows 250 characters
 
 
 def sections() -> Iterator[tuple[str, type[Config]]]:

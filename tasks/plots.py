@@ -1,69 +1,127 @@
 """The pictures of a run, in one look: colour-blind safe, readable at MLflow's preview size."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from tasks.comparison import Predictions, confusion, score_rows
-from tasks.records import Comparison, PreparedData, TrainedAdapter
+from tasks.comparison import TITLES, confusion
+from tasks.config import SPLITS
+from tasks.evaluation import Predictions
+from tasks.records import Comparison, DataCheck, Interval, PreparedData, TrainedAdapter
+from tasks.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.training import final_points
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEFORE, AFTER, NEUTRAL = "#E69F00", "#0072B2", "#7F7F7F"
-"""Okabe and Ito's orange and blue: distinct to every kind of colour vision, and in print."""
+BEFORE, AFTER, THIRD, NEUTRAL = "#E69F00", "#0072B2", "#009E73", "#7F7F7F"
+"""Okabe and Ito's orange, blue and green: distinct to every kind of colour vision, and in print."""
+
+WIDTH = 8.0
+"""Inches: 880 pixels at the style's dpi, which MLflow's preview of about 800 hardly shrinks."""
 
 STYLE: Any = {
     "font.size": 12,
+    "axes.titlesize": 12,
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "legend.fontsize": 11,
+    "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.axisbelow": True,
+    "lines.linewidth": 2,
+    "errorbar.capsize": 4,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
     "figure.dpi": 110,
+    "text.parse_math": False,  # a class may be called $a$
 }
+
+MOST_CLASSES, MOST_SLICES, NAME_CHARACTERS = 20, 30, 26
+"""What a picture can hold and stay readable."""
 
 
 def draw_all(
-    folder: Path, data: PreparedData, predictions: Predictions, result: Comparison, trained: TrainedAdapter
+    folder: Path,
+    data: PreparedData,
+    check: DataCheck,
+    predictions: Predictions,
+    result: Comparison,
+    trained: TrainedAdapter,
 ) -> None:
-    """Learning curves, confusion matrices and scores as PNG files under `folder`."""
+    """The run's six pictures as PNG files under `folder`, the same bytes for the same run."""
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        save(learning_curves(trained), folder / "learning_curves.png")
-        save(confusion_matrices(data, predictions), folder / "confusion_matrices.png")
-        save(score_bars(result), folder / "scores.png")
+        for name, figure in (
+            ("learning_curves", learning_curves(trained)),
+            ("confusion_matrices", confusion_matrices(data, predictions)),
+            ("reliability", reliability_diagram(predictions, result)),
+            ("ladder", ladder(data, result)),
+            ("slices", slices(result)),
+            ("lengths", lengths(check)),
+        ):
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
-def save(figure: "Figure", path: Path) -> None:
-    # no creation date inside: the same run draws the same bytes
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
-
-
-def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list[Any]]:
+def new_figure(title: str, height: float, width: float = WIDTH, **grid: Any) -> tuple["Figure", list["Axes"]]:
     """A figure that no pyplot state knows of, so that nothing piles up in a long-lived worker."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    figure.suptitle(title)
+    return figure, list(figure.subplots(squeeze=False, **grid).flat)
+
+
+def legend_below(figure: "Figure", columns: int) -> None:
+    """Outside the axes, where it can cover nothing; what is drawn many times is named once."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=columns)
+
+
+def short(name: str) -> str:
+    """Start and end of a long name: names that begin alike stay apart."""
+    half = NAME_CHARACTERS // 2
+    return name if len(name) <= NAME_CHARACTERS else f"{name[:half]}…{name[1 - half :]}"
+
+
+def reach(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Intervals as matplotlib takes them: how far below and above the values."""
+    return [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+
+
+def accuracy_rows(axis: "Axes", names: Sequence[str], shown: Sequence[float], result: Comparison) -> None:
+    """One named row per classifier or slice, first on top; zoomed, but never until noise looks like a gain."""
+    low, high = min(shown), max(shown)
+    margin = max(0.06 * (high - low), (0.1 - (high - low)) / 2)
+    axis.set_xlim(max(-0.01, low - margin), min(1.01, high + margin))
+    axis.set_xlabel(f"accuracy on {result.rows:,} test rows, {100 * result.confidence:g} % interval")
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
 
 
 def learning_curves(trained: TrainedAdapter) -> "Figure":
-    figure, (loss, accuracy) = new_figure(10, 4, 2)
+    figure, (loss, accuracy) = new_figure("Learning curves", 4, ncols=2, sharex=True)
     loss.plot(*zip(*final_points(trained.history, "train/loss"), strict=True), color=NEUTRAL, label="train")
-    for axis, name, title, color in (
-        (loss, "validation/loss", "cross-entropy (nats)", AFTER),
-        (accuracy, "validation/accuracy", "accuracy", AFTER),
+    for axis, name, unit in (
+        (loss, "validation/loss", "cross-entropy (nats)"),
+        (accuracy, "validation/accuracy", "accuracy (share of rows)"),
     ):
-        points = final_points(trained.history, name)
-        if points:
-            axis.plot(*zip(*points, strict=True), color=color, marker="o", label="validation")
-        axis.axvline(trained.best_step, color=BEFORE, linestyle=":", label=f"chosen: step {trained.best_step}")
-        axis.set(xlabel="optimizer step", ylabel=title)
-        axis.legend(frameon=False)
-    figure.suptitle("Learning curves")
+        if points := final_points(trained.history, name):
+            axis.plot(*zip(*points, strict=True), color=AFTER, marker="o", label="validation")
+        axis.axvline(trained.best_step, color=BEFORE, linestyle=":", label=f"chosen: step {trained.best_step:,}")
+        axis.set(xlabel="optimizer step", ylabel=unit)
+    legend_below(figure, 3)
     return figure
 
 
@@ -71,37 +129,164 @@ def confusion_matrices(data: PreparedData, predictions: Predictions) -> "Figure"
     """Both matrices side by side; shade is the share of the true class, so that rare classes show too."""
     import numpy as np
 
-    classes = len(data.label_names)
-    side = min(14.0, 2.5 + 0.8 * classes)
-    figure, axes = new_figure(2 * side + 1, side + 0.6, 2)
-    crowded = sum(map(len, data.label_names)) > 30
-    slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    for axis, title, table in zip(axes, ("foundation model", "adapter"), predictions[1:], strict=True):
-        counts = confusion(predictions.labels, table)
-        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    counts = {name: confusion(predictions.labels, predictions.tables[name]) for name in ("baseline", "tuned")}
+    mistakes = counts["tuned"].sum(0) + counts["tuned"].sum(1) - 2 * counts["tuned"].diagonal()
+    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
+    classes, names = len(chosen), [short(data.label_names[i]) for i in chosen]
+    title, numbers = "Test rows by true and predicted class", [str(i + 1) for i in chosen]
+    if classes < len(data.label_names):
+        title += f":\nthe {classes} of {len(data.label_names)} that the adapter mistakes most often"
+    # where names have no room below, numbers stand for them
+    roomy, crowded = sum(map(len, names)) <= NAME_CHARACTERS, classes > 10
+    rows = names if roomy else [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
+    width = WIDTH + 2 * crowded
+    side = (width - 0.8 - (0.07 if crowded else 0.09) * max(map(len, rows))) / 2
+    figure, axes = new_figure(title, side + 2.05 + 0.2 * title.count("\n"), width, ncols=2, sharey=True)
+    for axis, (name, table) in zip(axes, counts.items(), strict=True):
+        share = (table / np.maximum(table.sum(1, keepdims=True), 1))[np.ix_(chosen, chosen)]
+        shades = axis.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
         axis.grid(False)
-        axis.set(title=title, xlabel="predicted class", ylabel="true class")
-        axis.set_xticks(range(classes), data.label_names, **slant)
-        axis.set_yticks(range(classes), data.label_names)
-        if classes <= 12:
-            for i, j in np.ndindex(counts.shape):
-                color = "white" if share[i, j] > 0.55 else "black"
-                axis.text(j, i, f"{counts[i, j]}\n{share[i, j]:.1%}", ha="center", va="center", color=color)
-    figure.suptitle("Test rows by true and predicted class")
+        axis.set(title=TITLES[name], xlabel="predicted class")
+        axis.set_xticks(range(classes), names if roomy else numbers, rotation=90 if crowded else 0)
+        axis.set_yticks(range(classes), rows)
+        axis.tick_params(labelsize=10 if crowded else 12)
+        if not crowded:
+            write_cells(axis, share, table if classes <= 4 else None)
+    axes[0].set_ylabel("true class")
+    figure.colorbar(shades, ax=axes, label="share of the true class (%)", location="bottom", shrink=0.5, aspect=40)
     return figure
 
 
-def score_bars(result: Comparison) -> "Figure":
-    figure, (axis,) = new_figure(8, 1.5 + 0.6 * len(score_rows(result)))
-    rows = score_rows(result)[::-1]
-    colors = {"adapter": AFTER, "foundation model": BEFORE}
-    bars = axis.barh(
-        [name for name, _ in rows],
-        [s.accuracy for _, s in rows],
-        color=[colors.get(n, NEUTRAL) for n, _ in rows],
+def write_cells(axis: "Axes", share: "np.ndarray", counts: "np.ndarray | None") -> None:
+    """Percentages, (classes, classes), into the cells of a matrix; the counts too where there is room."""
+    import numpy as np
+
+    for i, j in np.ndindex(share.shape):
+        text = f"{100 * share[i, j]:.0f}"
+        if counts is not None:
+            text = f"{counts[i, j]:,}\n{text} %"
+        color = "white" if share[i, j] > 0.55 else "black"
+        axis.text(j, i, text, ha="center", va="center", color=color, fontsize=11)
+
+
+def reliability_diagram(predictions: Predictions, result: Comparison) -> "Figure":
+    """How often the adapter is right where it says that it is this sure, with and without its temperature."""
+    title = f"Reliability of the adapter's probabilities on {result.rows:,} test rows"
+    figure, (axis, strip) = new_figure(title, 6.4, nrows=2, sharex=True, height_ratios=(4, 1))
+    temperature, after = result.calibration.temperature, predictions.tables["tuned"]
+    curves = [(f"temperature {temperature:.2f}", after, result.calibration.error_after, AFTER, "o")]
+    if temperature != 1:
+        before = without_temperature(after, temperature)
+        curves.insert(0, ("without temperature", before, result.calibration.error_before, BEFORE, "s"))
+    for name, table, error, color, marker in curves:
+        bins = reliability(table, predictions.labels)
+        right = (bins.accuracy * bins.rows).round().astype(int)
+        ranges = [wilson_interval(*pair, result.confidence) for pair in zip(right, bins.rows, strict=True)]
+        label = f"{name}: expected calibration error {error:.3f}"
+        look: Any = {"color": color, "marker": marker, "elinewidth": 1, "capsize": 0, "label": label}
+        axis.errorbar(bins.confidence, bins.accuracy, reach(ranges), **look)
+    least = 1 / after.shape[1]
+    axis.plot([least, 1], [least, 1], color=NEUTRAL, linestyle="--", label="perfect calibration")
+    axis.set(xlim=(int(least * BINS) / BINS - 0.01, 1.01), ylim=(-0.02, 1.02))
+    axis.set_ylabel(f"accuracy, {100 * result.confidence:g} % interval")
+    strip.hist([curve[1].max(1) for curve in curves], BINS, range=(0, 1), color=[curve[3] for curve in curves])
+    strip.set(xlabel="probability of the predicted class", ylabel="rows")
+    legend_below(figure, 1)
+    return figure
+
+
+def ladder(data: PreparedData, result: Comparison) -> "Figure":
+    """Every classifier's accuracy, best first, beside that of always answering what is commonest in train."""
+    gain = result.gain.accuracy.value
+    title = f"{result.verdict.capitalize()}: accuracy {gain:+.3f} against the foundation model"
+    figure, (axis,) = new_figure(title, 2 + 0.5 * len(result.ladder))
+    train, test = data.class_counts["train"], data.class_counts["test"]
+    least = test[train.index(max(train))] / sum(test)
+    axis.axvline(least, color=NEUTRAL, linestyle=":", label=f"always the class commonest in train: {least:.3f}")
+    values, shown = [], [least]
+    for y, rung in enumerate(result.ladder):
+        own, interval = rung.name == "tuned", rung.accuracy
+        color = {"tuned": AFTER, "baseline": BEFORE}.get(rung.name, NEUTRAL)
+        look: Any = {"color": color, "marker": "o", "markersize": 9 if own else 6, "linewidth": 3 if own else 2}
+        axis.errorbar(interval.value, y, xerr=reach([interval]), **look)
+        text = f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+        if rung.adapter_gain:
+            text += f"\nadapter {rung.adapter_gain.accuracy.value:+.3f}: {rung.adapter_gain.verdict}"
+        values.append(text)
+        shown += [interval.low, interval.high]
+    accuracy_rows(axis, [fill(TITLES[rung.name], 20) for rung in result.ladder], shown, result)
+    side = axis.secondary_yaxis("right")
+    side.set_yticks(range(len(values)), values)
+    side.tick_params(length=0, labelsize=10)
+    side.spines["right"].set_visible(False)
+    legend_below(figure, 1)
+    for name, *labels in zip(result.ladder, axis.get_yticklabels(), side.get_yticklabels(), strict=True):
+        for label in labels:
+            label.set_fontweight("bold" if name.name == "tuned" else "normal")
+    return figure
+
+
+def slices(result: Comparison) -> "Figure":
+    """The adapter's accuracy on all rows and on each slice, by kind; of many slices the weakest.
+
+    These lie furthest below the whole, measured by the widths of their own intervals.
+    """
+    whole, before = result.rung("tuned").accuracy, result.rung("baseline").accuracy.value
+    weakness = sorted(
+        result.slices, key=lambda s: (s.accuracy.value - whole.value) / (s.accuracy.high - s.accuracy.low)
     )
-    axis.bar_label(bars, fmt="%.3f", padding=4)
-    axis.set(xlim=(0, 1.08), xlabel="accuracy on the test rows", title=f"Verdict: {result.verdict}")
-    axis.grid(axis="y", visible=False)
+    shown = [part for part in result.slices if part in weakness[:MOST_SLICES]]
+    title = "Accuracy by slice of the test rows"
+    if len(shown) < len(result.slices):
+        title += f": the {len(shown)} weakest of {len(result.slices)}"
+    rows: list[tuple[str, Interval | None, float, bool]] = [(f"all · {result.rows:,} rows", whole, before, False)]
+    for kind in dict.fromkeys(part.kind for part in shown):
+        rows.append((short(kind), None, 0, False))
+        for s in (part for part in shown if part.kind == kind):
+            rows.append((f"{short(s.name)} · {s.rows:,} rows", s.accuracy, s.baseline, s.small))
+    figure, (axis,) = new_figure(title, 2.2 + 0.29 * len(rows))
+    axis.axvline(whole.value, color=AFTER, linestyle=":", label="adapter, all rows")
+    ends = []
+    for y, (_, interval, other, small) in enumerate(rows):
+        if interval:
+            axis.plot(other, y, color=BEFORE, marker="D", linestyle="", label="foundation model")
+            look: Any = {"markerfacecolor": "white", "label": "few rows"} if small else {"label": "adapter"}
+            axis.errorbar(interval.value, y, xerr=reach([interval]), color=AFTER, marker="o", **look)
+            ends += [interval.low, interval.high, other]
+    accuracy_rows(axis, [row[0] for row in rows], ends, result)
+    for text, row in zip(axis.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("normal" if row[1] else "bold")
+    legend_below(figure, 4)
+    return figure
+
+
+def lengths(check: DataCheck) -> "Figure":
+    """Tokens of the rows, by split, and where they are cut if any are."""
+    figure, (axis,) = new_figure("Lengths of the texts", 4.4)
+    edges, cut = check.length_edges, sum(check.truncated.values())
+    looks: Any = (
+        {"color": "#CCCCCC", "fill": True},
+        {"color": THIRD, "linestyle": "--", "zorder": 3},
+        {"color": AFTER},
+    )
+    for split, look in zip(SPLITS, looks, strict=True):
+        rows = sum(check.lengths[split])
+        share = [100 * count / rows for count in check.lengths[split]]
+        axis.stairs(share, edges, label=f"{split}, {rows:,} rows", linewidth=2, **look)
+    end = edges[-1]
+    if cut:
+        percent = 100 * cut / sum(sum(counts) for counts in check.lengths.values())
+        axis.axvline(
+            check.max_length,
+            color=BEFORE,
+            linestyle=":",
+            label=f"cut to {check.max_length:,} tokens: {percent:.1f} % of all rows",
+        )
+        end = max(end, round(1.05 * check.max_length))
+    axis.set_xlim(-end / 50, end)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_xlabel(f"tokens before any are cut off ({edges[-2]:,} or more in the last bin)")
+    axis.set_ylabel("share of the split's rows (%)")
+    axis.yaxis.set_major_formatter("{x:g}")
+    legend_below(figure, 2)
     return figure

@@ -1,6 +1,7 @@
 """Put the result where people look: the MLflow run, complete, and the Prefect run page."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,12 @@ from prefect import runtime, task
 from prefect.tasks import exponential_backoff
 
 from tasks.card import model_card
-from tasks.comparison import headline, paired_predictions
+from tasks.comparison import description
 from tasks.config import RunConfig
+from tasks.evaluation import paired_predictions
 from tasks.hub import network_may_recover
 from tasks.records import Comparison, Evaluation, PreparedData, TrainedAdapter, write_text
-from tasks.tracking import FLOW_RUN_TAG, Logged, log_everything, run_url
+from tasks.tracking import FLOW_RUN_TAG, Logged, experiment_url, log_everything, run_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,31 +31,28 @@ def record(
     run_id: str,
     config: RunConfig,
     data: PreparedData,
-    evaluations: tuple[Evaluation, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     trained: TrainedAdapter,
     result: Comparison,
 ) -> Logged:
     """Everything about the run in MLflow, and the comparison in Prefect."""
     write_text(Path(trained.folder) / "README.md", model_card(config, data, trained, result))
-    table = prediction_table(data, *evaluations)
-    text = headline(config, result)
-    logged = log_everything(
-        run_id, config, data, evaluations, trained, result, table, f"**{result.verdict}**\n\n{text}"
-    )
+    table = prediction_table(data, evaluations)
+    logged = log_everything(run_id, config, data, evaluations, trained, result, table, description(result))
     show_in_prefect(run_id, result)
     return logged
 
 
-def prediction_table(data: PreparedData, baseline: Evaluation, tuned: Evaluation) -> "pd.DataFrame":
-    """One line for each test row: its place in the source, texts, label, and what either classifier said."""
+def prediction_table(data: PreparedData, evaluations: Mapping[str, Evaluation]) -> "pd.DataFrame":
+    """One line for each test row: its place in the source, texts, label, and what head and adapter said."""
     import pandas as pd
     from datasets import load_from_disk
 
     test = load_from_disk(data.folder)["test"]
-    predictions = paired_predictions(baseline.predictions, tuned.predictions)
+    predictions = paired_predictions({name: evaluations[name].predictions for name in ("baseline", "tuned")})
     columns = {"row": test["row"][:], **{name: test[name][:] for name in data.text_columns}}
     columns["true_label"] = [data.label_names[label] for label in predictions.labels]
-    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
+    for name, table in predictions.tables.items():
         columns[f"{name}_label"] = [data.label_names[label] for label in table.argmax(1)]
         columns[f"{name}_probability"] = table.max(1).astype(float)
     return pd.DataFrame(columns)
@@ -64,7 +63,8 @@ def show_in_prefect(run_id: str, result: Comparison) -> None:
 
     link = run_url(run_id)
     page = (Path(result.folder) / "comparison.md").read_text(encoding="utf-8")
-    create_markdown_artifact(f"{page}\n[MLflow run {run_id}]({link})\n", key="comparison", description=result.verdict)
+    links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
+    create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
     create_link_artifact(link, link_text=f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
 
 

@@ -41,8 +41,12 @@ class PreparedData(Record):
     """The foundation model whose tokenizer made them."""
     fingerprint: str
     """sha256 over texts, labels and label names of the three splits; equal content, equal fingerprint."""
+    test_fingerprint: str
+    """The same over the test rows alone: runs that share it were measured on the same rows."""
     label_names: tuple[str, ...]
     text_columns: tuple[str, ...]
+    slice_columns: tuple[str, ...]
+    """Categorical columns that the test split has besides texts and label; on disk they are called `slice NAME`."""
     class_counts: dict[str, tuple[int, ...]]
     """Rows of each class, by split, in the order of label_names."""
     truncated: int
@@ -52,6 +56,51 @@ class PreparedData(Record):
 
     def rows(self, split: str) -> int:
         return sum(self.class_counts[split])
+
+
+class Place(Record):
+    split: str
+    row: int
+    """Place in the split as its source has it, from 0."""
+
+
+class SameText(Record):
+    """Rows whose texts are equal once case, Unicode form, spaces and punctuation are set aside."""
+
+    text: str
+    """Its first characters."""
+    places: tuple[Place, ...]
+    """At most 100: first those that are the first in their split and with their label."""
+    labels: tuple[str, ...]
+    """The label that each place gives the text."""
+
+    @property
+    def conflicting(self) -> bool:
+        return len(set(self.labels)) > 1
+
+
+class DataCheck(Record):
+    """What is odd about the data, found before anything expensive."""
+
+    same_texts: tuple[SameText, ...]
+    """At most 10,000: first those in train and test, then those with several labels; `warnings` count all."""
+    duplicates: dict[str, int]
+    """Rows of each split whose text an earlier row of the same split has."""
+    leaked: dict[str, tuple[int, ...]]
+    """Rows of validation and of test whose text is in train."""
+    near_empty: tuple[Place, ...]
+    max_length: int
+    """Tokens kept of each text."""
+    truncated: dict[str, int]
+    """Rows longer than that, by split."""
+    lengths: dict[str, tuple[int, ...]]
+    """Rows by split in each bin of token lengths before truncation, the longest in the last bin. The edges are
+    `length_edges`."""
+    length_edges: tuple[int, ...]
+    detectable: float | None
+    """Smallest accuracy difference that the test rows show with 80 % power; None where none can be shown."""
+    warnings: tuple[str, ...]
+    """What the user should know, in sentences, loudest first."""
 
 
 class Scores(Record):
@@ -96,36 +145,114 @@ class TrainedAdapter(Record):
     """Parts of the model, its head among them, that no checkpoint held and that started from the run's seed."""
     steps: int
     best_step: int
+    temperature: float
+    """What the logits are divided by for calibrated probabilities; fitted on validation."""
     seconds: float
     examples_per_second: float
     peak_memory_mb: float
 
 
 class Interval(Record):
-    """A difference, tuned minus baseline, with its paired bootstrap interval."""
+    """A number with the interval that it lies in, at the run's confidence."""
 
     value: float
     low: float
     high: float
 
 
-class Comparison(Record):
-    """What two prediction files on the same rows say about each other."""
+class Difference(Record):
+    """One classifier minus another on the same rows."""
 
-    folder: str
-    rows: int
-    """Test rows behind it."""
     verdict: Verdict
-    baseline: Scores
-    tuned: Scores
     accuracy: Interval
+    """This and the next two: paired bootstrap."""
     macro_f1: Interval
     log_loss: Interval
     p_value: float
     """Exact two-sided McNemar."""
     fixed: int
+    """Rows that only the first classifier has right."""
     broken: int
-    references: dict[str, Scores]
+    """Rows that only the other has right."""
+
+
+class Rung(Record):
+    """One classifier of the ladder, measured on the test rows."""
+
+    name: str
+    """`tuned`, `baseline` or a reference's name."""
+    scores: Scores
+    accuracy: Interval
+    """Wilson."""
+    macro_f1: Interval
+    """This and the next: bootstrap."""
+    log_loss: Interval
+    adapter_gain: Difference | None
+    """The adapter minus this one; None for the adapter itself."""
+
+
+class Calibration(Record):
+    """What the temperature changes on the test rows; accuracy and macro-F1 it does not."""
+
+    temperature: float
+    error_before: float
+    """Expected calibration error with temperature 1."""
+    error_after: float
+    log_loss_before: float
+    log_loss_after: float
+
+
+class Slice(Record):
+    """Test rows that have something in common."""
+
+    kind: str
+    """`tokens`, `negation`, `truncated`, `class`, or the name of a column."""
+    name: str
+    rows: int
+    small: bool
+    """Too few rows to say much."""
+    baseline: float
+    """Accuracy of the foundation model."""
+    accuracy: Interval
+    """Of the adapter; Wilson."""
+    fixed: int
+    broken: int
+    p_value: float
+    """Exact McNemar against the foundation model."""
+
+
+class Comparison(Record):
+    """What the predictions of all classifiers on the same rows say."""
+
+    folder: str
+    rows: int
+    """Test rows behind it."""
+    confidence: float
+    """Of all intervals and verdicts."""
+    detectable: float | None
+    """Smallest accuracy difference that these rows show with 80 % power."""
+    ladder: tuple[Rung, ...]
+    """Best accuracy first."""
+    leaked: int
+    """Test rows whose text is in train."""
+    accuracy_without_leaked: dict[str, float]
+    """By rung; empty where nothing leaked."""
+    calibration: Calibration
+    slices: tuple[Slice, ...]
+
+    def rung(self, name: str) -> Rung:
+        return next(rung for rung in self.ladder if rung.name == name)
+
+    @property
+    def gain(self) -> Difference:
+        """The adapter minus the foundation model."""
+        difference = self.rung("baseline").adapter_gain
+        assert difference
+        return difference
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.gain.verdict
 
 
 class Delta(Record):
@@ -140,9 +267,13 @@ class Delta(Record):
 class Seconds(Record):
     total: float
     prepare: float
+    check: float
     baseline: float
+    references: float
     train: float
     tuned: float
+    compare: float
+    record: float
 
 
 class RunResult(Record):
@@ -161,6 +292,98 @@ class RunResult(Record):
     model_uri: str
     data_fingerprint: str
     seconds: Seconds
+
+
+class StoredRun(Record):
+    """A finished run, as the MLflow store has it."""
+
+    run_id: str
+    name: str
+    verdict: Verdict
+    parameters: dict[str, str]
+    test_fingerprint: str
+    predictions: str
+    """Parquet file with the adapter's predictions for the test rows, downloaded."""
+
+
+class RunScores(Record):
+    run_id: str
+    name: str
+    scores: Scores
+    accuracy: Interval
+    """Wilson."""
+
+
+class RunComparison(Record):
+    """What `peft-flow compare --json` prints: two runs' adapters on the same test rows."""
+
+    rows: int
+    confidence: float
+    first: RunScores
+    second: RunScores
+    difference: Difference
+    """The second minus the first."""
+    parameters: dict[str, tuple[str | None, str | None]]
+    """Those in which the runs differ; None where a run has no such parameter."""
+
+
+class Spread(Record):
+    """A number over runs that differ only by seed."""
+
+    mean: Interval
+    """Student's t interval."""
+    deviation: float
+    """Standard deviation of single runs."""
+    smallest: float
+    largest: float
+
+
+class RungSpread(Record):
+    """One classifier of the ladder, over the seeds."""
+
+    name: str
+    accuracy: Spread
+    macro_f1: Spread
+    log_loss: Spread
+
+
+class SeedRun(Record):
+    seed: int
+    run_id: str
+    verdict: Verdict
+    accuracy: float
+    gain: float
+    """Accuracy of the adapter minus that of the foundation model."""
+    adapter_path: str
+
+
+class SeedsResult(Record):
+    """What `peft-flow finetune --seeds 3 --json` prints."""
+
+    run_id: str
+    """The parent of the seeds' runs."""
+    experiment: str
+    status: str
+    verdict: Verdict
+    """`improved` or `worse` only where every seed's run says so."""
+    confidence: float
+    rows: int
+    """Test rows of each run."""
+    runs: tuple[SeedRun, ...]
+    gain: Spread
+    """Accuracy of the adapter minus that of the foundation model."""
+    ladder: tuple[RungSpread, ...]
+    """Best mean accuracy first."""
+    noise: float
+    """How far apart the accuracies of two runs stay that differ only by seed."""
+    pairs: int
+    told_apart: int
+    """Pairs of seeds whose adapters a paired test tells apart."""
+    data_fingerprint: str
+    seconds: float
+
+    def rung(self, name: str) -> RungSpread:
+        return next(rung for rung in self.ladder if rung.name == name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ imports nothing of this project. What was measured and what is served are theref
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SETTINGS = "peft_flow.json"
-"""File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length."""
+"""File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length,
+temperature."""
 
 
 def load_adapter(folder: Path, base_model: str | None = None, local_files_only: bool = False) -> tuple[Any, Any]:
@@ -97,7 +98,14 @@ def model_texts(columns: Sequence[Sequence[str]], tokenizer: Any) -> Sequence[Se
 
 
 def classify(model: Any, tokenizer: Any, rows: Any, batch_size: int) -> "Tensor":
-    """Logits (rows, classes), float32, in the order of `rows`, a mapping of the tokenizer's columns to lists.
+    """Logits (rows, classes), float32, in the order of `rows`, a mapping of the tokenizer's columns to lists."""
+    return run_in_batches(lambda inputs: model(**inputs).logits, model.device, tokenizer, rows, batch_size)
+
+
+def run_in_batches(
+    compute: Callable[[Any], "Tensor"], device: Any, tokenizer: Any, rows: Any, batch_size: int
+) -> "Tensor":
+    """What `compute` says of each row, (rows, ...), float32 in memory, in the order of `rows`.
 
     Rows run sorted by length, so that a batch holds little padding.
     """
@@ -106,13 +114,13 @@ def classify(model: Any, tokenizer: Any, rows: Any, batch_size: int) -> "Tensor"
     columns = [name for name in tokenizer.model_input_names if name in rows]
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    logits = torch.empty(len(order), model.config.num_labels)
+    results = []
     with torch.inference_mode():
         for batch in batches(order, batch_size):
             inputs = {name: [rows[name][row] for row in batch] for name in columns}
-            padded = tokenizer.pad(inputs, return_tensors="pt").to(model.device)
-            logits[batch] = model(**padded).logits.float().cpu()
-    return logits
+            padded = tokenizer.pad(inputs, return_tensors="pt").to(device)
+            results.append(compute(padded).float().cpu())
+    return torch.cat(results)[torch.tensor(order).argsort()]
 
 
 def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -120,9 +128,9 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(order[start : start + size])
 
 
-def probabilities(logits: "Tensor") -> "np.ndarray":
-    """Softmax, (rows, classes)."""
-    array: np.ndarray = logits.softmax(-1).numpy()
+def probabilities(logits: "Tensor", temperature: float = 1.0) -> "np.ndarray":
+    """Softmax, (rows, classes); a temperature fitted on validation makes them calibrated."""
+    array: np.ndarray = (logits / temperature).softmax(-1).numpy()
     return array
 
 
@@ -145,7 +153,7 @@ def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.Dat
         if not ids:  # an empty text, without special tokens around it
             ids.append(tokenizer.pad_token_id)
             mask.append(1)
-    table = probabilities(classify(model, tokenizer, rows, settings["batch_size"]))
+    table = probabilities(classify(model, tokenizer, rows, settings["batch_size"]), settings["temperature"])
     result = pd.DataFrame(
         {"label": [names[i] for i in table.argmax(1)], "probability": table.max(1)}, index=frame.index
     )

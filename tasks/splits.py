@@ -1,199 +1,157 @@
-"""The rows of a data set, read from anywhere, split, and checked: complete, labelled, worth training on."""
+"""The rows of a data set, labelled, split, and checked: complete, and worth training on."""
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.config import DATA_FILES, SPLITS, DataConfig, InputError
-from tasks.hub import HubUnreachable, first_line, is_network_trouble, visible_files
-from tasks.records import Source, digest
+from tasks.config import SPLITS, DataConfig, InputError
+from tasks.duplicates import counted, describe_sharing, named_rows, refuse_hopeless, same_texts
+from tasks.reading import check_columns, choose_splits, load
+from tasks.records import Source
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset, DatasetDict
 
 CUT_FRACTION = 0.1
 """Share of the training rows that becomes a validation or test split where there is none."""
 
-ROW_EXAMPLES = 3
-"""How many offending rows an error names."""
+MOST_SLICE_COLUMNS, MOST_SLICES = 5, 20
+"""Further columns worth scoring by, and different values in each."""
+
+NO_VALUE = "(none)"
 
 
 class Splits(NamedTuple):
     """Checked rows, not yet tokenized: text columns, `label` as ClassLabel, and `row`, the place in the source."""
 
     datasets: "DatasetDict"
+    """Of the splits, test alone has `slice NAME` for each of `slice_columns` too."""
     label_names: tuple[str, ...]
+    slice_columns: tuple[str, ...]
+    same_texts: "pd.DataFrame"
+    """All rows, as `duplicates.same_texts` gives them."""
     notes: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)
-def read_splits(source: Source, config: DataConfig, seed: int) -> Splits:
+def read_splits(source: Source, config: DataConfig) -> Splits:
     """Train, validation and test rows of `source`, complete and checked; raises InputError naming split and row."""
-    loaded = load(source, config)
-    chosen, notes = choose_splits(loaded, config)
+    chosen, notes = choose_splits(load(source, config), config)
     check_columns(chosen, config)
-    chosen, label_names = encode_labels(chosen, config)
-    for name, split in chosen.items():
-        check_texts(name, split, config.text_columns)
-    chosen, cut_notes = cut_missing(chosen, len(label_names), seed)
-    chosen, limit_notes = limit_rows(chosen, config, len(label_names), seed)
-    check_classes(chosen, label_names, config)
-    return Splits(chosen, label_names, (*notes, *cut_notes, *limit_notes))
+    encoded, label_names, label_faults = encode_labels(chosen, config)
+    text_faults = [fault for role, split in encoded.items() for fault in empty_texts(role, split, config.text_columns)]
+    if text_faults or label_faults:
+        # all at once, and what else would be found: the file is repaired in one go
+        sharing = describe_sharing(same_texts(encoded, config.text_columns), label_names)
+        raise InputError(". ".join((*text_faults, *label_faults, *sharing)))
+    splits, cut_notes = cut_missing(encoded, len(label_names), config.split_seed)
+    splits, limit_notes = limit_rows(splits, config, len(label_names))
+    check_classes(splits, label_names)
+    rows = same_texts(splits, config.text_columns)
+    refuse_hopeless(rows, label_names)
+    slices = slice_values(chosen.get("test", chosen["train"]), splits["test"]["row"][:], config)
+    for name, values in slices.items():
+        splits["test"] = splits["test"].add_column(f"slice {name}", values)
+    return Splits(splits, label_names, tuple(slices), rows, (*notes, *cut_notes, *limit_notes))
 
 
-def load(source: Source, config: DataConfig) -> "DatasetDict":
-    """The raw splits; an error in the file or on the Hub becomes an InputError that names it."""
-    import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
+def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", tuple[str, ...], list[str]]:
+    """Text, `label` as a number 0..classes-1, and `row`; the classes' names; and what is wrong, a sentence each.
 
-    try:
-        if source.is_local:
-            return load_local(source, config.config)
-        if source.local_files_only:
-            repository = f"datasets--{source.name.replace('/', '--')}"
-            snapshot = Path(HF_HUB_CACHE) / repository / "snapshots" / source.revision
-            return datasets.load_dataset(str(snapshot), config.config)
-        return datasets.load_dataset(source.name, config.config, revision=source.revision)
-    except InputError:
-        raise
-    except Exception as error:
-        if is_network_trouble(error):
-            raise HubUnreachable(f"data.name: the Hub broke off while sending {source.name}; try again") from error
-        if source.local_files_only and not source.is_local:
-            raise HubUnreachable(
-                f"data.name: {source.name} is only partly in the local cache and the Hub was not asked; "
-                "run once with the Hub reachable"
-            ) from error
-        if isinstance(error, OSError) and error.errno:
-            raise
-        if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
-            raise InputError(f"data.name: the split '{empty[1]}' of {source.name} has no rows; add some") from error
-        if source.is_local and isinstance(error, datasets.exceptions.DatasetGenerationError):
-            check_files_alone(source, config)
-        raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}") from error
-
-
-def load_local(source: Source, config_name: str | None) -> "DatasetDict":
-    """The splits of a file (all of it is train) or folder; raises InputError when it holds no data."""
-    import datasets
-
-    path = Path(source.name)
-    files = data_files(path)
-    if not files:
-        what = "is not a" if path.is_file() else "holds no"
-        raise InputError(f"data.name: {path} {what} {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
-    for file in files:
-        if not file.stat().st_size:
-            raise InputError(f"data.name: {file} is empty; it needs a text and a label column")
-    options = {
-        # datasets knows a file by its path and time only: content that changed and kept its time would not be read
-        "cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision)),
-        # pandas takes the words NA, null and None for missing values; in a text or a label they are words
-        **({"keep_default_na": False} if {file.suffix.lower() for file in files} == {".csv"} else {}),
-    }
-    if path.is_dir():
-        return datasets.load_dataset(str(path), config_name, **options)
-    if config_name:
-        raise InputError(f"data.config: only Hub data sets and folders have configurations, not the file {path.name}")
-    builder = path.suffix[1:].lower().replace("jsonl", "json")
-    return datasets.load_dataset(builder, data_files={"train": str(path)}, **options)
-
-
-def data_files(path: Path) -> list[Path]:
-    return [file for file in ([path] if path.is_file() else visible_files(path)) if file.suffix.lower() in DATA_FILES]
-
-
-def check_files_alone(source: Source, config: DataConfig) -> None:
-    """After a folder could not be read: raises InputError that names the file at fault, or says that they differ."""
-    if Path(source.name).is_dir():
-        for file in data_files(Path(source.name)):
-            load(source.model_copy(update={"name": str(file)}), config.model_copy(update={"config": None}))
-        raise InputError(
-            f"data.name: each file in {source.name} can be read, but not together; "
-            "all need the same columns, with the same kind of value in each"
-        )
-
-
-def reason(error: BaseException) -> str:
-    """The innermost cause: `datasets` wraps it in 'An error occurred while generating the dataset'."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    told = str(error).removeprefix("An error occurred while generating the dataset").strip()
-    return first_line(told or type(error).__name__)
-
-
-def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", list[str]]:
-    """The configured splits that exist. Only a split left at its usual name may be missing: it is cut later."""
-    from datasets import DatasetDict
-
-    wanted = dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
-    available = ", ".join(sorted(loaded))
-    for role, name in wanted.items():
-        if name not in loaded and (role == "train" or name != role):
-            raise InputError(f"data.{role}_split: there is no split '{name}'; the data set has {available}")
-    chosen = DatasetDict({role: loaded[name] for role, name in wanted.items() if name in loaded})
-    for role, split in chosen.items():
-        if not len(split):
-            raise InputError(f"data.{role}_split: the split '{wanted[role]}' has no rows")
-    unused = sorted(set(loaded) - set(wanted.values()))
-    return chosen, [f"not used: the split{'s'[: len(unused) > 1]} {', '.join(unused)}"] if unused else []
-
-
-def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
-    for role, split in chosen.items():
-        for field, column in (
-            *(("text_columns", name) for name in config.text_columns),
-            ("label_column", config.label_column),
-        ):
-            if column not in split.column_names:
-                raise InputError(
-                    f"data.{field}: there is no column '{column}' in {role}; it has {', '.join(split.column_names)}"
-                )
-        for column in config.text_columns:
-            kind = getattr(split.features[column], "dtype", str(split.features[column]))
-            if kind not in ("string", "large_string", "null"):
-                raise InputError(f"data.text_columns: column '{column}' in {role} holds {kind}, not text")
-
-
-def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", tuple[str, ...]]:
-    """Text, `label` as a number 0..classes-1, and `row`. Classes come from ClassLabel, else from the train rows."""
+    Classes come from ClassLabel, else from the train rows. A label that is none of them is -1.
+    """
+    import numpy as np
     from datasets import ClassLabel, DatasetDict, Features, Value
 
     feature = chosen["train"].features[config.label_column]
-    labels = {
-        role: [check_label(role, row, value) for row, value in enumerate(split[config.label_column])]
-        for role, split in chosen.items()
-    }
-    number: dict[str | int, int]
+    values = {role: split[config.label_column][:] for role, split in chosen.items()}
+    labels = {role: [as_label(value) for value in column] for role, column in values.items()}
+    faults = [fault for role in labels for fault in no_classes(role, values[role], labels[role])]
+    number: dict[str | int | None, int]
     if isinstance(feature, ClassLabel):
         names: list[str] = list(feature.names)
         number = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     else:
-        names = sorted({str(label) for label in labels["train"]}, key=numbers_first)
+        names = sorted({str(label) for label in labels["train"] if label is not None}, key=numbers_first)
         number = {name: i for i, name in enumerate(names)} | {int(n): i for i, n in enumerate(names) if n.isdecimal()}
+    if not faults:
+        check_names(names, len(labels["train"]), config)
+    for role, column in labels.items():
+        faults += unknown_labels(role, column, number, names)
+    encoded = DatasetDict()
+    features = Features({name: Value("string") for name in config.text_columns})
+    for role, split in chosen.items():
+        texts = split.select_columns(list(config.text_columns))
+        numbers = np.asarray([number.get(label, -1) for label in labels[role]])
+        encoded[role] = (
+            (texts if texts.features == features else texts.cast(features))
+            # as arrays: `datasets` hashes what is added, which takes seconds for a long list
+            .add_column("label", numbers, feature=ClassLabel(names=names))
+            .add_column("row", np.arange(len(split)), feature=Value("int64"))
+        )
+    return encoded, tuple(names), faults
+
+
+def as_label(value: object) -> str | int | None:
+    """`value` as a class name or number; None where it cannot be one: nothing, a fraction, below 0, a container."""
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int) and value >= 0:
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() and value >= 0 else None
+
+
+def no_classes(role: str, values: Sequence[object], labels: Sequence[str | int | None]) -> list[str]:
+    """What to say about rows whose label cannot be a class."""
+    bad = [row for row, label in enumerate(labels) if label is None]
+    unlabelled = [row for row in bad if isinstance(value := values[row], int) and value < 0]
+    other = sorted(set(bad).difference(unlabelled))
+    faults = []
+    if unlabelled:
+        faults.append(
+            f"data.label_column: label {values[unlabelled[0]]} means 'not labelled' ({named_rows(role, unlabelled)}); "
+            f"choose another {role}_split or remove such rows"
+        )
+    if other:
+        faults.append(
+            f"data.label_column: {values[other[0]]!r:.80} is no class; use words or whole numbers "
+            f"({named_rows(role, other)}), or choose another {role}_split where rows are not labelled"
+        )
+    return faults
+
+
+def unknown_labels(
+    role: str, labels: Sequence[str | int | None], number: dict[str | int | None, int], names: Sequence[str]
+) -> list[str]:
+    """What to say about rows whose label is not one of the classes."""
+    bad = [row for row, label in enumerate(labels) if label is not None and label not in number]
+    if not bad:
+        return []
+    different = list(dict.fromkeys(labels[row] for row in bad))
+    known, given = shortened(names), shortened([repr(label) for label in different])
+    many = len(different) > 1
+    return [
+        f"data.label_column: label{'s' * many} {given} {'are' if many else 'is'} not one of {known} "
+        f"({named_rows(role, bad)})"
+    ]
+
+
+def shortened(words: Sequence[str]) -> str:
+    return ", ".join(words[:10]) + (", ..." if len(words) > 10 else "")
+
+
+def check_names(names: Sequence[str], train_rows: int, config: DataConfig) -> None:
+    """The labels must be at least two classes, and not a number to predict."""
     if len(names) < 2:
         raise InputError(f"data.label_column: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
-    if len(names) > 20 and 2 * len(names) > len(chosen["train"]):
+    if len(names) > 20 and 2 * len(names) > train_rows:
         raise InputError(
-            f"data.label_column: '{config.label_column}' has {len(names)} different values in "
-            f"{len(chosen['train'])} rows; a class needs several rows (regression is not supported)"
+            f"data.label_column: '{config.label_column}' has {len(names)} different values in {train_rows} rows; "
+            "a class needs several rows (regression is not supported)"
         )
-    encoded = DatasetDict()
-    for role, split in chosen.items():
-        for row, label in enumerate(labels[role]):
-            if label not in number:
-                known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                raise InputError(f"data.label_column: label {label!r} is not one of {known} ({role} row {row})")
-        texts = split.select_columns(list(config.text_columns))
-        features = Features({name: Value("string") for name in config.text_columns})
-        encoded[role] = (
-            texts.cast(features)
-            .add_column("label", [number[label] for label in labels[role]], feature=ClassLabel(names=names))
-            .add_column("row", list(range(len(split))), feature=Value("int64"))
-        )
-    return encoded, tuple(names)
 
 
 def numbers_first(name: str) -> tuple[bool, int, str]:
@@ -201,57 +159,40 @@ def numbers_first(name: str) -> tuple[bool, int, str]:
     return (False, int(name), name) if name.isdecimal() else (True, 0, name)
 
 
-def check_label(role: str, row: int, value: object) -> str | int:
-    """`value` as a class name or number; None, fractions and containers are refused with their row."""
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        if value < 0:
-            raise InputError(
-                f"data.label_column: label {value} means 'not labelled' ({role} row {row}); "
-                f"choose another {role}_split or remove such rows"
-            )
-        return value
-    if isinstance(value, float) and value.is_integer() and value >= 0:
-        return int(value)
-    raise InputError(
-        f"data.label_column: {value!r} is no class; use words or whole numbers ({role} row {row}), "
-        f"or choose another {role}_split where rows are not labelled"
-    )
-
-
-def check_texts(role: str, split: "Dataset", columns: Sequence[str]) -> None:
+def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str]:
+    """What to say about rows without text, by column."""
+    faults = []
     for column in columns:
-        bad = [row for row, text in enumerate(split[column]) if not (isinstance(text, str) and text.strip())]
+        bad = [row for row, text in enumerate(split[column][:]) if not (text and text.strip())]
         if bad:
-            rows = ", ".join(map(str, bad[:ROW_EXAMPLES])) + (", ..." if len(bad) > ROW_EXAMPLES else "")
-            raise InputError(
-                f"data.text_columns: {len(bad)} empty text{'s'[: len(bad) > 1]} in column '{column}' "
-                f"({role} row{'s'[: len(bad) > 1]} {rows}); fill or remove them"
+            faults.append(
+                f"data.text_columns: {counted(len(bad), 'empty text')} in column '{column}' "
+                f"({named_rows(role, bad)}); fill or remove them"
             )
+    return faults
 
 
 def cut_missing(chosen: "DatasetDict", classes: int, seed: int) -> tuple["DatasetDict", list[str]]:
     """Cut validation and test from train where they are missing: a tenth each, stratified and seeded."""
+    import numpy as np
+
     notes, train = [], chosen["train"]
     count = round(CUT_FRACTION * len(train))
     for offset, role in enumerate(("test", "validation")):
         if role in chosen:
             continue
-        rows = stratified_rows(chosen["train"]["label"], classes, max(count, classes), seed + offset, leave=1)
+        rows = stratified_rows(chosen["train"]["label"][:], classes, max(count, classes), seed + offset, leave=1)
         if not rows:
             raise InputError(f"data: {len(train)} training rows are too few to cut a {role} split from; add rows")
-        left = sorted(set(range(len(chosen["train"]))) - set(rows))
+        left = np.setdiff1d(np.arange(len(chosen["train"])), rows)
         chosen[role], chosen["train"] = chosen["train"].select(rows), chosen["train"].select(left)
-        notes.append(f"no {role} split: {len(rows)} rows were cut from train, stratified, seed {seed}")
+        notes.append(f"no {role} split: {len(rows)} rows were cut from train, stratified, split seed {seed}")
     return type(chosen)({role: chosen[role] for role in SPLITS}), notes
 
 
-def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int, seed: int) -> tuple["DatasetDict", list[str]]:
+def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int) -> tuple["DatasetDict", list[str]]:
     """At most max_train_rows and max_test_rows of each split, stratified and seeded."""
-    notes = []
+    notes, seed = [], config.split_seed
     limits = {
         "train": config.max_train_rows,
         "validation": config.max_test_rows,
@@ -262,8 +203,9 @@ def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int, seed: in
             if limit < classes:
                 field = "max_train_rows" if role == "train" else "max_test_rows"
                 raise InputError(f"data.{field}: {limit} rows cannot hold the {classes} classes; use more")
-            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, drawn stratified, seed {seed}")
-            chosen[role] = chosen[role].select(stratified_rows(chosen[role]["label"], classes, limit, seed + offset))
+            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, drawn stratified, split seed {seed}")
+            rows = stratified_rows(chosen[role]["label"][:], classes, limit, seed + offset)
+            chosen[role] = chosen[role].select(rows)
     return chosen, notes
 
 
@@ -288,17 +230,50 @@ def stratified_rows(labels: Sequence[int], classes: int, count: int, seed: int, 
     return sorted(np.concatenate(rows).tolist())
 
 
-def check_classes(chosen: "DatasetDict", label_names: Sequence[str], config: DataConfig) -> None:
+def check_classes(chosen: "DatasetDict", label_names: Sequence[str]) -> None:
     """Train must hold two classes, and every class that validation or test asks for."""
-    present = {role: set(split["label"]) for role, split in chosen.items()}
+    present = {role: set(split["label"][:]) for role, split in chosen.items()}
     if len(present["train"]) < 2:
         only = label_names[min(present["train"])]
         raise InputError(f"data: the training rows hold only one class, {only!r}; two are needed")
     for role in ("validation", "test"):
         unknown = present[role] - present["train"]
         if unknown:
-            row = list(chosen[role]["label"]).index(min(unknown))
+            row = chosen[role]["label"][:].index(min(unknown))
             raise InputError(
                 f"data.label_column: label {label_names[min(unknown)]!r} in {role} never appears in train "
                 f"({role} row {chosen[role][row]['row']})"
             )
+
+
+def slice_values(source: "Dataset", rows: Sequence[int], config: DataConfig) -> dict[str, list[str]]:
+    """Categorical columns that `source` has besides texts and label: what each of `rows` holds there, as text."""
+    found: dict[str, list[str]] = {}
+    for name, feature in source.features.items():
+        taken = name in (*config.text_columns, config.label_column) or f"slice {name}" in config.text_columns
+        if not taken and is_categorical(feature) and len(found) < MOST_SLICE_COLUMNS:
+            values = few_values(source.select_columns([name]).select(rows), name)
+            if 2 <= len(set(values)) <= len(rows) / 2:
+                found[name] = values
+    return found
+
+
+def is_categorical(feature: object) -> bool:
+    from datasets import ClassLabel, Value
+
+    kinds = ("string", "large_string", "bool", "int", "uint")
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype.startswith(kinds))
+
+
+def few_values(split: "Dataset", column: str) -> list[str]:
+    """The column's values as text; none when they are more than MOST_SLICES different ones."""
+    feature, values, different = split.features[column], list[str](), set[str]()
+    for batch in split.iter(batch_size=1000):
+        for value in batch[column]:
+            if hasattr(feature, "int2str") and value is not None:
+                value = feature.int2str(value) if value >= 0 else None
+            values.append(NO_VALUE if value is None or not str(value).strip() else str(value))
+        different.update(values[-1000:])
+        if len(different) > MOST_SLICES:
+            return []
+    return values

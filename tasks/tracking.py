@@ -1,20 +1,35 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
 import importlib.metadata
+import json
 import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tasks import runlist
 from tasks.config import SPLITS, InputError, RunConfig
 from tasks.environment import describe_environment
 from tasks.hub import is_network_trouble
-from tasks.records import Comparison, Evaluation, Point, PreparedData, Record, TrainedAdapter
+from tasks.records import (
+    Comparison,
+    DataCheck,
+    Difference,
+    Evaluation,
+    Point,
+    PreparedData,
+    Record,
+    SeedsResult,
+    StoredRun,
+    TrainedAdapter,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +66,24 @@ def public_uri() -> str:
 
 
 def run_url(run_id: str) -> str:
-    """Address of the run in the MLflow UI: the server's, or where the UI of a local store opens."""
+    """Address of the run in the MLflow UI."""
+    return f"{ui()}/{runlist.run_address(experiment_of(run_id), run_id)}"
+
+
+def experiment_url(run_id: str) -> str:
+    """Address of the list of all runs of the run's experiment, with the columns that runs are compared by."""
+    return f"{ui()}/{runlist.address(experiment_of(run_id))}"
+
+
+def ui() -> str:
+    """The server's address, or where the UI of a local store opens; without a slash at the end."""
+    return (public_uri() if tracking_uri().startswith("http") else UI).rstrip("/")
+
+
+def experiment_of(run_id: str) -> str:
     from mlflow import MlflowClient
 
-    experiment = MlflowClient(tracking_uri()).get_run(run_id).info.experiment_id
-    server = public_uri() if tracking_uri().startswith("http") else UI
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return str(MlflowClient(tracking_uri()).get_run(run_id).info.experiment_id)
 
 
 @contextmanager
@@ -69,14 +96,26 @@ def tracked_run(config: RunConfig, tags: Mapping[str, str]) -> Iterator[str]:
 
     open_experiment(config.tracking.experiment)
     earlier = earlier_run(tags.get(FLOW_RUN_TAG))
-    run = mlflow.start_run(earlier, run_name=config.run_name(), tags={**config.tracking.tags, **tags})
+    # inside another run of this thread it becomes that one's child
+    run = mlflow.start_run(earlier, run_name=config.run_name(), nested=True, tags={**config.tracking.tags, **tags})
     try:
         log_configuration(config)
         yield run.info.run_id
     except BaseException as error:
-        mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+        mlflow.end_run("KILLED" if told_to_stop(error) else "FAILED")
         raise
     mlflow.end_run("FINISHED")
+
+
+def told_to_stop(error: BaseException) -> bool:
+    """Whether a signal or a cancelled flow is at the bottom of it: then Prefect's server may be gone first, and
+    what is raised on the way out says only that it does not answer."""
+    causes: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in causes:
+        causes.append(current)
+        current = current.__cause__ or current.__context__
+    return any(not isinstance(cause, Exception) for cause in causes)
 
 
 def earlier_run(flow_run_id: str | None) -> str | None:
@@ -118,27 +157,38 @@ def open_experiment(name: str) -> None:
         try:
             if store_is_ours() and mlflow.get_experiment_by_name(name) is None:
                 mlflow.create_experiment(name, artifact_location=(STORE / "artifacts").resolve().as_uri())
-            mlflow.set_experiment(name)
+            furnish(mlflow.set_experiment(name))
         except MlflowException as error:
             if "deleted" in str(error):
                 raise InputError(
                     f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name"
                 ) from None
-            if not store_is_ours() and is_network_trouble(error):
-                raise InputError(
-                    f"MLFLOW_TRACKING_URI: {public_uri()} does not answer; start it or unset it"
-                ) from error
             raise
+
+
+def furnish(experiment: Any) -> None:
+    """Description and saved view of the experiment's run list, where it has none; what people changed there stays."""
+    import mlflow
+
+    for name, value in runlist.experiment_tags(experiment.experiment_id).items():
+        if name not in experiment.tags:
+            mlflow.set_experiment_tag(name, value)
 
 
 @contextmanager
 def few_retries() -> Iterator[None]:
-    """At the start, a wrong address must be told from a busy server within seconds, not minutes."""
+    """At the start, a wrong address must be told from a busy server within seconds, not minutes, and in one line."""
+    from mlflow.exceptions import MlflowException
+
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
     os.environ[name] = before or "2"
     try:
         yield
+    except MlflowException as error:
+        if not store_is_ours() and is_network_trouble(error):
+            raise InputError(f"MLFLOW_TRACKING_URI: {public_uri()} does not answer; start it or unset it") from error
+        raise
     finally:
         if before is None:
             del os.environ[name]
@@ -153,6 +203,35 @@ def log_curve(run_id: str, *points: Point) -> None:
     MlflowClient(tracking_uri()).log_batch(run_id, metrics=metrics)
 
 
+def log_data_check(run_id: str, check: DataCheck, folder: Path) -> None:
+    """What `folder` says about the data, before anything expensive: a run that stops later shows it too."""
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri()).log_artifacts(run_id, str(folder), "data_check")
+
+
+DATA_CHECK = "data_check/data_check.json"
+
+
+def data_metrics(run_id: str) -> dict[str, float]:
+    """The figures of the run's data check.
+
+    They go to the run with its results: the compare page draws its parallel coordinates to the metric that runs
+    logged first, and these are the same in all runs on the same data.
+    """
+    from mlflow.artifacts import load_dict
+
+    check = DataCheck.model_validate(load_dict(f"runs:/{run_id}/{DATA_CHECK}"))
+    metrics: dict[str, float] = {
+        "data/leaked_test_rows": len(check.leaked["test"]),
+        "data/conflicting_texts": sum(text.conflicting for text in check.same_texts),
+        "data/duplicate_rows": sum(check.duplicates.values()),
+    }
+    if check.detectable is not None:
+        metrics["test/detectable_difference"] = check.detectable
+    return metrics
+
+
 class Logged(Record):
     """What the MLflow run now holds."""
 
@@ -165,11 +244,11 @@ def log_everything(
     run_id: str,
     config: RunConfig,
     data: PreparedData,
-    evaluations: tuple[Evaluation, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     trained: TrainedAdapter,
     result: Comparison,
     table: "pd.DataFrame",
-    headline: str,
+    description: str,
 ) -> Logged:
     """Complete the active run `run_id`: model first, so that the metrics can be tied to it; the verdict last."""
     import mlflow
@@ -177,24 +256,57 @@ def log_everything(
     model = log_model(config, data, trained, table)
     mlflow.log_params(found_parameters(data, trained))
     mlflow.log_metrics(final_metrics(evaluations, trained, result), run_id=run_id, model_id=model.model_id)
+    mlflow.log_metrics(data_metrics(run_id), run_id=run_id)
     for split in SPLITS:
         mlflow.log_input(dataset_input(config, data, split), context=split)
-    for evaluation in evaluations:
-        mlflow.log_artifact(evaluation.predictions, "comparison")
+    log_comparison(evaluations, result, table)
     mlflow.log_artifacts(trained.folder, "adapter")
-    mlflow.log_artifacts(result.folder, "comparison")
-    mlflow.log_artifacts(str(Path(result.folder).parent / "plots"), "plots")
-    mlflow.log_table(table, "comparison/predictions.json")
     mlflow.set_tags(
         {
             "data_fingerprint": data.fingerprint,
+            "test_fingerprint": data.test_fingerprint,
             "adapter_sha256": trained.sha256,
-            "mlflow.note.content": headline,
+            "mlflow.note.content": description,
             "verdict": result.verdict,
         }
     )
     version = model.registered_model_version
     return Logged(model_uri=model.model_uri, version=str(version) if version else None)
+
+
+TABLES = ("ladder", "slices", "flips", "mistakes", "label_errors", "predictions")
+"""In the order in which MLflow's page for several runs offers them."""
+
+
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Where MLflow looks for tables that it can show for several runs at once."""
+
+
+def tables_tag(names: Sequence[str]) -> str:
+    return json.dumps([{"path": f"comparison/{name}.json", "type": "table"} for name in names])
+
+
+def log_comparison(evaluations: Mapping[str, Evaluation], result: Comparison, table: "pd.DataFrame") -> None:
+    """The comparison's files under `comparison`; its tables are those that MLflow can show for several runs at once.
+
+    Not `mlflow.log_table`: it appends to what is there, so that a retried task would log every line twice.
+    """
+    import mlflow
+
+    folder = Path(result.folder)
+    with tempfile.TemporaryDirectory() as staged:
+        for file in (*folder.glob("*.*"), *folder.glob("tables/*.json")):
+            shutil.copy(file, staged)
+        for name, evaluation in evaluations.items():
+            shutil.copyfile(evaluation.predictions, Path(staged, f"{name}.parquet"))
+        table.to_json(Path(staged, "predictions.json"), orient="split", index=False)
+        mlflow.log_artifacts(staged, "comparison")
+    mlflow.set_tag(TABLES_TAG, tables_tag(TABLES))
+    plots = folder.parent / "plots"
+    mlflow.log_artifacts(str(plots), "plots")
+    # once more at the top: the compare page shows these next to each other, and no files in folders
+    for file in (folder / "comparison.md", plots / "ladder.png"):
+        mlflow.log_artifact(str(file))
 
 
 def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, Any]:
@@ -219,29 +331,49 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def final_metrics(
-    evaluations: tuple[Evaluation, Evaluation], trained: TrainedAdapter, result: Comparison
+    evaluations: Mapping[str, Evaluation], trained: TrainedAdapter, result: Comparison
 ) -> dict[str, float]:
-    """The same keys in every run, so that the compare page lines them up."""
-    named = {"baseline": result.baseline, "tuned": result.tuned}
-    named |= {f"reference/{name}": scores for name, scores in result.references.items()}
-    metrics = {f"{name}/{key}": value for name, scores in named.items() for key, value in scores.model_dump().items()}
-    for name in ("accuracy", "macro_f1", "log_loss"):
-        interval = getattr(result, name)
+    """The same keys in every run, so that the compare page lines them up; less what a run was not asked for."""
+    accuracy, gain = result.rung("tuned").accuracy, result.gain
+    # the run's page lists them in this order
+    metrics = named("tuned", result.rung("tuned").scores.model_dump())
+    metrics |= {"tuned/accuracy_low": accuracy.low, "tuned/accuracy_high": accuracy.high}
+    for name, interval in (("accuracy", gain.accuracy), ("macro_f1", gain.macro_f1), ("log_loss", gain.log_loss)):
         metrics |= {f"delta/{name}": interval.value}
         metrics |= {f"delta/{name}_low": interval.low, f"delta/{name}_high": interval.high}
-    metrics |= {"delta/p_value": result.p_value, "delta/fixed": result.fixed, "delta/broken": result.broken}
-    baseline, tuned = evaluations
+    metrics |= {"delta/p_value": gain.p_value, "delta/fixed": gain.fixed, "delta/broken": gain.broken}
+    metrics |= named("baseline", result.rung("baseline").scores.model_dump())
+    for rung in result.ladder:
+        if rung.adapter_gain and rung.name != "baseline":
+            metrics |= named(f"reference/{rung.name}", rung.scores.model_dump() | gain_metrics(rung.adapter_gain))
+    metrics |= named("calibration", result.calibration.model_dump())
+    if result.leaked:
+        metrics["test/accuracy_without_leaked"] = result.accuracy_without_leaked["tuned"]
     adapter_bytes = sum(file.stat().st_size for file in Path(trained.folder).rglob("*.safetensors"))
     return metrics | {
-        "cost/baseline_seconds": baseline.seconds,
+        "cost/baseline_seconds": evaluations["baseline"].seconds,
         "cost/train_seconds": trained.seconds,
-        "cost/tuned_seconds": tuned.seconds,
+        "cost/tuned_seconds": evaluations["tuned"].seconds,
         "cost/train_examples_per_second": trained.examples_per_second,
         "cost/peak_memory_mb": trained.peak_memory_mb,
         "cost/adapter_mb": adapter_bytes / 2**20,
         "train/steps": trained.steps,
         "train/best_step": trained.best_step,
     }
+
+
+def gain_metrics(gain: Difference) -> dict[str, float]:
+    accuracy = gain.accuracy
+    return {
+        "gain": accuracy.value,
+        "gain_low": accuracy.low,
+        "gain_high": accuracy.high,
+        "gain_p_value": gain.p_value,
+    }
+
+
+def named(group: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in values.items()}
 
 
 def dataset_input(config: RunConfig, data: PreparedData, split: str) -> Any:
@@ -290,3 +422,127 @@ SERVING_PACKAGES = ("mlflow", "torch", "transformers", "peft", "safetensors", "p
 def public_version(package: str) -> str:
     """Without the local part: `2.13.0+cpu` can be installed from nowhere else."""
     return importlib.metadata.version(package).split("+")[0]
+
+
+def stored_run(run_id: str, folder: Path) -> StoredRun:
+    """A finished run, with its adapter's predictions downloaded into `folder`; InputError where it has none."""
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (STORE / "mlflow.db").exists():
+        raise InputError(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")
+    with few_retries():
+        try:
+            run = MlflowClient(tracking_uri()).get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise InputError(f"there is no run {run_id} in {public_uri()}; `mlflow ui` shows each run's id") from None
+    parameters, tags = run.data.params, run.data.tags
+    if run.info.lifecycle_stage == "deleted":
+        raise InputError(f"run {run_id} was deleted in MLflow; restore it or choose another run")
+    if "seeds" in parameters:
+        raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
+    if run.info.status != "FINISHED":
+        raise InputError(f"run {run_id} has not finished ({run.info.status}) and cannot be compared; run it again")
+    if "verdict" not in tags:
+        raise InputError(f"run {run_id} was not made by peft-flow finetune")
+    if "test_fingerprint" not in tags:
+        raise InputError(f"run {run_id} is of an older version, which did not say what its test rows are; run it again")
+    try:
+        file = download_artifacts(
+            run_id=run_id, artifact_path=PREDICTIONS, dst_path=str(folder), tracking_uri=tracking_uri()
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(f"run {run_id}: its predictions {PREDICTIONS} cannot be read: {error}") from error
+    return StoredRun(
+        run_id=run_id,
+        name=run.info.run_name,
+        verdict=tags["verdict"],
+        parameters=parameters,
+        test_fingerprint=tags["test_fingerprint"],
+        predictions=file,
+    )
+
+
+PREDICTIONS = "comparison/tuned.parquet"
+"""Artifact with what the adapter said about the test rows."""
+
+
+def log_seeds(result: SeedsResult, page: str, ladder: dict[str, Any], description: str) -> None:
+    """Complete the parent of several seeds' runs: means under the names that single runs use, and their spread."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    api, now = MlflowClient(tracking_uri()), int(1000 * time.time())
+    tags = {
+        "data_fingerprint": result.data_fingerprint,
+        "mlflow.note.content": description,
+        "verdict": result.verdict,
+        TABLES_TAG: tables_tag(["ladder"]),
+    }
+    api.log_text(result.run_id, page, "comparison/comparison.md")
+    api.log_dict(result.run_id, ladder, "comparison/ladder.json")
+    api.log_batch(
+        result.run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in seed_metrics(result).items()],
+        params=[Param("seeds", str(len(result.runs)))],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+
+
+def seed_metrics(result: SeedsResult) -> dict[str, float]:
+    metrics = {"delta/accuracy": result.gain.mean.value}
+    for rung in result.ladder:
+        group = rung.name if rung.name in ("tuned", "baseline") else f"reference/{rung.name}"
+        for name in ("accuracy", "macro_f1", "log_loss"):
+            metrics[f"{group}/{name}"] = getattr(rung, name).mean.value
+    accuracy = result.rung("tuned").accuracy
+    return metrics | {
+        "seeds/count": len(result.runs),
+        "seeds/accuracy_std": accuracy.deviation,
+        "seeds/accuracy_low": accuracy.mean.low,
+        "seeds/accuracy_high": accuracy.mean.high,
+        "seeds/noise": result.noise,
+    }
+
+
+CHAMPION = "champion"
+"""Alias, in MLflow's model registry, of the version that the next one has to beat."""
+
+
+class Champion(Record):
+    uri: str
+    """`models:/NAME/VERSION`"""
+    source: str
+    """The logged model behind it: a version number is given anew after its model was deleted, this name never."""
+
+
+def find_champion(config: RunConfig) -> Champion | None:
+    """What carries the alias in the registry of `tracking.registered_model`, where there is one."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name = config.tracking.registered_model
+    if not name:
+        return None
+    try:
+        found = MlflowClient(tracking_uri()).get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+            return None
+        raise
+    return Champion(uri=f"models:/{name}/{found.version}", source=str(found.source))
+
+
+def download_adapter(uri: str, folder: Path) -> Path:
+    """The adapter folder of a model that `log_model` logged, copied into `folder`; OSError where it has none."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    adapter = files / "artifacts/adapter"
+    if not adapter.is_dir():
+        raise FileNotFoundError(f"{uri} holds no adapter")
+    return adapter

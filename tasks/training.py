@@ -20,6 +20,7 @@ from tasks.records import Point, PreparedData, TrainedAdapter, file_sha256
 from tasks.tracking import log_curve
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -75,6 +76,7 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     from safetensors.torch import save_file
 
     from tasks import serving
+    from tasks.statistics import fit_temperature
 
     transformers.set_seed(config.seed)
     splits = load_from_disk(data.folder)
@@ -82,7 +84,8 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report)
+    validated = ValidationLogits()
+    trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report, validated)
     started = time.monotonic()
     outcome = trainer.train()
     seconds = time.monotonic() - started
@@ -92,9 +95,11 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     if best and not best.endswith(f"-{trainer.state.global_step}"):
         adapters.load_checkpoint(model, Path(best))
     model.eval()
+    best_step = step_of(best) if best else trainer.state.global_step
+    temperature = fit_temperature(*validated.by_step[best_step])
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
     folder = work / "adapter"
-    adapters.save_adapter(model, tokenizer, config, data, folder)
+    adapters.save_adapter(model, tokenizer, config, data, folder, temperature)
     save_file({"logits": probe}, work / "probe.safetensors")
     trainable, total = model.get_nb_trainable_parameters()
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
@@ -108,15 +113,43 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
         target_modules=adapters.adapted_modules(model),
         fresh_modules=tuple(fresh),
         steps=trainer.state.global_step,
-        best_step=int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
+        best_step=best_step,
+        temperature=temperature,
         seconds=round(seconds, 3),
         examples_per_second=round(outcome.metrics["train_samples_per_second"], 2),
         peak_memory_mb=peak_memory_mb(),
     )
 
 
+class ValidationLogits:
+    """What the model said about the validation rows at the best step so far and at the latest.
+
+    Calibration then needs no further pass over them.
+    """
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        """Logits (rows, classes) and labels (rows,), in any order of rows."""
+
+    def keep(self, state: Any, logits: "np.ndarray", labels: "np.ndarray") -> None:
+        best = step_of(state.best_model_checkpoint) if state.best_model_checkpoint else None
+        self.by_step = {step: kept for step, kept in self.by_step.items() if step == best}
+        self.by_step[state.global_step] = (logits, labels)
+
+
+def step_of(checkpoint: str) -> int:
+    """Trainer's folders are called `checkpoint-STEP`."""
+    return int(checkpoint.rsplit("-", 1)[1])
+
+
 def build_trainer(
-    config: RunConfig, model: Any, tokenizer: Any, splits: Any, folder: Path, report: Report
+    config: RunConfig,
+    model: Any,
+    tokenizer: Any,
+    splits: Any,
+    folder: Path,
+    report: Report,
+    validated: ValidationLogits,
 ) -> "Trainer":
     import numpy as np
     from scipy.special import softmax
@@ -132,6 +165,7 @@ def build_trainer(
         callbacks.append(EarlyStoppingCallback(config.training.early_stopping_patience))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
+        validated.keep(trainer.state, prediction.predictions, prediction.label_ids)
         return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids).model_dump()
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]

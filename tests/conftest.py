@@ -7,9 +7,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # before any library reads it: nothing of the tests may come from, or stay in, the user's own caches
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peft-flow-hf-")
@@ -23,7 +23,20 @@ from tasks import environment  # noqa: F401  isort: skip
 import pytest
 
 from tasks.config import RunConfig, validated
-from tasks.records import Evaluation, PreparedData, TrainedAdapter
+from tasks.records import (
+    Comparison,
+    DataCheck,
+    Evaluation,
+    Place,
+    Point,
+    PreparedData,
+    SameText,
+    Source,
+    TrainedAdapter,
+)
+
+if TYPE_CHECKING:
+    from tasks.evaluation import Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -179,6 +192,23 @@ def small_config(foundation: Any, reviews: Path) -> Any:
     return make
 
 
+def bare_data(model: Source, label_names: tuple[str, ...] = ("bad", "good")) -> PreparedData:
+    """What saving an adapter needs to know of the data, without data."""
+    return PreparedData(
+        folder="",
+        source=model,
+        model=model,
+        fingerprint="",
+        test_fingerprint="",
+        label_names=label_names,
+        text_columns=("text",),
+        slice_columns=(),
+        class_counts={},
+        truncated=0,
+        notes=(),
+    )
+
+
 class Trained(NamedTuple):
     config: RunConfig
     data: PreparedData
@@ -210,6 +240,127 @@ def measured(trained: Trained) -> Evaluation:
     from tasks.evaluation import measure_adapter
 
     return measure_adapter(*trained)
+
+
+class Judged(NamedTuple):
+    config: RunConfig
+    data: PreparedData
+    check: DataCheck
+    trained: TrainedAdapter
+    predictions: "Predictions"
+    result: Comparison
+
+
+def made_up_classifier(labels: Any, accuracy: float, classes: int, seed: int) -> Any:
+    """Probabilities (rows, classes), float32, of a classifier that is right on that share of the rows."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    right = generator.permutation(len(labels)) < round(accuracy * len(labels))
+    said = np.where(right, labels, (labels + generator.integers(1, classes, len(labels))) % classes)
+    table = 0.5 * generator.random((len(labels), classes))
+    table[np.arange(len(labels)), said] += 0.5 + generator.random(len(labels))
+    return (table / table.sum(1, keepdims=True)).astype(np.float32)
+
+
+def made_up_data(folder: Path, frame: Any, label_names: Sequence[str], slice_columns: Sequence[str] = ()) -> Any:
+    """PreparedData whose test split is `frame` with its columns row, text, labels, length and full_length."""
+    from datasets import Dataset
+
+    Dataset.from_pandas(frame, preserve_index=False).save_to_disk(str(folder / "test"))
+    (folder / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    counts = tuple(int((frame["labels"] == label).sum()) for label in range(len(label_names)))
+    source = Source(name="made-up", revision="sha256:0", is_local=True, local_files_only=True)
+    return PreparedData(
+        folder=str(folder),
+        source=source,
+        model=source,
+        fingerprint="f" * 64,
+        test_fingerprint="e" * 64,
+        label_names=tuple(label_names),
+        text_columns=("text",),
+        slice_columns=tuple(slice_columns),
+        class_counts={"train": tuple(8 * count for count in counts), "validation": counts, "test": counts},
+        truncated=int((frame["full_length"] > frame["length"]).sum()),
+        notes=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """A run judged by the real code on made-up predictions for 240 reviews; leave its files as they are.
+
+    The adapter beats the foundation model clearly and TF-IDF not; its probabilities were made with temperature 1.5.
+    No model lies behind it: for that, see `trained`.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from tasks.comparison import judge
+    from tasks.evaluation import Predictions
+    from tasks.report import write_report
+    from tasks.statistics import detectable_difference
+
+    work = tmp_path_factory.mktemp("judged")
+    texts, labels = sentences(20)
+    texts = [f"{text} but not without flaws" if i % 5 == 0 else text for i, text in enumerate(texts)]
+    lengths = np.array([len(text.split()) + 2 + i % 7 for i, text in enumerate(texts)])
+    frame = pd.DataFrame({"row": range(240), "text": texts, "labels": labels, "full_length": lengths})
+    frame["length"] = np.minimum(lengths, 12)
+    frame["slice outlet"] = np.where(np.arange(240) % 12 == 0, "radio", np.where(np.arange(240) % 2, "press", "web"))
+    data = made_up_data(work / "data", frame, ("bad", "good"), ("outlet",))
+    config = validated({"data": {"max_length": 12}, "evaluation": {"bootstrap_samples": 500}})
+    accuracies = {"tuned": 0.86, "baseline": 0.5, "majority": 0.5, "tfidf": 0.825, "probe": 0.75}
+    array = np.array(labels)
+    tables = {name: made_up_classifier(array, accuracy, 2, i) for i, (name, accuracy) in enumerate(accuracies.items())}
+    tables["majority"] = np.full((240, 2), 0.5, np.float32)
+    predictions = Predictions(np.arange(240), array, tables)
+    place = {"train": 7, "test": 3}
+    counts, edges = np.histogram(lengths, np.arange(0, 24, 2))
+    check = DataCheck(
+        same_texts=(
+            SameText(
+                text=texts[3],
+                places=tuple(Place(split=split, row=row) for split, row in place.items()),
+                labels=("bad", "bad"),
+            ),
+        ),
+        duplicates={"train": 0, "validation": 0, "test": 0},
+        leaked={"validation": (), "test": (3,)},
+        near_empty=(),
+        max_length=config.data.max_length,
+        truncated={"train": 0, "validation": 0, "test": data.truncated},
+        lengths={"train": (8 * counts).tolist(), "validation": counts.tolist(), "test": counts.tolist()},
+        length_edges=tuple(edges.tolist()),
+        detectable=detectable_difference(240, config.evaluation.confidence),
+        warnings=("Leakage: the text of 1 of 240 test rows is also in train (test row 3; train row 7)",),
+    )
+    trained = TrainedAdapter(
+        folder=str(work / "adapter"),
+        sha256="a" * 64,
+        probe=str(work / "probe.safetensors"),
+        history=tuple(
+            Point(
+                step=step,
+                metrics={"train/loss": 0.7 - step / 200, "validation/loss": 0.7 - step / 250, "validation/accuracy": a},
+            )
+            for step, a in ((20, 0.6), (40, 0.74), (60, 0.85), (80, 0.84))
+        ),
+        trainable_parameters=1_234,
+        total_parameters=98_765,
+        target_modules=("query", "value"),
+        fresh_modules=("classifier",),
+        steps=80,
+        best_step=60,
+        temperature=1.5,
+        seconds=12.5,
+        examples_per_second=345.6,
+        peak_memory_mb=789.0,
+    )
+    Path(trained.folder).mkdir()
+    result = judge(config, data, check, predictions, trained, work / "comparison")
+    write_report(config, data, predictions, trained, result)
+    return Judged(config, data, check, trained, predictions, result)
 
 
 @pytest.fixture

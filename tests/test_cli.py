@@ -45,7 +45,7 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["compare", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom flows.cli import main\n"
@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
 def test_help_shows_every_field_with_its_description(help_text: str) -> None:
     words = " ".join(help_text.split())
     assert len(OPTIONS) > 30
-    for option in [*OPTIONS, "--seed", "--offline", "--json"]:
+    for option in [*OPTIONS, "--seed", "--seeds", "--offline", "--json"]:
         assert f"{option} " in words
     for owner in (RunConfig, *dict(sections()).values()):
         for info in owner.model_fields.values():
@@ -99,6 +99,11 @@ def test_error_is_one_line_on_standard_error(foundation: Any, tmp_path: Path) ->
         (["finetune", "--sed", "1"], "did you mean seed?"),
         (["finetune", "--trainig.epochs=2"], "did you mean training.epochs?"),
         (["finetune", "--data.nam", "x"], "did you mean data.name?"),
+        (["finetune", "--seeds"], "--seeds: expected one argument"),
+        (["compare"], "RUN"),
+        (["compare", "a"], "RUN"),
+        (["compare", "a", "b", "c"], "unexpected argument 'c'"),
+        (["compare", "a", "b", "--jsn"], "unexpected argument '--jsn'"),
     ],
 )
 def test_mistyped_argument_is_refused_without_a_traceback(
@@ -128,6 +133,32 @@ def test_flow_gets_the_configuration_of_file_and_options(
     assert config.model.name == "a/b"
 
 
+@pytest.mark.parametrize(("seeds", "called"), [((), "finetune"), (("--seeds", "1"), "finetune"), (("--seeds=3",), 3)])
+def test_several_seeds_go_to_the_flow_of_seeds(
+    seeds: tuple[str, ...], called: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import flows.seeds
+
+    calls: list[Any] = []
+
+    def flow(**settings: Any) -> None:
+        calls.append(settings.pop("seeds", "finetune"))
+        assert RunConfig(**settings).seed == 4
+        raise RuntimeError("enough")
+
+    replace_flow(monkeypatch, flow)
+    monkeypatch.setattr(flows.seeds, "finetune_seeds", flow)
+    assert main(["finetune", "--model.name", "a/b", "--data.name", "c/d", "--seed", "4", *seeds]) == FAILED
+    assert calls == [called]
+    assert "RuntimeError: enough" in capsys.readouterr().err
+
+
+def test_seeds_are_no_field_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("seeds: 3\n")
+    assert main(["finetune", str(tmp_path / "run.yaml")]) == USER_MUST_CHANGE
+    assert "unknown field 'seeds'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
 def test_unforeseen_failure_is_exit_code_1_with_nothing_on_standard_output(
     json_option: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -142,11 +173,17 @@ def test_unforeseen_failure_is_exit_code_1_with_nothing_on_standard_output(
     assert errors.count("\n") == 1 and "RuntimeError: the disk is full" in errors
 
 
+@pytest.mark.parametrize("hidden", [False, True])
 def test_interrupt_is_exit_code_1_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def flow(**sections: Any) -> None:
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if hidden:  # Prefect's server has been interrupted as well
+                raise ConnectionError("refused")  # noqa: B904
+            raise
 
     replace_flow(monkeypatch, flow)
     assert main(["finetune", "--model.name", "a/b", "--data.name", "c/d"]) == FAILED
@@ -166,44 +203,19 @@ def test_demo_says_that_it_is_one_and_real_jobs_do_not(
     assert "demo" not in capsys.readouterr().err
 
 
+def finished_run(folder: Path) -> Any:
+    """The result of a run that has left its comparison in `folder`."""
+    from tests.test_seeds import write_run
+
+    return write_run(folder / "a", right=80, verdict="no evidence")
+
+
 def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.records import Comparison, Delta, Interval, RunResult, Scores, Seconds
-
-    scores, interval = Scores(accuracy=0.5, macro_f1=0.5, log_loss=0.7), Interval(value=0.0, low=0.0, high=0.0)
-    comparison = Comparison(
-        folder=str(tmp_path / "comparison"),
-        rows=10,
-        verdict="no evidence",
-        baseline=scores,
-        tuned=scores,
-        accuracy=interval,
-        macro_f1=interval,
-        log_loss=interval,
-        p_value=1.0,
-        fixed=0,
-        broken=0,
-        references={"majority": scores},
-    )
-    (tmp_path / "comparison").mkdir()
-    comparison.write(tmp_path / "comparison/comparison.json")
-    result = RunResult(
-        run_id="0" * 32,
-        experiment="e",
-        status="finished",
-        verdict="no evidence",
-        baseline=scores,
-        tuned=scores,
-        delta=Delta(accuracy=0.0, low=0.0, high=0.0, p_value=1.0, fixed=0, broken=0),
-        references={"majority": {"accuracy": 0.5}},
-        adapter_path=str(tmp_path / "adapter"),
-        adapter_sha256="0" * 64,
-        model_uri="models:/m-0",
-        data_fingerprint="0" * 64,
-        seconds=Seconds(total=1, prepare=0, baseline=0, train=1, tuned=0),
-    )
+    result = finished_run(tmp_path)
     monkeypatch.setattr("tasks.tracking.run_url", lambda run_id: "http://127.0.0.1:5000/run")
+    monkeypatch.setattr("tasks.tracking.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
     replace_flow(monkeypatch, lambda **sections: result)
     arguments = ["finetune", "--model.name", "a/b", "--data.name", "c/d"]
 
@@ -211,8 +223,41 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     output, errors = capsys.readouterr()
     assert output.count("\n") == 1
     assert json.loads(output) == result.model_dump()
-    assert "NO EVIDENCE" in errors and result.adapter_path in errors
+    assert "NO EVIDENCE" in errors and "| classifier" in errors and result.adapter_path in errors
 
     assert main(arguments) == DONE
     output, errors = capsys.readouterr()
     assert "NO EVIDENCE" in output and result.adapter_path in output and errors == ""
+    for said in (
+        f"run       {result.run_id}",
+        "open http://127.0.0.1:5000/run",
+        "all runs  http://127.0.0.1:5000/list",
+    ):
+        assert said in output
+
+
+def test_several_seeds_are_summed_up_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import flows.seeds
+    from tests.test_seeds import judge
+
+    result = judge(tmp_path, [80, 84, 88])
+    monkeypatch.setattr("tasks.tracking.run_url", lambda run_id: "http://127.0.0.1:5000/run")
+    monkeypatch.setattr("tasks.tracking.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
+    replace_flow(monkeypatch, lambda **sections: None)
+    monkeypatch.setattr(flows.seeds, "finetune_seeds", lambda **sections: result)
+    arguments = ["finetune", "--model.name", "a/b", "--data.name", "c/d", "--seeds", "3"]
+
+    assert main([*arguments, "--json"]) == DONE
+    output, errors = capsys.readouterr()
+    assert output.count("\n") == 1
+    assert json.loads(output) == json.loads(result.model_dump_json())
+    assert "IMPROVED" in errors
+
+    assert main(arguments) == DONE
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    for said in ("IMPROVED  b · d · lora r8 · 3 seeds", "0.840 ± 0.040", "is seed noise", "/run", result.run_id):
+        assert said in output
+    assert max(len(line) for line in output.splitlines() if line.startswith("|")) <= 120

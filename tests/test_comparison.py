@@ -1,162 +1,163 @@
-"""Two prediction files to a verdict."""
+"""All classifiers to a ladder, a verdict and words; every number against one from elsewhere."""
 
-import json
-from pathlib import Path
+import re
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from tasks.comparison import (
-    Predictions,
-    bootstrap_intervals,
-    class_report,
+    SHORT_TITLES,
+    TITLES,
     class_table,
     confusion,
+    description,
+    headline,
+    judge,
+    ladder,
+    ladder_table,
+    leak_sentence,
     markdown_table,
-    mcnemar_p_value,
-    paired_predictions,
-    verdict,
+    plain,
 )
+from tasks.evaluation import Predictions
 from tasks.metrics import score
-from tasks.records import Interval
+from tasks.records import DataCheck, Interval
+from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
+from tests.conftest import Judged, made_up_classifier
 
 
-def classifier(labels: np.ndarray, accuracy: float, classes: int, seed: int) -> np.ndarray:
-    """Probabilities of a made-up classifier that is right about as often as asked."""
-    generator = np.random.default_rng(seed)
-    right = generator.random(len(labels)) < accuracy
-    said = np.where(right, labels, (labels + generator.integers(1, classes, len(labels))) % classes)
-    table = generator.random((len(labels), classes)) * 0.5
-    table[np.arange(len(labels)), said] += 1
-    return table / table.sum(1, keepdims=True)
+def judge_again(judged: Judged, **changes: Any) -> Any:
+    check: DataCheck = judged.check.model_copy(update=changes)
+    folder = judged.result.folder
+    from pathlib import Path
+
+    return judge(judged.config, judged.data, check, judged.predictions, judged.trained, Path(folder))
 
 
-@pytest.fixture
-def predictions() -> Predictions:
-    labels = np.random.default_rng(0).integers(0, 3, 400)
-    return Predictions(labels, classifier(labels, 0.6, 3, 1), classifier(labels, 0.8, 3, 2))
+def test_ladder_is_sorted_by_accuracy_and_then_by_loss(judged: Judged) -> None:
+    names = [rung.name for rung in judged.result.ladder]
+    assert names == ["tuned", "tfidf", "probe", "majority", "baseline"]
+    scores = {rung.name: rung.scores for rung in judged.result.ladder}
+    assert scores["majority"].accuracy == scores["baseline"].accuracy
+    assert scores["majority"].log_loss < scores["baseline"].log_loss
 
 
-@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (1, 0), (9, 3), (40, 41), (120, 30)])
-def test_mcnemar_is_that_of_statsmodels(fixed: int, broken: int) -> None:
-    expected = mcnemar([[50, fixed], [broken, 50]], exact=True).pvalue if fixed + broken else 1.0
-    assert mcnemar_p_value(fixed, broken) == pytest.approx(min(expected, 1.0), abs=1e-12)
+def test_scores_of_every_rung_are_those_of_the_metrics(judged: Judged) -> None:
+    for rung in judged.result.ladder:
+        expected = score(judged.predictions.tables[rung.name], judged.predictions.labels)
+        assert rung.scores.model_dump() == pytest.approx(expected.model_dump(), abs=1e-6), rung.name
+        right = int((judged.predictions.tables[rung.name].argmax(1) == judged.predictions.labels).sum())
+        assert rung.accuracy == wilson_interval(right, 240, 0.95)
+        assert rung.macro_f1.low < rung.macro_f1.value < rung.macro_f1.high or rung.name == "majority"
 
 
-def test_mcnemar_does_not_care_which_is_called_baseline() -> None:
-    assert mcnemar_p_value(31, 12) == pytest.approx(mcnemar_p_value(12, 31))
+def test_each_gain_is_the_paired_test_of_that_pair_alone(judged: Judged) -> None:
+    labels, tables = judged.predictions.labels, judged.predictions.tables
+    for rung in judged.result.ladder:
+        if rung.name == "tuned":
+            assert rung.adapter_gain is None
+            continue
+        pair = [tables["tuned"], tables[rung.name]]
+        assert rung.adapter_gain == difference(labels, pair, bootstrap(labels, pair, 500, 0), (0, 1), 0.95)
 
 
-def test_differences_are_those_of_the_scores(predictions: Predictions) -> None:
-    intervals = bootstrap_intervals(predictions, 200, 0.95, seed=0)
-    old, new = score(predictions.baseline, predictions.labels), score(predictions.tuned, predictions.labels)
-    for name, interval in intervals.items():
-        assert interval.value == pytest.approx(getattr(new, name) - getattr(old, name), abs=1e-12)
-        assert interval.low < interval.value < interval.high
+def test_verdict_is_the_one_against_the_foundation_model(judged: Judged) -> None:
+    gains = {rung.name: rung.adapter_gain for rung in judged.result.ladder}
+    assert judged.result.gain == gains["baseline"]
+    assert judged.result.verdict == "improved"
+    assert gains["tfidf"].verdict == "no evidence"
 
 
-def test_interval_is_that_of_scipys_paired_bootstrap(predictions: Predictions) -> None:
-    labels, old, new = predictions
-    gain = (new.argmax(1) == labels).astype(float) - (old.argmax(1) == labels)
-    theirs = stats.bootstrap(
-        (gain,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    ours = bootstrap_intervals(predictions, 20_000, 0.95, seed=0)["accuracy"]
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+def test_accuracy_without_leaked_rows_leaves_out_these_rows_and_no_others(judged: Judged) -> None:
+    leaked = (3, 17, 18, 200)
+    result = judge_again(judged, leaked={"validation": (1, 2), "test": leaked})
+    keep = ~np.isin(judged.predictions.rows, leaked)
+    assert result.leaked == 4
+    for name, table in judged.predictions.tables.items():
+        expected = (table.argmax(1) == judged.predictions.labels)[keep].mean()
+        assert result.accuracy_without_leaked[name] == pytest.approx(expected, abs=1e-12)
+    assert "4 of 240 test rows are in train" in leak_sentence(result)
+    assert f"adapter {result.accuracy_without_leaked['tuned']:.3f}" in leak_sentence(result)
 
 
-def test_resampled_macro_f1_is_that_of_the_resampled_rows(predictions: Predictions) -> None:
-    """One resample, done by hand with sklearn's F1 through `score`, against the sums."""
-    from tasks.comparison import per_row, scores_from_sums
-
-    rows = len(predictions.labels)
-    weights = np.random.default_rng(3).multinomial(rows, np.full(rows, 1 / rows))
-    drawn = np.repeat(np.arange(rows), weights)
-    ours = scores_from_sums(weights[None] @ per_row(predictions.tuned, predictions.labels), rows, 3)[0]
-    expected = score(predictions.tuned[drawn], predictions.labels[drawn])
-    assert ours == pytest.approx([expected.accuracy, expected.macro_f1, expected.log_loss], abs=1e-9)
+def test_without_leaked_rows_there_is_no_second_accuracy(judged: Judged) -> None:
+    result = judge_again(judged, leaked={"validation": (5,), "test": ()})
+    assert (result.leaked, result.accuracy_without_leaked) == (0, {})
+    assert leak_sentence(result) == "none of 240 test rows is in train"
 
 
-def test_same_seed_gives_the_same_interval_in_any_chunks(
-    predictions: Predictions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = bootstrap_intervals(predictions, 500, 0.9, seed=7)
-    monkeypatch.setattr("tasks.comparison.CHUNK_CELLS", 400 * 7)
-    chunked = bootstrap_intervals(predictions, 500, 0.9, seed=7)
-    for name, interval in whole.items():
-        assert chunked[name].model_dump() == pytest.approx(interval.model_dump(), abs=1e-12)
-    assert bootstrap_intervals(predictions, 500, 0.9, seed=8) != whole
+def test_calibration_compares_the_probabilities_with_and_without_temperature(judged: Judged) -> None:
+    after, labels = judged.predictions.tables["tuned"], judged.predictions.labels
+    before, found = without_temperature(after, 1.5), judged.result.calibration
+    assert found.temperature == 1.5
+    assert (found.error_before, found.error_after) == (
+        pytest.approx(calibration_error(before, labels)),
+        pytest.approx(calibration_error(after, labels)),
+    )
+    assert found.log_loss_before == pytest.approx(score(before, labels).log_loss, abs=1e-6)
+    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").scores.log_loss, abs=1e-6)
+    assert found.error_before != found.error_after
 
 
-def test_more_confidence_gives_wider_intervals(predictions: Predictions) -> None:
-    narrow, wide = (bootstrap_intervals(predictions, 2000, level, seed=0)["accuracy"] for level in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
+def test_headline_names_gain_and_strongest_reference(judged: Judged) -> None:
+    told, gain = headline(judged.config, judged.result), judged.result.gain
+    assert f"{gain.accuracy.value:+.3f} (95 % interval {gain.accuracy.low:+.3f} to {gain.accuracy.high:+.3f})" in told
+    assert f"fixed {gain.fixed} rows and broke {gain.broken}" in told
+    assert "Against TF-IDF + logistic regression, the strongest reference" in told
+    assert told.endswith(": no evidence.")
 
 
-def test_verdict_needs_interval_and_test_to_agree() -> None:
-    better, worse, unclear = (Interval(value=v, low=v - 0.02, high=v + 0.02) for v in (0.1, -0.1, 0.01))
-    assert verdict(better, 0.001, 0.95) == "improved"
-    assert verdict(worse, 0.001, 0.95) == "worse"
-    assert verdict(unclear, 0.001, 0.95) == "no evidence"
-    assert verdict(better, 0.2, 0.95) == "no evidence"
-    assert verdict(worse, 0.2, 0.95) == "no evidence"
+def test_description_has_five_lines_with_the_verdict_first(judged: Judged) -> None:
+    lines = description(judged.result).splitlines()
+    assert len(lines) == 5
+    assert max(len(line) for i, line in enumerate(lines) if i != 3) <= 92
+    assert lines[0].startswith("**Improved**: accuracy 0.500 to ")
+    places = [lines[1].index(f"{SHORT_TITLES[rung.name]} ") for rung in judged.result.ladder]
+    assert places == sorted(places)
+    assert "TF-IDF" in lines[2] and "no evidence" in lines[2]
+    assert "1 of 240 test rows is in train" in lines[3] and f"{judged.check.detectable:.3f}" in lines[3]
+    assert lines[4].startswith("Calibration error ") and "weakest slice: " in lines[4]
 
 
-def test_equally_good_classifiers_are_rarely_told_apart() -> None:
-    """The verdict `improved` or `worse` on 400 pairs without a difference: at most 5 %, and the noise of 400."""
-    wrong = 0
-    for trial in range(400):
-        labels = np.random.default_rng(trial).integers(0, 2, 200)
-        pair = Predictions(
-            labels, classifier(labels, 0.75, 2, 10_000 + trial), classifier(labels, 0.75, 2, 20_000 + trial)
-        )
-        right = [(table.argmax(1) == labels) for table in pair[1:]]
-        p_value = mcnemar_p_value(int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum()))
-        wrong += verdict(bootstrap_intervals(pair, 200, 0.95, trial)["accuracy"], p_value, 0.95) != "no evidence"
-    assert wrong <= 400 * 0.05 + 2 * (400 * 0.05 * 0.95) ** 0.5
+def test_run_without_references_is_described_too(judged: Judged) -> None:
+    ladder = tuple(rung for rung in judged.result.ladder if rung.name in ("tuned", "baseline"))
+    alone = judged.result.model_copy(update={"ladder": ladder})
+    assert "strongest reference" not in headline(judged.config, alone)
+    assert "none was measured" in description(alone)
 
 
-def test_clearly_better_classifier_is_told(predictions: Predictions) -> None:
-    right = [(table.argmax(1) == predictions.labels) for table in predictions[1:]]
-    p_value = mcnemar_p_value(int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum()))
-    assert verdict(bootstrap_intervals(predictions, 500, 0.95, 0)["accuracy"], p_value, 0.95) == "improved"
+def test_ladder_table_fits_a_terminal_and_has_every_rung(judged: Judged) -> None:
+    rungs = list(judged.result.ladder)
+    gain = rungs[1].adapter_gain
+    assert gain
+    wide = gain.model_copy(
+        update={"accuracy": Interval(value=-0.123, low=-0.456, high=-0.001), "verdict": "no evidence", "p_value": 1e-9}
+    )
+    rungs[1] = rungs[1].model_copy(update={"adapter_gain": wide})
+    table = ladder_table(judged.result.model_copy(update={"ladder": tuple(rungs)}))
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert [re.split(r"\s{2,}|\|", line)[1].strip() for line in lines[2:7]] == [TITLES[rung.name] for rung in rungs]
+    assert "<0.001" in lines[3] and "-0.123 (-0.456, -0.001)" in lines[3]
 
 
-def test_files_about_different_rows_are_not_compared(tmp_path: Path) -> None:
-    def write(name: str, rows: list[int], labels: list[int]) -> str:
-        path = tmp_path / name
-        table = [[0.5, 0.5]] * len(rows)
-        pd.DataFrame({"row": rows, "label": labels, "probabilities": table}).to_parquet(path)
-        return str(path)
-
-    one = write("one", [0, 1, 2], [0, 1, 0])
-    assert paired_predictions(one, write("same", [0, 1, 2], [0, 1, 0])).labels.tolist() == [0, 1, 0]
-    for other in (write("rows", [0, 1, 3], [0, 1, 0]), write("labels", [0, 1, 2], [0, 1, 1]), write("few", [0], [0])):
-        with pytest.raises(ValueError, match="different test rows"):
-            paired_predictions(one, other)
+def test_tie_in_everything_keeps_the_given_order() -> None:
+    labels = np.array([0, 1] * 20)
+    table = made_up_classifier(labels, 0.75, 2, 0)
+    rungs = ladder(Predictions(np.arange(40), labels, {"tuned": table, "baseline": table.copy()}), 200, 0.95, 0)
+    assert [rung.name for rung in rungs] == ["tuned", "baseline"]
+    gain = rungs[1].adapter_gain
+    assert gain and (gain.verdict, gain.p_value, gain.accuracy.low, gain.accuracy.high) == ("no evidence", 1.0, 0, 0)
 
 
-def test_tables_by_class_count_every_row(predictions: Predictions) -> None:
-    labels, _, tuned = predictions
-    counts = confusion(labels, tuned)
+def test_tables_by_class_count_every_row(judged: Judged) -> None:
+    labels, table = judged.predictions.labels, judged.predictions.tables["tuned"]
+    counts = confusion(labels, table)
     assert counts.sum() == len(labels)
-    table = class_table(labels, tuned)
-    assert table[:, 1] == pytest.approx(np.diag(counts) / counts.sum(1))
-    assert table[:, 3].tolist() == np.bincount(labels).tolist()
-
-
-def test_class_report_is_the_tables_for_programs(predictions: Predictions) -> None:
-    report = json.loads(json.dumps(class_report(("a", "b", "c"), predictions)))
-    assert report["label_names"] == ["a", "b", "c"]
-    for name, table in (("baseline", predictions.baseline), ("tuned", predictions.tuned)):
-        counts = np.array(report[name]["confusion"])
-        assert counts.sum(1).tolist() == report[name]["rows"] == np.bincount(predictions.labels).tolist()
-        assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
-        assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
-        assert np.mean(report[name]["f1"]) == pytest.approx(score(table, predictions.labels).macro_f1)
+    found = class_table(labels, table)
+    assert found[:, 1] == pytest.approx(np.diag(counts) / counts.sum(1))
+    assert found[:, 3].tolist() == np.bincount(labels).tolist()
 
 
 def test_class_never_predicted_counts_as_zero_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
@@ -171,3 +172,7 @@ def test_cells_cannot_break_a_table() -> None:
     assert len(table.splitlines()) == 3
     assert "a\\|b" in table
     assert "x y" in table
+
+
+def test_texts_of_the_data_are_shown_and_not_obeyed() -> None:
+    assert plain("![x](http://a/b) <img src=c> *d*") == r"!\[x\](http://a/b) \<img src=c\> \*d\*"

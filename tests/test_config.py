@@ -121,6 +121,7 @@ def test_data_section_can_name_what_was_read() -> None:
     ("values", "name"),
     [
         ({}, "demo-gpt2 · demo-reviews · lora r8"),
+        ({"training": {"learning_rate": 1e-3}, "seed": 2}, "demo-gpt2 · demo-reviews · lora r8 · lr 0.001 · seed 2"),
         ({"model": {"name": "openai-community/gpt2"}, "data": {"name": "a/b"}}, "gpt2 · b · lora r8"),
         ({"data": {"name": "some/where/reviews.v2.csv"}, "adapter": {"r": 4}}, "demo-gpt2 · reviews.v2 · lora r4"),
         ({"adapter": {"method": "ia3"}}, "demo-gpt2 · demo-reviews · ia3"),
@@ -129,6 +130,11 @@ def test_data_section_can_name_what_was_read() -> None:
 )
 def test_run_is_named_by_what_it_does(values: dict[str, Any], name: str) -> None:
     assert validated(values).run_name() == name
+
+
+def test_one_of_several_seeds_is_named_by_its_own() -> None:
+    assert validated({"seed": 7}).name_of("seed 8") == "demo-gpt2 · demo-reviews · lora r8 · seed 8"
+    assert len(validated({"tracking": {"run_name": "x" * 250}}).name_of("3 seeds")) <= 250
 
 
 # YAML and dotted options

@@ -14,6 +14,8 @@ import pytest
 from tasks import data, model
 from tasks.config import InputError, RunConfig, load_config, validated
 from tasks.data import prepare
+from tasks.datacheck import read_check
+from tasks.evaluation import model_rows
 from tasks.hub import HubUnreachable, network_may_recover
 from tasks.records import PreparedData
 from tests.conftest import ROOT, SHARED
@@ -76,19 +78,43 @@ def test_long_texts_are_cut_and_counted(reviews: Path, configure: Callable[..., 
     assert 0 < prepared.truncated < len(whole)
     assert prepared.truncated == sum(length > 6 for length in whole)
     assert max(length for split in splits.values() for length in split["length"]) == 6
+    assert [length for split in splits.values() for length in split["full_length"]] == whole
+
+
+@pytest.mark.parametrize("columns", [("first",), ("first", "second")], ids=["one-text", "pair"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "no fast tokenizer"])
+def test_full_length_is_that_without_truncation(
+    family: str, columns: tuple[str, ...], foundation: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    slow = family.startswith("no")
+    tokenizer = ByT5Tokenizer() if slow else AutoTokenizer.from_pretrained(foundation(family))
+    assert tokenizer.is_fast is not slow
+    texts = [" ".join(["a warm and funny film"] * (n % 9 + 1)) + f" {n}" for n in range(40)]
+    frame = pd.DataFrame({"first": texts, "second": texts, "label": [0, 1] * 20})
+    path = write(frame, tmp_path / "long.parquet")
+    config = validated({"data": {"name": str(path), "text_columns": columns, "max_length": 24}}).data
+    train = data.tokenize(read(path, text_columns=columns).datasets, tokenizer, config, tmp_path)["train"]
+    texts = model.model_texts([list(train[column]) for column in columns], tokenizer)
+    whole = [len(ids) for ids in tokenizer(*texts)["input_ids"]]
+    assert list(train["full_length"]) == whole
+    assert list(train["length"]) == [min(length, 24) for length in whole]
+    assert min(whole) <= 24 < max(whole) or slow
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Two pairs that differ only in where the first text ends."""
-    rows = [("a film", "noir", "x"), ("a", "film noir", "y")] * 30
+    """Every two pairs differ only in where the first text ends."""
+    stems = [" ".join("a" * count) for count in range(1, 31)]
+    rows = [row for stem in stems for row in ((f"{stem} film", "noir", "x"), (stem, "film noir", "y"))]
     return write(pd.DataFrame(rows, columns=["first", "second", "label"]), tmp_path / "pairs.csv")
 
 
 def tokenized(path: Path, tokenizer: Any, scratch: Path) -> pd.DataFrame:
     config = validated({"data": {"name": str(path), "text_columns": ["first", "second"]}}).data
     splits = read(path, text_columns=["first", "second"]).datasets
-    return data.tokenize(splits, tokenizer, config, scratch)[0]["train"].to_pandas()
+    return data.tokenize(splits, tokenizer, config, scratch)["train"].to_pandas()
 
 
 def test_encoder_reads_a_pair_as_two_texts(pairs: Path, foundation: Any, tmp_path: Path) -> None:
@@ -112,7 +138,7 @@ def test_model_without_separator_reads_a_pair_as_two_lines(pairs: Path, tmp_path
 
     gpt2 = PreTrainedTokenizerFast(tokenizer_file=str(SHARED / "data/gpt2-tokenizer/tokenizer.json"))
     rows = tokenized(pairs, gpt2, tmp_path)
-    assert {gpt2.decode(ids) for ids in rows["input_ids"]} == {"a film\nnoir", "a\nfilm noir"}
+    assert {"a film\nnoir", "a\nfilm noir"} <= {gpt2.decode(ids) for ids in rows["input_ids"]}
     for first, second, ids in zip(rows["first"], rows["second"], rows["input_ids"], strict=True):
         assert gpt2.decode(ids) == f"{first}\n{second}"
 
@@ -145,7 +171,7 @@ def test_nothing_is_tokenized_twice(
     assert prepare(other_run, tmp_path) == first
 
 
-@pytest.mark.parametrize("changes", [{"max_length": 16}, {"seed": 1}, {"max_train_rows": 24}, {"family": "bert"}])
+@pytest.mark.parametrize("changes", [{"max_length": 16}, {"split_seed": 1}, {"max_train_rows": 24}, {"family": "bert"}])
 def test_what_changes_the_prepared_data_prepares_them_anew(
     changes: dict[str, Any], reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -167,6 +193,21 @@ def test_changed_content_is_read_even_when_path_size_and_time_stay(
     assert first.folder != second.folder and first.fingerprint != second.fingerprint
     texts = [text for split in datasets.load_from_disk(second.folder).values() for text in split["text"]]
     assert any("fine" in text for text in texts) and not any("warm" in text for text in texts)
+
+
+def test_runs_that_differ_only_by_seed_share_their_data(
+    reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    assert prepare(configure(reviews, seed=1), tmp_path) == prepare(configure(reviews), tmp_path)
+
+
+def test_reused_data_bring_their_check_along(
+    reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(configure(reviews), tmp_path)
+    monkeypatch.setattr(data, "make_check", lambda *_: pytest.fail("checked again"))
+    again = prepare(configure(reviews), tmp_path)
+    assert read_check(configure(reviews), again) == read_check(configure(reviews), first)
 
 
 def test_broken_off_preparation_leaves_nothing_behind(
@@ -199,8 +240,8 @@ def test_fingerprint_changes_with_what_a_classifier_sees(change: Callable[..., p
     frame = film_reviews()
     for folder, train in (("before", frame), ("after", change(frame))):
         write(train, tmp_path / folder / "train.csv")
-        write(frame[:12], tmp_path / folder / "validation.csv")
-        write(frame[12:24], tmp_path / folder / "test.csv")
+        write(film_reviews(8)[72:84], tmp_path / folder / "validation.csv")
+        write(film_reviews(8)[84:], tmp_path / folder / "test.csv")
     assert fingerprint_of(tmp_path / "before") != fingerprint_of(tmp_path / "after")
 
 
@@ -212,7 +253,9 @@ def test_fingerprint_changes_with_the_name_of_a_label(tmp_path: Path) -> None:
 def test_fingerprint_sees_where_a_text_ends(tmp_path: Path) -> None:
     columns, prints = ("first", "second"), set()
     for first, second in (("ab", "c"), ("a", "bc")):
-        path = write(film_reviews().assign(first=first, second=second), tmp_path / f"{first}.csv")
+        frame = film_reviews()
+        frame = frame.assign(first=[f"{n} {first}" for n in frame.index], second=[f"{second} {n}" for n in frame.index])
+        path = write(frame, tmp_path / f"{first}.csv")
         prints.add(fingerprint_of(path, text_columns=columns))
     assert len(prints) == 2
 
@@ -222,6 +265,47 @@ def test_fingerprint_does_not_depend_on_the_model(
 ) -> None:
     first, second = (prepare(configure(reviews, family), tmp_path) for family in ("gpt2", "bert"))
     assert first.fingerprint == second.fingerprint and first.folder != second.folder
+
+
+def test_fingerprint_of_the_test_rows_depends_on_nothing_else(
+    configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    frame, prints = film_reviews(8), []
+    for name, train, test in (
+        ("first", frame[:36], frame[84:]),
+        ("other-train", frame[36:72], frame[84:]),
+        ("other-test", frame[:36], frame[83:]),
+        ("other-name", frame[:36].replace({"good": "fine"}), frame[84:].replace({"good": "fine"})),
+    ):
+        write(train, tmp_path / name / "train.csv")
+        write(test, tmp_path / name / "test.csv")
+        prints.append(prepare(configure(tmp_path / name), tmp_path / "work").test_fingerprint)
+    first, other_train, other_test, other_name = prints
+    assert first == other_train
+    assert len({first, other_test, other_name}) == 3
+
+
+# slices
+
+
+def test_slices_are_kept_for_the_test_rows_and_seen_by_no_model(
+    configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    plain = film_reviews(8)
+    # the name of a column that tokenizers make: it must not become an input
+    columns = {"region": ["north", "south", ""] * 32, "token_type_ids": [0, 1] * 48}
+    for name, frame in (("plain", plain), ("sliced", plain.assign(**columns))):
+        for split, part in (("train", frame[:72]), ("validation", frame[72:84]), ("test", frame[84:])):
+            write(part, tmp_path / name / f"{split}.csv")
+    config = configure(tmp_path / "sliced", family="bert")
+    without, prepared = prepare(configure(tmp_path / "plain", family="bert"), tmp_path), prepare(config, tmp_path)
+    assert prepared.slice_columns == ("region", "token_type_ids")
+    assert (prepared.fingerprint, prepared.test_fingerprint) == (without.fingerprint, without.test_fingerprint)
+    splits, plain_splits = (datasets.load_from_disk(folder) for folder in (prepared.folder, without.folder))
+    assert list(splits["test"]["slice region"]) == ["north", "south", "(none)"] * 4
+    assert splits["train"].column_names == plain_splits["train"].column_names
+    tokenizer = tokenizer_of(prepared, config)
+    assert model_rows(splits["test"], tokenizer) == model_rows(plain_splits["test"], tokenizer)
 
 
 # the task

@@ -1,4 +1,4 @@
-"""Foundation model and saved adapter on the test rows; the adapter as a fresh, offline process reads it."""
+"""Prediction files; the saved adapter on the test rows, as a fresh, offline process reads it."""
 
 import json
 import os
@@ -11,27 +11,23 @@ import pandas as pd
 import pytest
 
 from tasks import evaluation, serving
-from tasks.config import RunConfig, validated
 from tasks.evaluation import (
     ReloadMismatch,
-    baseline_cache_key,
-    baseline_file,
-    baseline_is_intact,
-    baseline_key,
     measure_adapter,
-    measure_baseline,
-    measure_majority,
+    paired_predictions,
     read_predictions,
     run_offline,
     write_evaluation,
 )
 from tasks.records import Evaluation, TrainedAdapter, file_sha256
+from tasks.references import measure
+from tasks.statistics import without_temperature
 from tests.conftest import Trained
 
 
 @pytest.fixture(scope="module")
 def baseline(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return measure_baseline(trained.config, trained.data, tmp_path_factory.mktemp("baseline"))
+    return measure("baseline", trained.config, trained.data, tmp_path_factory.mktemp("baseline"))
 
 
 def copied(trained: Trained, folder: Path) -> TrainedAdapter:
@@ -79,29 +75,39 @@ def test_scores_are_those_of_the_file_by_hand(measured: Evaluation, baseline: Ev
         assert result.scores.macro_f1 == pytest.approx(np.mean(f1))
 
 
-def test_adapter_and_foundation_model_are_told_apart(measured: Evaluation, baseline: Evaluation) -> None:
+def test_adapter_and_foundation_model_are_told_apart(
+    trained: Trained, measured: Evaluation, baseline: Evaluation
+) -> None:
     tuned, untouched = (read_predictions(result.predictions)[2] for result in (measured, baseline))
-    assert np.abs(tuned - untouched).max() > 0.05
+    assert np.abs(without_temperature(tuned, trained.adapter.temperature) - untouched).max() > 0.05
+
+
+def test_the_adapters_probabilities_are_calibrated_by_its_temperature(trained: Trained, measured: Evaluation) -> None:
+    from safetensors.torch import load_file
+    from scipy.special import softmax
+
+    logits = load_file(Path(trained.adapter.folder).parent / "reloaded.safetensors")["test"].numpy()
+    assert trained.adapter.temperature != 1
+    expected = softmax(logits / trained.adapter.temperature, axis=1)
+    assert read_predictions(measured.predictions)[2] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_row_without_finite_probabilities_is_named_and_nothing_written(trained: Trained, tmp_path: Path) -> None:
-    import torch
     from datasets import load_from_disk
 
-    logits = torch.zeros(12, 2)
-    logits[5, 0] = float("nan")
+    table = np.full((12, 2), 0.5)
+    table[5, 0] = float("nan")
     test = load_from_disk(trained.data.folder)["test"]
     with pytest.raises(FloatingPointError, match="row 5"):
-        write_evaluation(logits, test, tmp_path / "predictions.parquet", 1.0)
+        write_evaluation(table, test, tmp_path / "predictions.parquet", 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_leaves_only_the_finished_file(trained: Trained, tmp_path: Path) -> None:
-    import torch
     from datasets import load_from_disk
 
     test = load_from_disk(trained.data.folder)["test"]
-    result = write_evaluation(torch.zeros(12, 2), test, tmp_path / "new/predictions.parquet", 1.0)
+    result = write_evaluation(np.full((12, 2), 0.5), test, tmp_path / "new/predictions.parquet", 1.0)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["predictions.parquet"]
     assert result.scores.log_loss == pytest.approx(np.log(2))
 
@@ -115,74 +121,37 @@ def test_only_the_columns_a_model_reads_are_held_in_memory(trained: Trained) -> 
     assert set(rows) == {"input_ids", "attention_mask"} and "text" in test.column_names
 
 
-# --- the baseline ----------------------------------------------------------------------------------------------------
+# --- predictions of several classifiers ------------------------------------------------------------------------------
 
 
-def test_the_baseline_is_the_same_every_time(trained: Trained, baseline: Evaluation, tmp_path: Path) -> None:
-    again = measure_baseline(trained.config, trained.data, tmp_path)
-    assert again.sha256 == baseline.sha256 and again.scores == baseline.scores
+def write_rows(folder: Path, name: str, rows: list[int], labels: list[int], classes: int = 2) -> str:
+    from datasets import Dataset
+
+    split = Dataset.from_dict({"row": rows, "labels": labels})
+    table = np.full((len(rows), classes), 1 / classes)
+    return write_evaluation(table, split, folder / f"{name}.parquet", 1).predictions
 
 
-def other(config: RunConfig, **changes: Any) -> RunConfig:
-    values = config.model_dump()
-    for name, change in changes.items():
-        values[name] = values[name] | change if isinstance(change, dict) else change
-    return validated(values)
+def test_predictions_on_the_same_rows_are_read_together(measured: Evaluation, baseline: Evaluation) -> None:
+    read = paired_predictions({"tuned": measured.predictions, "baseline": baseline.predictions})
+    assert list(read.tables) == ["tuned", "baseline"]
+    for name, file in (("tuned", measured.predictions), ("baseline", baseline.predictions)):
+        rows, labels, table = read_predictions(file)
+        assert (read.rows == rows).all() and (read.labels == labels).all() and (read.tables[name] == table).all()
 
 
-def test_the_baseline_key_changes_with_what_the_baseline_depends_on(trained: Trained, tmp_path: Path) -> None:
-    config, data = trained.config, trained.data
-    moved = data.model_copy(update={"folder": str(Path(data.folder).with_name("data-of-other-tokens"))})
-    keys = [
-        baseline_key(config, data),
-        baseline_key(config, data.model_copy(update={"fingerprint": "0" * 64})),
-        baseline_key(config, moved),
-        baseline_key(config, data.model_copy(update={"model": data.model.model_copy(update={"revision": "new"})})),
-        baseline_key(other(config, model={"dtype": "bfloat16"}), data),
-        baseline_key(other(config, evaluation={"batch_size": 9}), data),
-        baseline_key(other(config, seed=1), data),
-    ]
-    assert len(set(keys)) == len(keys)
-
-
-def test_the_baseline_key_does_not_change_with_what_concerns_the_adapter(trained: Trained) -> None:
-    config, data = trained.config, trained.data
-    for changes in (
-        {"training": {"learning_rate": 0.5, "epochs": 9, "batch_size": 3}},
-        {"adapter": {"method": "dora", "r": 2}},
-        {"evaluation": {"bootstrap_samples": 777, "confidence": 0.9}},
-        {"tracking": {"experiment": "elsewhere", "run_name": "x"}},
-        {"offline": True},
-    ):
-        assert baseline_key(other(config, **changes), data) == baseline_key(config, data), changes
-
-
-def test_a_cached_baseline_is_of_one_place(trained: Trained) -> None:
-    keys = {
-        baseline_cache_key(None, {"config": trained.config, "data": trained.data, "work": work}) for work in ("a", "b")
-    }
-    assert len(keys) == 2
-
-
-def test_a_baseline_is_intact_as_long_as_its_file_is_there(trained: Trained, tmp_path: Path) -> None:
-    assert not baseline_is_intact(trained.config, trained.data, str(tmp_path))
-    result = measure_baseline(trained.config, trained.data, tmp_path)
-    assert Path(result.predictions) == baseline_file(trained.config, trained.data, tmp_path)
-    assert baseline_is_intact(trained.config, trained.data, str(tmp_path))
-    Path(result.predictions).unlink()
-    assert not baseline_is_intact(trained.config, trained.data, str(tmp_path))
-
-
-def test_the_task_hands_on_plain_values(trained: Trained, tmp_path: Path) -> None:
-    plain = evaluation.evaluate_baseline.fn(trained.config, trained.data, str(tmp_path))
-    assert Evaluation.model_validate(json.loads(json.dumps(plain))).scores.accuracy <= 1
-
-
-def test_the_majority_reference_says_the_training_shares(trained: Trained) -> None:
-    data = trained.data.model_copy(update={"class_counts": {"train": (30, 10)}})
-    scores = measure_majority(data, np.array([0, 0, 1, 1]))
-    assert scores.accuracy == 0.5 and scores.macro_f1 == pytest.approx((2 / 3) / 2)
-    assert scores.log_loss == pytest.approx(-(np.log(0.75) + np.log(0.25)) / 2)
+@pytest.mark.parametrize(
+    ("rows", "labels", "classes"),
+    [([0, 1, 3], [0, 1, 0], 2), ([0, 1], [0, 1], 2), ([0, 1, 2], [0, 1, 1], 2), ([0, 1, 2], [0, 1, 0], 3)],
+    ids=["other rows", "fewer rows", "other labels", "more classes"],
+)
+def test_predictions_about_something_else_are_named(
+    rows: list[int], labels: list[int], classes: int, tmp_path: Path
+) -> None:
+    files = {name: write_rows(tmp_path, name, [0, 1, 2], [0, 1, 0]) for name in ("tuned", "baseline")}
+    files["probe"] = write_rows(tmp_path, "probe", rows, labels, classes)
+    with pytest.raises(ValueError, match="tuned and probe are about different test rows or classes"):
+        paired_predictions(files)
 
 
 # --- the fresh process -----------------------------------------------------------------------------------------------
@@ -193,7 +162,8 @@ def test_the_fresh_process_computes_what_this_one_does(trained: Trained, measure
 
     model, tokenizer = serving.load_adapter(Path(trained.adapter.folder))
     rows = evaluation.model_rows(load_from_disk(trained.data.folder)["test"], tokenizer)
-    here = serving.probabilities(serving.classify(model, tokenizer, rows, trained.config.evaluation.batch_size))
+    logits = serving.classify(model, tokenizer, rows, trained.config.evaluation.batch_size)
+    here = serving.probabilities(logits, trained.adapter.temperature)
     assert (read_predictions(measured.predictions)[2] == here).all()
 
 

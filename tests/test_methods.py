@@ -13,8 +13,8 @@ from tasks import serving
 from tasks.config import AdapterMethod, InputError, RunConfig, validated
 from tasks.hub import find
 from tasks.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
-from tasks.records import PreparedData, Source
-from tests.conftest import sentences
+from tasks.records import Source
+from tests.conftest import bare_data, sentences
 
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")
 
@@ -104,12 +104,7 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), f"{name} is frozen"
 
-    data = PreparedData(
-        folder="", source=loaded.source, model=loaded.source, fingerprint="",
-        label_names=("bad", "good"), text_columns=("text",),
-        class_counts={}, truncated=0, notes=(),
-    )  # fmt: skip
-    adapters.save_adapter(model, tokenizer, config, data, folder)
+    adapters.save_adapter(model, tokenizer, config, bare_data(loaded.source), folder, 1.0)
     saved = load_file(folder / "adapter_model.safetensors")
     for module in loaded.fresh:
         assert any(f".{module}." in name for name in saved), f"{module} is saved"

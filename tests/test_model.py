@@ -14,8 +14,8 @@ from tasks import model as models
 from tasks import serving
 from tasks.config import InputError, RunConfig
 from tasks.hub import find
-from tasks.records import PreparedData, Source
-from tests.conftest import sentences
+from tasks.records import Source
+from tests.conftest import bare_data, sentences
 
 NAMES = ("bad", "good")
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")
@@ -62,18 +62,7 @@ def train(model: Any, tokenizer: Any, steps: int = 3) -> list[float]:
 
 
 def save(model: Any, built: Built, config: RunConfig, folder: Path) -> None:
-    data = PreparedData(
-        folder="",
-        source=built.source,
-        model=built.source,
-        fingerprint="",
-        label_names=NAMES,
-        text_columns=("text",),
-        class_counts={},
-        truncated=0,
-        notes=(),
-    )
-    adapters.save_adapter(model, built.tokenizer, config, data, folder)
+    adapters.save_adapter(model, built.tokenizer, config, bare_data(built.source), folder, 1.0)
 
 
 def head_weights(model: Any) -> dict[str, Any]:

@@ -1,90 +1,280 @@
 """The pictures of a run."""
 
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from tasks import plots
-from tasks.comparison import Predictions
+from tasks.comparison import TITLES
 from tasks.config import validated
-from tasks.records import Comparison, Interval, Point, PreparedData, Scores, Source, TrainedAdapter
+from tasks.evaluation import Predictions
+from tasks.records import Calibration, Rung, Slice
+from tasks.statistics import reliability, wilson_interval, without_temperature
+from tests.conftest import Judged, made_up_classifier
 
 
-def a_run(classes: int) -> tuple[PreparedData, Predictions, Comparison, TrainedAdapter]:
-    """Records of a made-up run with 300 test rows."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, classes, 300)
-    tables = [generator.dirichlet(np.ones(classes), 300) for _ in range(2)]
-    scores, interval = Scores(accuracy=0.5, macro_f1=0.5, log_loss=0.7), Interval(value=0.1, low=0.0, high=0.2)
-    data = PreparedData(
-        folder="",
-        source=Source(name="d", revision="r", is_local=True, local_files_only=True),
-        model=Source(name="m", revision="r", is_local=True, local_files_only=True),
-        fingerprint="f",
-        label_names=tuple(f"a rather long class name {i}" for i in range(classes)),
-        text_columns=("text",),
-        class_counts={split: (300,) for split in ("train", "validation", "test")},
-        truncated=0,
-        notes=(),
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    with matplotlib.rc_context(plots.STYLE):
+        yield
+
+
+@pytest.fixture
+def run(judged: Judged) -> Judged:
+    return judged
+
+
+def with_classes(run: Judged, classes: int) -> Judged:
+    """The run as it would look with so many classes, long names, and a slice for each class."""
+    names = tuple(f"a name that is rather long {i}" for i in range(classes))
+    labels = np.arange(1000) % classes
+    tables = {
+        name: made_up_classifier(labels, share, classes, 1) for name, share in (("baseline", 0.1), ("tuned", 0.7))
+    }
+    counts = tuple(np.bincount(labels, minlength=classes).tolist())
+    slices = tuple(a_slice("class", name, rows, rows * 7 // 10) for name, rows in zip(names, counts, strict=True))
+    return run._replace(
+        data=run.data.model_copy(update={"label_names": names, "class_counts": dict.fromkeys(plots.SPLITS, counts)}),
+        predictions=Predictions(np.arange(1000), labels, tables),
+        result=run.result.model_copy(update={"slices": run.result.slices + slices}),
     )
-    result = Comparison(
-        folder="",
-        rows=300,
-        verdict="no evidence",
-        baseline=scores,
-        tuned=scores,
-        accuracy=interval,
-        macro_f1=interval,
-        log_loss=interval,
-        p_value=0.5,
-        fixed=1,
-        broken=1,
-        references={"majority": scores},
-    )
-    trained = TrainedAdapter(
-        folder="",
-        sha256="s",
-        probe="",
-        history=(Point(step=1, metrics={"train/loss": 0.7}), Point(step=2, metrics={"validation/loss": 0.6})),
-        trainable_parameters=1,
-        total_parameters=2,
-        target_modules=(),
-        fresh_modules=(),
-        steps=2,
-        best_step=2,
-        seconds=1,
-        examples_per_second=1,
-        peak_memory_mb=1,
-    )
-    return data, Predictions(labels, *tables), result, trained
 
 
-@pytest.mark.parametrize("classes", [2, 5, 40])
-def test_every_picture_is_drawn_at_a_readable_size(classes: int, tmp_path: Path) -> None:
-    plots.draw_all(tmp_path, *a_run(classes))
+def a_slice(kind: str, name: str, rows: int, right: int) -> Slice:
+    accuracy = wilson_interval(right, rows, 0.95)
+    return Slice(
+        kind=kind, name=name, rows=rows, small=rows < 50, baseline=0.1, accuracy=accuracy, fixed=0, broken=0, p_value=1
+    )
+
+
+def pictures(run: Judged) -> dict[str, Figure]:
+    return {
+        "learning curves": plots.learning_curves(run.trained),
+        "confusion matrices": plots.confusion_matrices(run.data, run.predictions),
+        "reliability": plots.reliability_diagram(run.predictions, run.result),
+        "ladder": plots.ladder(run.data, run.result),
+        "slices": plots.slices(run.result),
+        "lengths": plots.lengths(run.check),
+    }
+
+
+def draw(run: Judged, folder: Path) -> None:
+    plots.draw_all(folder, run.data, run.check, run.predictions, run.result, run.trained)
+
+
+def visible_texts(figure: Figure) -> list[Text]:
+    """Everything that is written in a drawn figure; matplotlib keeps ticks outside the axis too, unseen."""
+    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in figure.axes:
+        for part in (axes, *axes.child_axes):
+            found += [part.title, part.xaxis.label, part.yaxis.label, *part.texts]
+            found += [label for axis in (part.xaxis, part.yaxis) for label in tick_labels(axis)]
+    return [text for text in found if text.get_text().strip() and text.get_visible()]
+
+
+def tick_labels(axis: Axis) -> list[Text]:
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.get_visible()]
+    return [label for tick in ticks for label in (tick.label1, tick.label2)]
+
+
+def error_bars(figure: Figure) -> list[ErrorbarContainer]:
+    return [part for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 20, 150])
+def test_nothing_that_is_written_overlaps_or_is_cut_off_or_tiny(classes: int, run: Judged) -> None:
+    for name, figure in pictures(run if classes == 2 else with_classes(run, classes)).items():
+        figure.draw_without_rendering()
+        texts = visible_texts(figure)
+        boxes = {text: text.get_window_extent() for text in texts}
+        assert len(texts) > 10, name
+        for text, box in boxes.items():
+            said = f"{name}: {text.get_text()!r}"
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, said
+            shrunk = min(1, 800 / figure.bbox.width)
+            assert float(text.get_fontsize()) * figure.dpi / 72 * shrunk > 11, said
+        for one, other in combinations(texts, 2):
+            assert not boxes[one].overlaps(boxes[other]), f"{name}: {one.get_text()!r} on {other.get_text()!r}"
+
+
+@pytest.mark.parametrize("classes", [2, 40])
+def test_every_picture_is_drawn_at_a_readable_size(classes: int, run: Judged, tmp_path: Path) -> None:
+    draw(run if classes == 2 else with_classes(run, classes), tmp_path)
     files = sorted(tmp_path.glob("*.png"))
-    assert [file.name for file in files] == ["confusion_matrices.png", "learning_curves.png", "scores.png"]
+    names = ["confusion_matrices", "ladder", "learning_curves", "lengths", "reliability", "slices"]
+    assert [file.stem for file in files] == names
     for file in files:
         with Image.open(file) as picture:
-            assert 600 <= picture.width <= 4000
-            assert 200 <= picture.height <= 3000
+            assert 880 <= picture.width <= 1100
+            assert 300 <= picture.height <= 1700
 
 
-def test_same_run_draws_the_same_bytes(tmp_path: Path) -> None:
+def test_same_run_draws_the_same_bytes(run: Judged, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        plots.draw_all(tmp_path / name, *a_run(3))
+        draw(run, tmp_path / name)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_card_says_nothing_of_an_untrained_head_where_there_is_none() -> None:
+def test_drawing_leaves_no_figure_open(run: Judged, tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    draw(run, tmp_path)
+    assert pyplot.get_fignums() == []
+
+
+def test_ladder_shows_every_rung_in_order_with_its_interval(run: Judged) -> None:
+    figure = plots.ladder(run.data, run.result)
+    (axis,) = figure.axes
+    assert [" ".join(label.get_text().split()) for label in axis.get_yticklabels()] == [
+        TITLES[rung.name] for rung in run.result.ladder
+    ]
+    bottom, top = axis.get_ylim()
+    assert top < bottom  # the first is on top
+    left, right = axis.get_xlim()
+    for y, (rung, bar) in enumerate(zip(run.result.ladder, error_bars(figure), strict=True)):
+        ((low, high),) = bar[2][0].get_segments()
+        assert low == pytest.approx((rung.accuracy.low, y))
+        assert high == pytest.approx((rung.accuracy.high, y))
+        assert left < low[0] < high[0] < right
+    assert [label.get_fontweight() for label in axis.get_yticklabels()].count("bold") == 1
+
+
+def test_ladder_says_the_verdict_and_what_a_constant_answer_gets(run: Judged) -> None:
+    figure = plots.ladder(run.data, run.result)
+    assert figure.get_suptitle().startswith("Improved: accuracy +0.3")
+    assert legend(figure) == ["always the class commonest in train: 0.500"]
+    (side,) = figure.axes[0].child_axes
+    values = dict(zip([r.name for r in run.result.ladder], [t.get_text() for t in side.get_yticklabels()], strict=True))
+    assert "no evidence" in values["tfidf"]
+    assert "improved" in values["baseline"]
+    assert "adapter" not in values["tuned"]
+
+
+def test_ladder_of_nearly_equal_classifiers_does_not_zoom_into_noise(run: Judged) -> None:
+    rungs: list[Rung] = []
+    for rung in run.result.ladder:
+        rungs.append(rung.model_copy(update={"accuracy": wilson_interval(500_000, 1_000_000, 0.95)}))
+    figure = plots.ladder(run.data, run.result.model_copy(update={"ladder": tuple(rungs)}))
+    low, high = figure.axes[0].get_xlim()
+    assert high - low >= 0.1
+
+
+def test_reliability_shows_the_bins_and_both_errors(run: Judged) -> None:
+    figure = plots.reliability_diagram(run.predictions, run.result)
+    after, labels = run.predictions.tables["tuned"], run.predictions.labels
+    before = without_temperature(after, run.trained.temperature)
+    for bar, table in zip(error_bars(figure), (before, after), strict=True):
+        bins = reliability(table, labels)
+        assert np.allclose(bar[0].get_xydata(), np.stack([bins.confidence, bins.accuracy], axis=1))
+    calibration = run.result.calibration
+    for error, text in (
+        (calibration.error_before, "without temperature"),
+        (calibration.error_after, "temperature 1.50"),
+    ):
+        assert f"{text}: expected calibration error {error:.3f}" in legend(figure)
+    for counts in figure.axes[1].containers:
+        assert sum(bar.get_height() for bar in counts) == run.result.rows
+
+
+def test_temperature_one_is_one_curve(run: Judged) -> None:
+    same = Calibration(temperature=1, error_before=0.1, error_after=0.1, log_loss_before=1, log_loss_after=1)
+    figure = plots.reliability_diagram(run.predictions, run.result.model_copy(update={"calibration": same}))
+    assert len(error_bars(figure)) == 1
+
+
+def test_slices_show_rows_and_interval_and_hollow_points_where_rows_are_few(run: Judged) -> None:
+    figure = plots.slices(run.result)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    by_label = dict(
+        zip((f"{part.name} · {part.rows:,} rows" for part in run.result.slices), run.result.slices, strict=True)
+    )
+    assert {part.small for part in run.result.slices} == {True, False}
+    assert {"all · 240 rows", *by_label} <= set(labels)
+    assert set(labels) - {"all · 240 rows", *by_label} == {part.kind for part in run.result.slices}
+    for bar in error_bars(figure):
+        ((low, high),) = bar[2][0].get_segments()
+        label = labels[int(low[1])]
+        if part := by_label.get(label):
+            assert (low[0], high[0]) == pytest.approx((part.accuracy.low, part.accuracy.high))
+            assert (bar[0].get_markerfacecolor() == "white") == part.small
+    assert len(error_bars(figure)) == 1 + len(by_label)
+
+
+def test_of_many_slices_the_weakest_are_shown_and_the_title_says_so(run: Judged) -> None:
+    parts = [a_slice("class", f"class {i}", 100, 90) for i in range(49)]
+    parts.insert(25, a_slice("class", "weak", 100, 20))
+    figure = plots.slices(run.result.model_copy(update={"slices": tuple(parts)}))
+    assert "the 30 weakest of 50" in figure.get_suptitle()
+    assert "weak · 100 rows" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(error_bars(figure)) == 31
+
+
+def test_without_slices_the_whole_is_shown(run: Judged) -> None:
+    figure = plots.slices(run.result.model_copy(update={"slices": ()}))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["all · 240 rows"]
+
+
+def test_lengths_are_shares_of_each_split_and_the_cut_is_marked_only_where_there_is_one(run: Judged) -> None:
+    figure = plots.lengths(run.check)
+    (axis,) = figure.axes
+    for patch in axis.patches:
+        assert patch.get_data().values.sum() == pytest.approx(100)  # type: ignore[attr-defined]
+    (cut,) = axis.lines
+    assert np.asarray(cut.get_xdata())[0] == run.config.data.max_length
+    assert any(text.startswith("cut to 12 tokens") for text in legend(figure))
+    whole = run.check.model_copy(update={"truncated": dict.fromkeys(plots.SPLITS, 0)})
+    assert not plots.lengths(whole).axes[0].lines
+
+
+def test_of_many_classes_the_most_mistaken_are_shown_and_the_title_says_so(run: Judged) -> None:
+    many = with_classes(run, 30)
+    labels = many.predictions.labels
+    tables = {name: np.eye(30)[labels] for name in ("baseline", "tuned")}
+    tables["tuned"][labels == 29] = np.eye(30)[7]
+    figure = plots.confusion_matrices(many.data, many.predictions._replace(tables=tables))
+    assert "the 20 of 30" in figure.get_suptitle()
+    numbers = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert {"8", "30"} < set(numbers)
+    assert len(numbers) == 20
+
+
+def test_a_class_without_test_rows_and_a_name_like_a_formula_are_drawn(run: Judged, tmp_path: Path) -> None:
+    tables = {name: np.pad(table, ((0, 0), (0, 1))) for name, table in run.predictions.tables.items()}
+    counts = {split: (*counts, 0) for split, counts in run.data.class_counts.items()}
+    data = run.data.model_copy(update={"label_names": ("$bad_$", "good", "$x^$"), "class_counts": counts})
+    draw(run._replace(data=data, predictions=run.predictions._replace(tables=tables)), tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 6
+
+
+def test_names_that_begin_alike_stay_apart() -> None:
+    names = [plots.short(f"a rather long class name number {i}") for i in range(20)]
+    assert len(set(names)) == 20
+    assert max(map(len, names)) <= plots.NAME_CHARACTERS
+
+
+def test_card_says_nothing_of_an_untrained_head_where_there_is_none(run: Judged) -> None:
     from tasks.card import model_card
 
-    data, _, result, trained = a_run(2)
-    fresh = trained.model_copy(update={"fresh_modules": ("score",)})
-    assert "head is untrained" in model_card(validated({}), data, fresh, result)
-    own = model_card(validated({}), data, trained, result)
-    assert "head is untrained" not in own
-    assert "head of its own" in own
+    def card(fresh_modules: tuple[str, ...]) -> Any:
+        trained = run.trained.model_copy(update={"fresh_modules": fresh_modules})
+        return model_card(validated({}), run.data, trained, run.result)
+
+    assert "head is untrained" in card(("score",))
+    assert "head is untrained" not in card(())
+    assert "head of its own" in card(())

@@ -1,4 +1,4 @@
-"""Rows from every format, every split and label; what is cut, drawn and noted."""
+"""Rows with labels of every kind; what is cut, drawn and noted, kept for slices, and refused all at once."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tasks import data
-from tasks.config import validated
+from tasks.config import InputError, validated
 from tasks.hub import find
 from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
@@ -37,10 +37,10 @@ def film_reviews(copies: int = 6) -> pd.DataFrame:
     return pd.DataFrame({"text": texts, "label": [("bad", "good")[label] for label in labels]})
 
 
-def read(path: Path, seed: int = 0, **fields: Any) -> Splits:
+def read(path: Path, **fields: Any) -> Splits:
     """The checked rows of a local data set."""
     config = validated({"data": {"name": str(path), **fields}}).data
-    return read_splits(find("dataset", str(path), "main", offline=True), config, seed)
+    return read_splits(find("dataset", str(path), "main", offline=True), config)
 
 
 def rows_of(splits: Splits) -> dict[str, list[int]]:
@@ -51,36 +51,6 @@ def rows_of(splits: Splits) -> dict[str, list[int]]:
 def fingerprint_of(path: Path, **fields: Any) -> str:
     splits = read(path, **fields)
     return data.fingerprint(splits.datasets, fields.get("text_columns", ("text",)), splits.label_names)
-
-
-@pytest.fixture(scope="module")
-def same_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same reviews as a file and as a folder of three files, in every format."""
-    root, frame = tmp_path_factory.mktemp("formats"), film_reviews()
-    paths = {f"{kind} file": write(frame, root / f"reviews.{kind}") for kind in FORMATS}
-    for kind in FORMATS:
-        for name, part in (("train", frame[:48]), ("validation", frame[48:60]), ("test", frame[60:])):
-            write(part, root / kind / f"{name}.{kind}")
-        paths[f"{kind} folder"] = root / kind
-    return paths
-
-
-@pytest.mark.parametrize("shape", ["file", "folder"])
-def test_every_format_gives_the_same_rows_and_fingerprint(shape: str, same_rows: dict[str, Path]) -> None:
-    paths = [same_rows[f"{kind} {shape}"] for kind in FORMATS]
-    expected = film_reviews().sort_values("text")
-    for path in paths:
-        splits = read(path)
-        frame = pd.concat([split.to_pandas() for split in splits.datasets.values()]).sort_values("text")
-        assert list(frame["text"]) == list(expected["text"])
-        assert [splits.label_names[label] for label in frame["label"]] == list(expected["label"])
-    assert len({fingerprint_of(path) for path in paths}) == 1
-
-
-def test_folder_keeps_its_own_splits(same_rows: dict[str, Path]) -> None:
-    splits = read(same_rows["csv folder"])
-    assert {name: len(split) for name, split in splits.datasets.items()} == {"train": 48, "validation": 12, "test": 12}
-    assert splits.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -121,14 +91,6 @@ def test_class_label_keeps_order_and_names(names: list[str], tmp_path: Path) -> 
         assert list(split["label"]) == [numbers[row] for row in split["row"]]
 
 
-def test_words_that_pandas_takes_for_missing_are_texts(tmp_path: Path) -> None:
-    frame = film_reviews()
-    frame.loc[:3, "text"] = ["NA", "null", "None", "nan"]
-    from_csv, from_parquet = (read(write(frame, tmp_path / f"reviews.{kind}")) for kind in ("csv", "parquet"))
-    for name in SPLITS:
-        assert list(from_csv.datasets[name]["text"]) == list(from_parquet.datasets[name]["text"])
-
-
 def test_numbers_and_words_in_one_label_column_are_classes(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "label": (1, "one")[row % 2]}) for row, text in enumerate(sentences(6)[0])]
     (tmp_path / "mixed.jsonl").write_text("\n".join(lines))
@@ -142,16 +104,6 @@ def test_other_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
     assert fingerprint_of(write(wide, tmp_path / "wide.csv"), label_column="stars") == expected
 
 
-def test_unused_split_is_noted(tmp_path: Path) -> None:
-    for name in (*SPLITS, "extra"):
-        write(film_reviews(), tmp_path / f"{name}/{name}.csv")
-    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n"
-    readme += "".join(f"  - split: {name}\n    path: {name}/*\n" for name in (*SPLITS, "extra"))
-    (tmp_path / "README.md").write_text(readme + "---\n")
-    assert read(tmp_path).notes == ("not used: the split extra",)
-    assert "not used: the split test" in read(tmp_path, test_split="extra").notes
-
-
 # splits that are missing
 
 
@@ -162,7 +114,7 @@ def test_missing_splits_are_cut_from_train_without_losing_or_sharing_a_row(tmp_p
     assert sorted(row for part in rows.values() for row in part) == list(range(120))
     assert len(splits.notes) == 2
     for note, name in zip(splits.notes, ("test", "validation"), strict=True):
-        assert note.startswith(f"no {name} split: 12 rows were cut from train, stratified, seed 0")
+        assert note.startswith(f"no {name} split: 12 rows were cut from train, stratified, split seed 0")
 
 
 def test_cut_splits_keep_the_share_of_each_class(tmp_path: Path) -> None:
@@ -171,12 +123,12 @@ def test_cut_splits_keep_the_share_of_each_class(tmp_path: Path) -> None:
         assert abs(list(split["label"]).count(1) - len(split) / 10) < 1
 
 
-def test_cut_depends_on_nothing_but_the_seed(tmp_path: Path) -> None:
+def test_cut_depends_on_nothing_but_the_split_seed(tmp_path: Path) -> None:
     path = write(film_reviews(10), tmp_path / "reviews.csv")
     first = rows_of(read(path))
     read_splits.cache_clear()
     assert rows_of(read(path)) == first
-    other = rows_of(read(path, seed=1))
+    other = rows_of(read(path, split_seed=1))
     assert other["test"] != first["test"] and other["validation"] != first["validation"]
 
 
@@ -208,12 +160,12 @@ def test_row_limits_are_exact_stratified_seeded_and_noted(tmp_path: Path) -> Non
     assert {name: len(split) for name, split in limited.datasets.items()} == {"train": 40, "validation": 8, "test": 8}
     assert Counter(limited.datasets["train"]["label"]) == {0: 10, 1: 30}
     assert Counter(limited.datasets["test"]["label"]) == {0: 2, 1: 6}
-    assert sum("rows, drawn stratified, seed 0" in note for note in limited.notes) == 3
+    assert sum("rows, drawn stratified, split seed 0" in note for note in limited.notes) == 3
     whole = rows_of(read(path))
     for name, rows in rows_of(limited).items():
         assert set(rows) <= set(whole[name])
         assert rows == sorted(rows)
-    assert rows_of(read(path, seed=1, max_train_rows=40))["train"] != rows_of(limited)["train"]
+    assert rows_of(read(path, split_seed=1, max_train_rows=40))["train"] != rows_of(limited)["train"]
 
 
 def test_limit_above_the_number_of_rows_changes_nothing(tmp_path: Path) -> None:
@@ -244,4 +196,104 @@ def test_stratified_draw_leaves_what_must_stay() -> None:
     assert Counter(labels[row] for row in rows) == {0: 4, 1: 1}
 
 
-# tokenizing
+# faults
+
+
+def faulty(tmp_path: Path, train: dict[int, tuple[Any, Any]], test: dict[int, tuple[Any, Any]]) -> str:
+    """What reading says when rows of train (48 reviews) and of test (24) are replaced by these."""
+    frame = film_reviews()
+    for name, part, changes in (("train", frame[:48], train), ("test", frame[48:], test)):
+        rows = part.to_numpy().tolist()
+        for row, (text, label) in changes.items():
+            rows[row] = [text, label]
+        write(pd.DataFrame(rows, columns=["text", "label"]), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError) as refusal:
+        read(tmp_path)
+    return str(refusal.value)
+
+
+def test_all_faulty_rows_are_refused_at_once(tmp_path: Path) -> None:
+    train = {3: ("", "good"), 17: (None, "bad"), 20: ("a film", None), 21: ("a play", " ")}
+    message = faulty(tmp_path, train, {0: (" ", "good"), 5: ("a book", "so-so"), 9: ("a song", "meh")})
+    assert message.split(". ") == [
+        "data.text_columns: 2 empty texts in column 'text' (train rows 3, 17); fill or remove them",
+        "data.text_columns: 1 empty text in column 'text' (test row 0); fill or remove them",
+        "data.label_column: None is no class; use words or whole numbers (train rows 20, 21), "
+        "or choose another train_split where rows are not labelled",
+        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9)",
+    ]
+
+
+def test_refusal_says_what_else_would_be_found(tmp_path: Path) -> None:
+    texts = film_reviews()["text"]
+    message = faulty(tmp_path, {40: (texts[1], "good"), 3: ("", "good")}, {2: (texts[7].upper(), "bad")})
+    empty, leak, conflicts, repeated = message.split(". ")
+    assert "train row 3" in empty
+    assert leak == "Leakage: the text of 1 of 24 test rows is also in train (test row 2; train row 7)"
+    assert conflicts.startswith("2 texts have more than one label (train row 1 'bad', train row 40 'good'; train row 7")
+    assert repeated == "1 train row has the text of an earlier one (train row 40; earlier train row 1)"
+
+
+def test_many_faulty_rows_are_ten_and_a_count(tmp_path: Path) -> None:
+    message = faulty(tmp_path, {row: ("", "good") for row in range(30)}, {})
+    assert "30 empty texts" in message and "(train rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more)" in message
+
+
+def test_rows_that_are_all_unlabelled_are_refused(tmp_path: Path) -> None:
+    path = write(film_reviews().assign(label=None), tmp_path / "reviews.parquet")
+    with pytest.raises(InputError, match=r"None is no class; .*and 62 more"):
+        read(path)
+
+
+def test_hopeless_data_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(film_reviews(), tmp_path / f"{name}.csv")
+    # so that none is cut from train
+    write(film_reviews()[:6], tmp_path / "validation.csv")
+    with pytest.raises(InputError, match="the text of 72 of 72 test rows is also in train"):
+        read(tmp_path)
+
+
+# slices
+
+
+def test_categorical_columns_of_the_test_rows_are_kept_as_text(tmp_path: Path) -> None:
+    frame = film_reviews(20)
+    count = len(frame)
+    frame = frame.assign(
+        region=["north", "south", None] * (count // 3),
+        year=[1990 + row % 4 for row in range(count)],
+        funny=[row % 2 == 0 for row in range(count)],
+        id=range(count),
+        score=[row % 3 / 2 for row in range(count)],
+        constant="same",
+        body=[f"a long text {row}" for row in range(count)],
+        twenty_one=[f"value {row % 21}" for row in range(count)],
+    )
+    splits = read(write(frame, tmp_path / "reviews.parquet"))
+    assert splits.slice_columns == ("region", "year", "funny")
+    test = splits.datasets["test"]
+    # they are those of the rows that were cut from train, in the same order
+    expected = frame.iloc[test["row"][:]]
+    assert list(test["slice region"]) == [value if isinstance(value, str) else "(none)" for value in expected["region"]]
+    assert list(test["slice year"]) == [str(value) for value in expected["year"]]
+    assert list(test["slice funny"]) == [str(value) for value in expected["funny"]]
+    for name in ("train", "validation"):
+        assert splits.datasets[name].column_names == ["text", "label", "row"]
+
+
+def test_numbers_with_names_are_kept_by_name(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["film", "play"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("int64"), "kind": kind})
+    columns = {"text": sentences(6)[0], "label": [0, 1] * 36, "kind": [0, 1, -1] * 24}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "reviews.parquet"))
+    test = read(tmp_path / "reviews.parquet").datasets["test"]
+    assert list(test["slice kind"]) == [("film", "play", "(none)")[row % 3] for row in test["row"]]
+
+
+def test_slices_need_rows_and_are_five_at_most(tmp_path: Path) -> None:
+    frame = film_reviews(10)  # of which 12 rows are cut for test
+    many = frame.assign(**{f"column {n}": [f"{row % 2}" for row in range(120)] for n in range(8)})
+    assert read(write(many, tmp_path / "many.csv")).slice_columns == tuple(f"column {n}" for n in range(5))
+    rare = frame.assign(kind=[f"kind {row % 20}" for row in range(120)])
+    assert read(write(rare, tmp_path / "rare.csv")).slice_columns == ()

@@ -118,6 +118,9 @@ def test_eight_examples_can_be_learned(small_config: Any, tmp_path: Path) -> Non
     for split in ("train", "validation", "test"):
         (tmp_path / "eight").mkdir(exist_ok=True)
         frame.to_csv(tmp_path / f"eight/{split}.csv", index=False)
+    # test rows that are all in train would be refused
+    new = pd.DataFrame({"text": [texts[4]], "label": [labels[4]]})
+    pd.concat([frame, new]).to_csv(tmp_path / "eight/test.csv", index=False)
     changes = {"data": {"name": str(tmp_path / "eight")}, "training": {"epochs": 30, "learning_rate": 0.02}}
     config = small_config(changes)
     data = prepare(config, tmp_path)
@@ -306,7 +309,9 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     splits = load_from_disk(data.folder)
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    loader = training.build_trainer(config, model, tokenizer, splits, tmp_path / "run", silent).get_train_dataloader()
+    loader = training.build_trainer(
+        config, model, tokenizer, splits, tmp_path / "run", silent, training.ValidationLogits()
+    ).get_train_dataloader()
 
     def epoch() -> list[Any]:
         return [batch["attention_mask"] for batch in loader]

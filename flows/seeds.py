@@ -1,0 +1,105 @@
+"""The main path once for each of several seeds: how much of a difference is only the seed?"""
+
+from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+
+from typing import Annotated
+
+from prefect import flow, runtime
+from prefect.logging import get_run_logger
+from pydantic import Field
+
+from flows.finetune import finetune
+from tasks.config import (
+    MOST_SEEDS,
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    InputError,
+    ModelConfig,
+    RunConfig,
+    TrackingConfig,
+    TrainingConfig,
+    validated,
+)
+from tasks.recording import flow_tags
+from tasks.records import RunResult, SeedsResult
+from tasks.seeds import headline, noise_sentence, summarize_seeds
+from tasks.tracking import run_url, tracked_run
+
+SEEDS = 3
+
+
+def flow_run_name() -> str:
+    sections = dict(runtime.flow_run.parameters)
+    seeds = sections.pop("seeds", SEEDS)
+    return named(validated(sections), f"{seeds} seeds").run_name()
+
+
+@flow(name="finetune-seeds", flow_run_name=flow_run_name, validate_parameters=True)
+def finetune_seeds(
+    model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
+    data: DataConfig = DataConfig(),  # noqa: B008
+    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
+    offline: bool = False,
+    seeds: Annotated[int, Field(ge=2, le=MOST_SEEDS)] = SEEDS,
+) -> SeedsResult:
+    """Run `finetune` once for each of several seeds on the same rows, and find out how much the seed alone changes.
+
+    Args:
+        model: The foundation model that the adapters are trained on.
+        data: The texts and labels, and which part of them is used for what; the same for every seed.
+        adapter: The small set of weights that is trained.
+        training: How the adapters are trained.
+        evaluation: How foundation model and adapters are measured and compared.
+        tracking: Where and how the runs appear in MLflow.
+        seed: The first seed; the others follow it.
+        offline: Use only what is already on this machine; ask no Hub.
+        seeds: How many seeds.
+    """
+    config = RunConfig(
+        model=model,
+        data=data,
+        adapter=adapter,
+        training=training,
+        evaluation=evaluation,
+        tracking=tracking,
+        seed=seed,
+        offline=offline,
+    )
+    logger = get_run_logger()
+    configs = seed_configs(config, seeds)
+    with tracked_run(named(config, f"{seeds} seeds"), flow_tags()) as run_id:
+        results = tuple(run_one(one) for one in configs)
+        result = summarize_seeds(run_id, config, results)
+        logger.info("%s. %s %s", result.verdict.capitalize(), headline(result), noise_sentence(result))
+        logger.info("Recorded: %s", run_url(run_id))
+    return result
+
+
+def seed_configs(config: RunConfig, seeds: int) -> list[RunConfig]:
+    """The plain run of each seed, called after it; InputError where the seeds run out."""
+    if config.seed + seeds > 2**32:
+        raise InputError(f"seed: {seeds} seeds from {config.seed} on would go beyond {2**32 - 1}; begin lower")
+    return [
+        named(config, f"seed {seed}").model_copy(update={"seed": seed})
+        for seed in range(config.seed, config.seed + seeds)
+    ]
+
+
+def named(config: RunConfig, suffix: str) -> RunConfig:
+    tracking = config.tracking.model_copy(update={"run_name": config.name_of(suffix)})
+    return config.model_copy(update={"tracking": tracking})
+
+
+def run_one(config: RunConfig) -> RunResult:
+    """The plain flow; a failure says which seed it was."""
+    try:
+        return finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
+    except InputError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"seed {config.seed} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,172 @@
+"""Texts that several rows have: in which splits, with which labels, and when that makes the data worthless."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from tasks.config import SPLITS, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset, DatasetDict
+
+ROW_EXAMPLES = 10
+"""How many offending rows a message names."""
+
+THREE_LETTERS = re.compile(r"(?:[\W_]*[^\W_]){3}")
+"""Matches a text with three letters or digits, of any script; a text without them is nearly empty."""
+
+
+FEW_WORDS = 3
+"""From so many words on, texts are the same whatever their punctuation; in `ok :(` or `C#` it may say something."""
+
+
+def normal(text: str) -> str:
+    """`text` without what makes no difference to a reader: Unicode form, case, and how its words are spaced."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def words_alone(text: str) -> str:
+    """`text`, as `normal` gives it, without punctuation, unless it has few words."""
+    every, ascii_alone = punctuation_as_spaces()
+    # bytes, because str.translate looks up every letter in a dictionary: ten times as slow
+    bare = text.encode().translate(ascii_alone).decode() if text.isascii() else text.translate(every)
+    words = bare.split()
+    return " ".join(words) if len(words) >= FEW_WORDS else text
+
+
+@lru_cache
+def punctuation_as_spaces() -> tuple[dict[int, str], bytes]:
+    """For str.translate, and of ASCII for bytes.translate. Symbols, emoji among them, are not punctuation."""
+    every = {code: " " for code in range(0x20000) if unicodedata.category(chr(code)).startswith("P")}
+    return every, bytes(ord(" ") if code in every else code for code in range(256))
+
+
+def same_texts(splits: "DatasetDict", text_columns: Sequence[str]) -> "pd.DataFrame":
+    """A line for each row that has a text: `split`, `place` in it, `row` in the source, `label`, and what its text is.
+
+    Rows with the same `exact` have the same text, in both columns of a pair, once case, Unicode form and spaces are
+    set aside; those with the same `text`, once punctuation is too. Both are 64-bit hashes: that two different texts
+    of a million share one happens in one of forty million data sets. `near_empty` is a text without three letters.
+    """
+    import numpy as np
+    import pandas as pd
+
+    kinds = [("exact", np.int64), ("text", np.int64), ("near_empty", bool)]
+    parts = []
+    for name, split in splits.items():
+        keys = np.fromiter(text_keys(split, text_columns), kinds, len(split))
+        place = np.arange(len(split))
+        parts.append(pd.DataFrame(keys).assign(split=name, place=place, row=split["row"][:], label=split["label"][:]))
+    table = pd.concat(parts, ignore_index=True)
+    table["split"] = pd.Categorical(table["split"], SPLITS, ordered=True)
+    return table[table["exact"] != hash("")]
+
+
+def text_keys(split: "Dataset", text_columns: Sequence[str]) -> Iterator[tuple[int, int, bool]]:
+    """`exact`, `text` and `near_empty` of each row."""
+    for batch in split.select_columns(list(text_columns)).iter(batch_size=10_000):
+        for row in zip(*(batch[column] for column in text_columns), strict=True):
+            parts = [normal(part or "") for part in row]
+            whole = "\n".join(parts).strip()
+            yield hash(whole), hash("\n".join(map(words_alone, parts))), not THREE_LETTERS.match(whole)
+
+
+def leaked_rows(rows: "pd.DataFrame", split: str) -> "pd.DataFrame":
+    """Rows of `split` whose text is in train, and `first`, the first row that has it there."""
+    train = rows[rows["split"] == "train"].drop_duplicates("text").rename(columns={"row": "first"})
+    return rows[rows["split"] == split].merge(train[["text", "first"]], on="text")
+
+
+def repeated_rows(rows: "pd.DataFrame", split: str) -> "pd.DataFrame":
+    """Rows of `split` whose text an earlier row of it has, and `first`, the first of these."""
+    part = rows[rows["split"] == split]
+    return part.assign(first=part.groupby("text")["row"].transform("first"))[part.duplicated("text")]
+
+
+def conflicts(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The first row of each label of each text that has more than one."""
+    firsts = rows[rows["label"] >= 0].drop_duplicates(["text", "label"])
+    return firsts[firsts["text"].duplicated(keep=False)]
+
+
+def describe_sharing(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
+    """What shared texts do to the data, a sentence each, worst first; with the rows to look at."""
+    told = []
+    if leak := describe_leak(rows, "test"):
+        told.append(f"Leakage: {leak}")
+    told += describe_conflicts(rows, label_names)
+    if leak := describe_leak(rows, "validation"):
+        told.append(f"T{leak[1:]}")
+    for split in SPLITS:
+        again = repeated_rows(rows, split)
+        if len(again):
+            have = "has" if len(again) == 1 else "have"
+            where = f"{named_rows(split, again['row'].tolist())}; earlier {named_rows(split, again['first'].tolist())}"
+            told.append(f"{counted(len(again), f'{split} row')} {have} the text of an earlier one ({where})")
+    return told
+
+
+def describe_leak(rows: "pd.DataFrame", split: str) -> str:
+    leaked, total = leaked_rows(rows, split), int((rows["split"] == split).sum())
+    if leaked.empty:
+        return ""
+    where = f"{named_rows(split, leaked['row'].tolist())}; {named_rows('train', leaked['first'].tolist())}"
+    return f"the text of {len(leaked):,} of {total:,} {split} rows is also in train ({where})"
+
+
+def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
+    """At most one sentence."""
+    found = conflicts(rows)
+    if found.empty:
+        return []
+    texts: dict[int, list[str]] = {}
+    for text, split, row, label in zip(*(found[name] for name in ("text", "split", "row", "label")), strict=True):
+        texts.setdefault(text, []).append(f"{split} row {row} {label_names[label]!r}")
+    named = "; ".join(", ".join(places) for places in list(texts.values())[:ROW_EXAMPLES])
+    more = f"; and {len(texts) - ROW_EXAMPLES:,} more" if len(texts) > ROW_EXAMPLES else ""
+    have = "has" if len(texts) == 1 else "have"
+    return [f"{counted(len(texts), 'text')} {have} more than one label ({named}{more})"]
+
+
+def named_rows(split: str, rows: Sequence[int]) -> str:
+    """`train row 60`, `test rows 1, 2`, or ten of them and how many more there are."""
+    return f"{split} row{'s'[: len(rows) != 1]} {listed(rows)}"
+
+
+def listed(things: Sequence[object]) -> str:
+    more = f" and {len(things) - ROW_EXAMPLES:,} more" if len(things) > ROW_EXAMPLES else ""
+    return ", ".join(map(str, things[:ROW_EXAMPLES])) + more
+
+
+def counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s'[: count != 1]}"
+
+
+def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
+    """Raises InputError for data from which nothing can be learned, or on which nothing can be measured.
+
+    What differs by punctuation is different here: who is refused can do nothing about it.
+    """
+    rows = rows.assign(text=rows["exact"])
+    train = rows[rows["split"] == "train"]
+    if train["text"].nunique() == 1:
+        raise InputError(f"data.text_columns: all {len(train):,} training texts are the same; is it the right column?")
+    unclear = train[train["text"].isin(conflicts(train)["text"])]
+    if 2 * len(unclear) > len(train):
+        (texts,) = describe_conflicts(train, label_names)
+        raise InputError(
+            f"data.label_column: {len(unclear):,} of {len(train):,} training rows have a text that also has another "
+            f"label, so that nothing can be learned: {texts}; give each text one label"
+        )
+    leaked = leaked_rows(rows, "test")
+    if len(leaked) == (rows["split"] == "test").sum():
+        raise InputError(
+            f"data: {describe_leak(rows, 'test')}; an accuracy on them would say nothing about new texts: "
+            "take them out of train or test"
+        )

@@ -1,0 +1,311 @@
+"""Measure what the adapter has to beat on the same test rows: the untouched foundation model, and references.
+
+References are classifiers that cost little: the majority class, TF-IDF with logistic regression, a linear probe on
+the frozen foundation model, and the champion, which is the adapter in use so far.
+"""
+
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect import task
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from tasks import model as models
+from tasks.config import Reference, RunConfig
+from tasks.evaluation import model_rows, write_evaluation
+from tasks.hub import first_line, is_network_trouble, network_may_recover
+from tasks.records import Evaluation, PreparedData, digest
+from tasks.splits import stratified_rows
+from tasks.tracking import Champion, download_adapter, find_champion
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Name = Literal["baseline"] | Reference
+
+PROBE_TRAINING_ROWS = 3_000
+"""The foundation model reads about 300 short texts a second on two cores: all 8,530 of Rotten Tomatoes took 28 s."""
+
+TFIDF_TRAINING_ROWS = 100_000
+
+MOST_FEATURES = 200_000
+MOST_WEIGHTS = 500_000
+"""Features times classes: with 77 classes, 26,000 features took 37 s and these took 11 s, for the same accuracy."""
+
+WORD = r"(?u)\b\w+\b"
+
+FOLDS = 3
+
+TFIDF_GRID = (1.0, 5.0, 25.0, 125.0)
+PROBE_GRID = (0.001, 0.01, 0.1, 1.0)
+"""Inverse strengths of the penalty to choose from."""
+
+
+class ChampionLeftOut(ValueError):
+    """The champion cannot be measured on these rows; the message says why."""
+
+
+def evaluate_baseline(config: RunConfig, data: PreparedData, work: str) -> Evaluation:
+    """The untouched foundation model with its fresh head."""
+    baseline = evaluated("baseline", config, data, work)
+    assert baseline
+    return baseline
+
+
+def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dict[str, Evaluation]:
+    """Those of `evaluation.references` that there are for this run, by name."""
+    found: dict[str, Evaluation] = {}
+    for name in config.evaluation.references:
+        champion = find_champion(config) if name == "champion" else None
+        if name == "champion" and not champion:
+            continue
+        if measured := evaluated(name, config, data, work, champion):
+            found[name] = measured
+    return found
+
+
+def evaluated(
+    name: Name, config: RunConfig, data: PreparedData, work: str, champion: Champion | None = None
+) -> Evaluation | None:
+    """The cached result, unless the file that it points to is gone."""
+    gone = not prediction_file(name, config, data, Path(work), champion).exists()
+    found = evaluate.with_options(refresh_cache=gone)(name, config, data, work, champion)
+    return Evaluation.model_validate(found) if found else None
+
+
+def cache_key(context: Any, parameters: dict[str, Any]) -> str:
+    # the path is part of it: a cached result points to a file in this folder
+    work, asked = Path(parameters["work"]).resolve(), ("name", "config", "data", "champion")
+    return f"{parameters['name']}-{measurement_key(*(parameters[name] for name in asked))}-{digest(work)}"
+
+
+@task(
+    name="evaluate",
+    task_run_name="evaluate {name}",
+    retries=3,  # some download weights
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_condition_fn=network_may_recover,
+    cache_key_fn=cache_key,
+    persist_result=True,
+    result_serializer="json",
+    description="A classifier that the adapter is compared with, on the test rows",
+)
+def evaluate(
+    name: Name, config: RunConfig, data: PreparedData, work: str, champion: Champion | None
+) -> dict[str, Any] | None:
+    """An Evaluation as plain values: Prefect keeps it as JSON, never as pickle. None where there is nothing to say."""
+    try:
+        return measure(name, config, data, Path(work), champion).model_dump()
+    except ChampionLeftOut as reason:
+        get_run_logger().warning("The champion is not compared: %s", reason)
+        return None
+
+
+def measurement_key(name: Name, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
+    """Name of a measurement by all that it depends on; runs that differ in nothing else share it."""
+    # the fingerprint says which texts, source and settings say which places in the source they have
+    settings = config.data.model_dump(exclude={"name", "revision", "max_length"})
+    texts = [data.fingerprint, data.source.revision, settings]
+    tokens = [Path(data.folder).name, data.model.revision, config.model.model_dump(), config.evaluation.batch_size]
+    match name:
+        case "baseline":
+            return digest([*texts, *tokens, config.seed])
+        case "probe":
+            return digest([*texts, *tokens])
+        case "champion":
+            return digest([*texts, champion and champion.source])
+    return digest(texts)
+
+
+def prediction_file(
+    name: Name, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
+) -> Path:
+    key = measurement_key(name, config, data, champion)
+    return (work / f"{name}-{key}").resolve() / f"{name}.parquet"
+
+
+def measure(
+    name: Name, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
+) -> Evaluation:
+    """Scores of classifier `name`, and its predictions in a file under `work`."""
+    from datasets import load_from_disk
+
+    started = time.monotonic()
+    match name:
+        case "baseline":
+            table = ask_foundation(config, data)
+        case "majority":
+            table = ask_majority(data)
+        case "tfidf":
+            table = ask_tfidf(config, data)
+        case "probe":
+            table = ask_probe(config, data)
+        case "champion":
+            assert champion
+            table = ask_champion(config, data, champion)
+    file = prediction_file(name, config, data, work, champion)
+    return write_evaluation(table, load_from_disk(data.folder)["test"], file, time.monotonic() - started)
+
+
+def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":
+    """Probabilities (test rows, classes), as from all below, of the foundation model with its fresh head."""
+    from datasets import load_from_disk
+
+    from tasks import serving
+
+    tokenizer = models.load_tokenizer(data.model, config.model)
+    model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
+    rows = model_rows(load_from_disk(data.folder)["test"], tokenizer)
+    logits = serving.classify(serving.on_best_device(model).eval(), tokenizer, rows, config.evaluation.batch_size)
+    return serving.probabilities(logits)
+
+
+def ask_majority(data: PreparedData) -> "np.ndarray":
+    """Knows only how often each class occurs in training."""
+    import numpy as np
+
+    counts = np.asarray(data.class_counts["train"], dtype=float)
+    return np.tile(counts / counts.sum(), (data.rows("test"), 1))
+
+
+def ask_tfidf(config: RunConfig, data: PreparedData) -> "np.ndarray":
+    """Logistic regression on the words and pairs of words of each text column, side by side."""
+    from datasets import load_from_disk
+    from scipy.sparse import hstack
+
+    splits, classes = load_from_disk(data.folder), len(data.label_names)
+    train = splits["train"].select(training_rows(splits["train"], classes, TFIDF_TRAINING_ROWS, config))
+    most = min(MOST_FEATURES, MOST_WEIGHTS // classes)
+    parts = [text_features(train[column][:], splits["test"][column][:], most) for column in data.text_columns]
+    known, asked = (hstack(side, format="csr") for side in zip(*parts, strict=True))
+    return class_probabilities(known, train["labels"][:], asked, classes, TFIDF_GRID, config.data.split_seed)
+
+
+def training_rows(split: Any, classes: int, most: int, config: RunConfig) -> list[int]:
+    return stratified_rows(split["labels"][:], classes, min(most, len(split)), config.data.split_seed)
+
+
+def text_features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:
+    """Sparse TF-IDF (texts, features) of both; of characters where words say nothing."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words: dict[str, Any] = {"token_pattern": WORD, "ngram_range": (1, 2)}
+    characters: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}
+    kind = words if words_recur(train[:10_000]) else characters
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most, **kind)
+    return vectorizer.fit_transform(train), vectorizer.transform(test)
+
+
+def words_recur(texts: Sequence[str]) -> bool:
+    """Whether most words are in another text too. In a script without spaces, where a word is a clause, they are not;
+    nor in names or signs."""
+    texts_with = Counter(word for text in texts for word in set(re.findall(WORD, text.lower())))
+    return 2 * sum(count for count in texts_with.values() if count > 1) > texts_with.total()
+
+
+def ask_probe(config: RunConfig, data: PreparedData) -> "np.ndarray":
+    """Logistic regression on what the frozen foundation model makes of each text."""
+    from datasets import load_from_disk
+    from sklearn.preprocessing import StandardScaler
+
+    splits, classes = load_from_disk(data.folder), len(data.label_names)
+    train = splits["train"].select(training_rows(splits["train"], classes, PROBE_TRAINING_ROWS, config))
+    known, asked = pooled_features(config, data, {"train": train, "test": splits["test"]})
+    scaler = StandardScaler().fit(known)
+    known, asked = scaler.transform(known), scaler.transform(asked)
+    return class_probabilities(known, train["labels"][:], asked, classes, PROBE_GRID, config.data.split_seed)
+
+
+def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any]) -> list["np.ndarray"]:
+    """For each of `splits`, (rows, width): the last hidden state, mean over the tokens that are no padding.
+
+    Raises FloatingPointError naming the row whose features are no finite numbers.
+    """
+    import numpy as np
+
+    from tasks import serving
+
+    tokenizer = models.load_tokenizer(data.model, config.model)
+    model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
+    body = serving.on_best_device(model).eval().base_model
+    if model.config.is_encoder_decoder:
+        body = body.get_encoder()
+
+    def pool(inputs: Any) -> Any:
+        states, real = body(**inputs).last_hidden_state.float(), inputs["attention_mask"][..., None]
+        return states.masked_fill(real == 0, 0).sum(1) / real.sum(1)
+
+    features = []
+    for name, split in splits.items():
+        rows = model_rows(split, tokenizer)
+        pooled = serving.run_in_batches(pool, model.device, tokenizer, rows, config.evaluation.batch_size)
+        table = pooled.numpy().astype(np.float64)
+        if not (finite := np.isfinite(table).all(1)).all():
+            row = split["row"][int(np.argmin(finite))]
+            raise FloatingPointError(f"the foundation model has no finite features for {name} row {row}")
+        features.append(table)
+    return features
+
+
+def class_probabilities(
+    known: Any, labels: Sequence[int], asked: Any, classes: int, grid: Sequence[float], seed: int
+) -> "np.ndarray":
+    """Probabilities (asked rows, classes) by logistic regression; a class that no known row has gets 0.
+
+    The penalty is the one of `grid` with the best cross-validated log loss, where each class has a row for each fold.
+    """
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from threadpoolctl import threadpool_limits
+
+    model = LogisticRegression(max_iter=1000, random_state=seed)
+    if np.unique(labels, return_counts=True)[1].min() >= FOLDS:
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        model = GridSearchCV(model, {"C": list(grid)}, scoring="neg_log_loss", cv=folds, n_jobs=1)
+    table = np.zeros((asked.shape[0], classes))
+    with threadpool_limits(1):  # two threads wait for each other: 4 to 17 s on Rotten Tomatoes instead of 1.2
+        model.fit(known, labels)
+        table[:, model.classes_] = model.predict_proba(asked)
+    return table
+
+
+def ask_champion(config: RunConfig, data: PreparedData, champion: Champion) -> "np.ndarray":
+    """The registered adapter, as it is served; ChampionLeftOut where it answers another question or cannot be read."""
+    import pandas as pd
+    from datasets import load_from_disk
+
+    from tasks import serving
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            adapter = download_adapter(champion.uri, Path(folder))
+            settings = serving.read_settings(adapter)
+            check_champion(config, data, champion.uri, settings)
+            model, tokenizer = serving.load_adapter(adapter, local_files_only=config.offline)
+        except OSError as error:
+            if is_network_trouble(error) and not config.offline:
+                raise
+            raise ChampionLeftOut(f"{champion.uri} cannot be read: {first_line(error)}") from error
+    test = load_from_disk(data.folder)["test"]
+    names = zip(settings["text_columns"], data.text_columns, strict=True)
+    texts = pd.DataFrame({theirs: test[ours][:] for theirs, ours in names})
+    answers = serving.predict(model, tokenizer, settings, texts)
+    return answers[[f"probability_{name}" for name in data.label_names]].to_numpy()
+
+
+def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: dict[str, Any]) -> None:
+    """Raises ChampionLeftOut unless it can be asked about these texts and answers with these classes."""
+    classes, columns = settings["label_names"], settings["text_columns"]
+    if set(classes) != set(data.label_names):
+        raise ChampionLeftOut(f"{uri} knows the classes {', '.join(classes)}, not {', '.join(data.label_names)}")
+    if len(columns) != len(data.text_columns):
+        raise ChampionLeftOut(f"{uri} reads the columns {', '.join(columns)}, not {', '.join(data.text_columns)}")
+    if settings["base_model"]["trust_remote_code"] and not config.model.trust_remote_code:
+        raise ChampionLeftOut(f"{uri} brings its own Python code and model.trust_remote_code is not set")

@@ -1,0 +1,101 @@
+"""The run list as people should find it in MLflow: the columns and charts that runs are compared by.
+
+MLflow keeps columns in each browser. What it keeps for everybody is a saved view (menu "Views", or its own address): an
+experiment tag, which is written here in the shape that the page of MLflow 3.17 itself gives it.
+"""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+VIEW, TITLE = "peft-flow", "Comparison"
+"""The view's id in addresses, and its name in the menu."""
+
+KIND = "workflowType=machine_learning"
+"""Without it in an address MLflow shows its menu for LLM applications, which leads to empty pages."""
+
+COLUMNS = (
+    ("tags", "verdict"),
+    ("metrics", "tuned/accuracy"),
+    ("metrics", "delta/accuracy"),
+    ("metrics", "delta/p_value"),
+    ("metrics", "reference/tfidf/accuracy"),
+    ("metrics", "reference/probe/accuracy"),
+    ("metrics", "tuned/log_loss"),
+    ("metrics", "calibration/error_after"),
+    ("params", "model.name"),
+    ("params", "data.name"),
+    ("params", "adapter.method"),
+    ("params", "adapter.r"),
+    ("params", "training.learning_rate"),
+    ("params", "seed"),
+    ("metrics", "cost/train_seconds"),
+)
+"""From left to right, after the run's name and time."""
+
+WIDE = ("delta/p_value", "model.name", "data.name")
+"""A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
+
+SETTINGS = ("training.learning_rate", "adapter.r", "seed")
+"""Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
+
+CHARTS = (
+    ("BAR", "tuned/accuracy"),
+    ("BAR", "delta/accuracy"),
+    ("LINE", "validation/accuracy"),
+    ("BAR", "tuned/log_loss"),
+    ("BAR", "calibration/error_after"),
+)
+
+RUN_NAME = "attributes.`Run Name`"
+
+
+def run_address(experiment_id: str, run_id: str) -> str:
+    """The run's page, after the address of the server."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{KIND}"
+
+
+def address(experiment_id: str) -> str:
+    """The run list in the view, after the address of the server."""
+    return f"#/experiments/{experiment_id}/runs?{KIND}&viewStateShareKey={VIEW}"
+
+
+def experiment_tags(experiment_id: str) -> dict[str, str]:
+    """The saved view, and the experiment's description, which leads to it."""
+    note = (
+        f"[Columns and charts to compare runs by]({address(experiment_id)}), also in the menu Views: {TITLE}\n\n"
+        "All scores are of the test rows. `tuned/` is the adapter, `baseline/` the foundation model with an untrained "
+        "head, `delta/` the first minus the second; `reference/` are other classifiers, and their `gain` is the "
+        "adapter minus the reference."
+    )
+    return {f"mlflow.sharedViewState.{VIEW}": saved_view(), "mlflow.note.content": note}
+
+
+def saved_view() -> str:
+    packed = base64.b64encode(zlib.compress(json.dumps(page_state()).encode())).decode()
+    return json.dumps({"name": TITLE, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
+
+
+def page_state() -> dict[str, Any]:
+    columns = [f"{kind}.`{name}`" for kind, name in COLUMNS]
+    widths = [max(160 if name in WIDE else 105, 6 * len(name) + 26) for _, name in COLUMNS]
+    return {
+        "selectedColumns": columns,
+        # only columns named here keep their place and width
+        "columnOrder": [RUN_NAME, "runDateAndNestInfo", *columns, "duration"],
+        "columnWidths": {RUN_NAME: 320, **dict(zip(columns, widths, strict=True))},
+        "compareRunSections": [{"uuid": VIEW, "name": TITLE, "display": True, "isReordered": True}],
+        "compareRunCharts": [
+            chart(
+                "PARALLEL", "settings", selectedParams=SETTINGS, selectedMetrics=["tuned/accuracy"], showAllRuns=True
+            ),
+            *(chart(kind, metric, metricKey=metric) for kind, metric in CHARTS),
+        ],
+        "isAccordionReordered": True,
+    }
+
+
+def chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    identity = {"type": kind, "uuid": f"{VIEW} {name}", "metricSectionId": VIEW}
+    return {**identity, "runsCountToCompare": 10, "xAxisKey": "step", "lineSmoothness": 0, **settings}

@@ -1,0 +1,213 @@
+"""Runs that differ only by seed: their mean, their spread, and what between two single runs is seed noise."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.tasks import exponential_backoff
+
+from tasks.comparison import TITLES, markdown_table, shown
+from tasks.config import RunConfig
+from tasks.duplicates import counted
+from tasks.evaluation import paired_predictions
+from tasks.hub import network_may_recover
+from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, Verdict
+from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
+from tasks.tracking import experiment_url, log_seeds, run_url
+
+
+@task(
+    name="summarize seeds",
+    task_run_name="summarize seeds",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_condition_fn=network_may_recover,
+)
+def summarize_seeds(run_id: str, config: RunConfig, results: tuple[RunResult, ...]) -> SeedsResult:
+    """What the runs say together, in MLflow's run `run_id`, their parent, and on the Prefect run page."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    result, link = judge_seeds(run_id, config, results), run_url(run_id)
+    page = seeds_markdown(config, result)
+    log_seeds(result, page, ladder_means(result), description(result))
+    links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
+    create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
+    create_link_artifact(link, link_text=f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
+    return result
+
+
+def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) -> SeedsResult:
+    """`results` are the runs of `config` with seeds config.seed, config.seed + 1 and so on; two at least."""
+    folders = [Path(result.adapter_path).parent for result in results]
+    comparisons = [
+        Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes()) for folder in folders
+    ]
+    confidence = config.evaluation.confidence
+    pairs = list(combinations(range(len(results)), 2))
+    return SeedsResult(
+        run_id=run_id,
+        experiment=config.tracking.experiment,
+        status="finished",
+        verdict=verdict_of_all([result.verdict for result in results]),
+        confidence=confidence,
+        rows=comparisons[0].rows,
+        runs=tuple(seed_run(config.seed + i, result) for i, result in enumerate(results)),
+        gain=spread([result.delta.accuracy for result in results], confidence),
+        ladder=ladder_spread(comparisons, confidence),
+        noise=seed_noise([result.tuned.accuracy for result in results], confidence),
+        pairs=len(pairs),
+        told_apart=count_told_apart([folder / "tuned.parquet" for folder in folders], pairs, config),
+        data_fingerprint=results[0].data_fingerprint,
+        seconds=round(sum(result.seconds.total for result in results), 3),
+    )
+
+
+def verdict_of_all(verdicts: Sequence[Verdict]) -> Verdict:
+    """What every run says; `no evidence` where they do not agree."""
+    return verdicts[0] if len(set(verdicts)) == 1 else "no evidence"
+
+
+def seed_run(seed: int, result: RunResult) -> SeedRun:
+    return SeedRun(
+        seed=seed,
+        run_id=result.run_id,
+        verdict=result.verdict,
+        accuracy=result.tuned.accuracy,
+        gain=result.delta.accuracy,
+        adapter_path=result.adapter_path,
+    )
+
+
+def spread(values: Sequence[float], confidence: float) -> Spread:
+    from statistics import stdev
+
+    return Spread(
+        mean=mean_interval(values, confidence),
+        deviation=stdev(values),
+        smallest=min(values),
+        largest=max(values),
+    )
+
+
+def ladder_spread(comparisons: Sequence[Comparison], confidence: float) -> tuple[RungSpread, ...]:
+    """The rungs that every run has, best mean accuracy first."""
+    ladders = [{rung.name: rung.scores for rung in comparison.ladder} for comparison in comparisons]
+    names = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
+    rungs = [
+        RungSpread(
+            name=name,
+            **{score: spread([getattr(ladder[name], score) for ladder in ladders], confidence) for score in SCORES},
+        )
+        for name in names
+    ]
+    return tuple(sorted(rungs, key=lambda rung: (-rung.accuracy.mean.value, rung.log_loss.mean.value)))
+
+
+def count_told_apart(files: Sequence[Path], pairs: Sequence[tuple[int, int]], config: RunConfig) -> int:
+    """Pairs of prediction files between which the paired test finds a difference; ValueError where rows differ."""
+    _, labels, named = paired_predictions({str(file): str(file) for file in files})
+    tables = list(named.values())
+    resampled = bootstrap(labels, tables, config.evaluation.bootstrap_samples, config.seed)
+    found = (difference(labels, tables, resampled, pair, config.evaluation.confidence) for pair in pairs)
+    return sum(pair.verdict != "no evidence" for pair in found)
+
+
+def seeds_markdown(config: RunConfig, result: SeedsResult) -> str:
+    """The whole comparison as a page, for Prefect and MLflow."""
+    parts = [
+        f"# {result.verdict.capitalize()}: {config.name_of(f'{len(result.runs)} seeds')}",
+        headline(result),
+        seeds_table(result),
+        noise_sentence(result),
+        "## Runs",
+        runs_table(result),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(result: SeedsResult) -> str:
+    """The result in three sentences, with what it rests on."""
+    accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
+    return (
+        f"Over {len(result.runs)} seeds the adapter's accuracy on {counted(result.rows, 'test row')} is "
+        f"{accuracy.mean.value:.3f} on average ({percent} interval {accuracy.mean.low:.3f} to "
+        f"{accuracy.mean.high:.3f}), {accuracy.smallest:.3f} to {accuracy.largest:.3f} in single runs. "
+        f"Its gain over the foundation model is {shown(result.gain.mean)}. {verdict_sentence(result)}"
+    )
+
+
+def verdict_sentence(result: SeedsResult) -> str:
+    verdicts = [run.verdict for run in result.runs]
+    counts = ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+    return f"Verdicts of the {len(verdicts)} runs: {counts}."
+
+
+def noise_sentence(result: SeedsResult) -> str:
+    """How large a difference between two single runs must be to mean more than another seed."""
+    told = f"A paired test tells {result.told_apart} of {counted(result.pairs, 'pair')} of seeds apart."
+    if result.noise == 0:
+        return f"All seeds have the same accuracy: these test rows show no seed noise. {told}"
+    return (
+        f"Two runs that differ only by seed stay within ±{result.noise:.3f} of each other in accuracy at "
+        f"{100 * result.confidence:g} %; a smaller difference between two single runs is seed noise. {told}"
+    )
+
+
+def seeds_table(result: SeedsResult) -> str:
+    """The ladder: each classifier's mean over the seeds ± standard deviation of single runs."""
+    percent = f"{100 * result.confidence:g} %"
+    header = ("classifier", "accuracy", f"{percent} interval of the mean", "macro-F1", "log loss (nats)")
+    return markdown_table(
+        header,
+        [
+            (
+                TITLES[rung.name],
+                plus_minus(rung.accuracy),
+                f"{rung.accuracy.mean.low:.3f} to {rung.accuracy.mean.high:.3f}",
+                plus_minus(rung.macro_f1),
+                plus_minus(rung.log_loss),
+            )
+            for rung in result.ladder
+        ],
+    )
+
+
+def ladder_means(result: SeedsResult) -> dict[str, list[Any]]:
+    """The ladder's means with the intervals of the means, in the shape of single runs' tables."""
+    columns = ["classifier", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss"]
+    rows = [
+        [
+            TITLES[rung.name],
+            *(round(getattr(rung.accuracy.mean, end), 4) for end in ("value", "low", "high")),
+            *(round(spread.mean.value, 4) for spread in (rung.macro_f1, rung.log_loss)),
+        ]
+        for rung in result.ladder
+    ]
+    return {"columns": columns, "data": rows}
+
+
+def plus_minus(value: Spread) -> str:
+    return f"{value.mean.value:.3f} ± {value.deviation:.3f}"
+
+
+def runs_table(result: SeedsResult) -> str:
+    return markdown_table(
+        ("seed", "verdict", "accuracy", "gain", "run"),
+        [(f"{run.seed}", run.verdict, f"{run.accuracy:.3f}", f"{run.gain:+.3f}", run.run_id) for run in result.runs],
+    )
+
+
+def description(result: SeedsResult) -> str:
+    """The result in five lines of markdown, the verdict first, for MLflow's page of the parent."""
+    accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
+    lines = (
+        f"**{result.verdict.capitalize()}** over {len(result.runs)} seeds: accuracy {plus_minus(accuracy)}, "
+        f"{percent} interval of the mean {accuracy.mean.low:.3f} to {accuracy.mean.high:.3f}",
+        f"{verdict_sentence(result)}",
+        f"Ladder: {', '.join(f'{TITLES[rung.name]} {plus_minus(rung.accuracy)}' for rung in result.ladder)}",
+        f"Gain over the foundation model: {shown(result.gain.mean)}",
+        f"{noise_sentence(result)}",
+    )
+    return "  \n".join(lines)  # two spaces: a line break in markdown

@@ -1,0 +1,268 @@
+"""How far numbers from a limited test set can be trusted: intervals, tests, power and calibration. Pure functions."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.metrics import PROBABILITY_FLOOR
+from tasks.records import Difference, Interval, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CHUNK_CELLS = 250_000
+"""Resampling weights held at once: 2 MB stay in the processor's cache, which is twice as fast as 32 MB."""
+
+DISAGREEMENT = 0.2
+"""Share of rows that only one of two classifiers has right, assumed before anything is measured."""
+
+SCORES = ("accuracy", "macro_f1", "log_loss")
+
+
+def wilson_interval(right: int, rows: int, confidence: float) -> Interval:
+    """A share with its score interval; never leaves 0..1 and holds for few rows.
+
+    Wilson, Journal of the American Statistical Association 22 (1927).
+    """
+    from scipy.stats import norm
+
+    share, z = right / rows, float(norm.ppf((1 + confidence) / 2))
+    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * (share * (1 - share) / rows + z**2 / (4 * rows**2)) ** 0.5
+    # rounding may put an end on the wrong side of the share where that is 0 or 1
+    return Interval(value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)))
+
+
+def mcnemar_p_value(fixed: int, broken: int) -> float:
+    """Exact two-sided McNemar test: of the rows on which two classifiers disagree, half favour each by chance.
+
+    McNemar, Psychometrika 12 (1947); the exact binomial form as in Agresti, Categorical Data Analysis, 10.1.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
+
+
+class Resampled(NamedTuple):
+    """Accuracy, macro-F1 and log loss of several classifiers, observed and on resampled test rows."""
+
+    observed: "np.ndarray"
+    """(classifiers, 3)"""
+    drawn: "np.ndarray"
+    """(samples, classifiers, 3)"""
+
+
+def bootstrap(labels: "np.ndarray", tables: Sequence["np.ndarray"], samples: int, seed: int) -> Resampled:
+    """Scores of each (rows, classes) table on the same resamplings of the rows, drawn with replacement.
+
+    One resampling serves all classifiers, so that differences between them are paired and what is hard for all
+    cancels out. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    import numpy as np
+
+    rows, classes = tables[0].shape
+    generator = np.random.default_rng(seed)
+    parts = [per_row(table, labels) for table in tables]
+
+    def scores(weights: "np.ndarray") -> "np.ndarray":
+        return np.stack([scores_from_sums(weights @ part, rows, classes) for part in parts], axis=1)
+
+    drawn = []
+    for start in range(0, samples, size := max(1, CHUNK_CELLS // rows)):
+        count = min(size, samples - start)
+        # row numbers, then counted: ten times faster than multinomial draws of the counts
+        chosen = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        drawn.append(scores(np.bincount(chosen.ravel(), minlength=count * rows).reshape(count, rows).astype(float)))
+    return Resampled(scores(np.ones((1, rows)))[0], np.concatenate(drawn))
+
+
+def per_row(table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+    """What each row adds to the sums behind the scores, sparse, (rows, 2 + 3 * classes).
+
+    Right or not; its loss in nats; then for each class: right, predicted, labelled.
+    """
+    import numpy as np
+    from scipy.sparse import csr_array, hstack
+
+    rows, classes = table.shape
+    place, predicted = np.arange(rows), table.argmax(1)
+    right = (predicted == labels).astype(float)
+    loss = -np.log(np.maximum(table[place, labels], PROBABILITY_FLOOR))
+
+    def by_class(values: "np.ndarray", column: "np.ndarray") -> "np.ndarray":
+        return csr_array((values, (place, column)), shape=(rows, classes))
+
+    counts = (by_class(right, labels), by_class(np.ones(rows), predicted), by_class(np.ones(rows), labels))
+    return hstack([csr_array(np.stack([right, loss], axis=1)), *counts], format="csr")
+
+
+def scores_from_sums(sums: "np.ndarray", rows: int, classes: int) -> "np.ndarray":
+    """Accuracy, macro-F1 and log loss, (samples, 3), from sums of `per_row`."""
+    import numpy as np
+
+    right, predicted, actual = np.split(sums[:, 2:], 3, axis=1)
+    f1 = 2 * right / np.maximum(predicted + actual, 1)
+    return np.stack([sums[:, 0] / rows, f1.mean(1), sums[:, 1] / rows], axis=1)
+
+
+def percentile_interval(value: float, drawn: "np.ndarray", confidence: float) -> Interval:
+    """The middle of `drawn`, (samples,), widened where rounding or a tiny class leaves `value` itself outside.
+
+    Measured on simulated test sets of 300 rows and more: 95 % intervals cover 93 to 96 % where each class has 30 rows.
+    With 9 rows in the rarest class those of macro-F1 can be much too narrow: 64 to 94 %.
+    """
+    import numpy as np
+
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(value=float(value), low=float(min(value, low)), high=float(max(value, high)))
+
+
+def score_intervals(resampled: Resampled, index: int, confidence: float) -> dict[str, Interval]:
+    """Accuracy, macro-F1 and log loss of one classifier."""
+    observed, drawn = resampled.observed[index], resampled.drawn[:, index]
+    return {name: percentile_interval(observed[i], drawn[:, i], confidence) for i, name in enumerate(SCORES)}
+
+
+def difference(
+    labels: "np.ndarray", tables: Sequence["np.ndarray"], resampled: Resampled, pair: tuple[int, int], confidence: float
+) -> Difference:
+    """Table `pair[0]` minus table `pair[1]`."""
+    new, old = pair
+    is_right, was_right = (tables[i].argmax(1) == labels for i in pair)
+    fixed, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+    observed = resampled.observed[new] - resampled.observed[old]
+    drawn = resampled.drawn[:, new] - resampled.drawn[:, old]
+    intervals = {name: percentile_interval(observed[i], drawn[:, i], confidence) for i, name in enumerate(SCORES)}
+    p_value = mcnemar_p_value(fixed, broken)
+    return Difference(
+        verdict=verdict(intervals["accuracy"], p_value, confidence),
+        **intervals,
+        p_value=p_value,
+        fixed=fixed,
+        broken=broken,
+    )
+
+
+def verdict(accuracy: Interval, p_value: float, confidence: float) -> Verdict:
+    """`improved` or `worse` only where the interval leaves out 0 and the exact test agrees."""
+    if p_value >= 1 - confidence:
+        return "no evidence"
+    return "improved" if accuracy.low > 0 else "worse" if accuracy.high < 0 else "no evidence"
+
+
+def detection_power(rows: int, gain: float, confidence: float) -> float:
+    """Chance that the exact McNemar test on `rows` test rows finds a true accuracy gain of `gain`.
+
+    Only one of the two is right on DISAGREEMENT of the rows, or on `gain` where that is more. The interval that the
+    verdict asks for as well takes away next to nothing: 0.3 points of 80 % on 1,066 rows, in simulation.
+    The number of rows on which the two disagree is binomial, and so is, among these, the number won by the worse:
+    Miettinen, Biometrics 24 (1968), with the exact test in place of his normal approximation.
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    disagreement = max(DISAGREEMENT, gain)
+    few, many = binom.ppf([1e-9, 1 - 1e-9], rows, disagreement)
+    count = np.arange(few, many + 1)
+    # the test finds it where the worse one wins at most this many
+    most = binom.ppf((1 - confidence) / 2, count, 0.5) - 1
+    found = binom.cdf(most, count, (disagreement - gain) / 2 / disagreement)
+    return float(binom.pmf(count, rows, disagreement) @ found)
+
+
+def detectable_difference(rows: int, confidence: float, power: float = 0.8) -> float | None:
+    """Smallest accuracy difference that is found with `power`; None where the rows are too few for any."""
+    low, high = 0.0, 1.0
+    if detection_power(rows, high, confidence) < power:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if detection_power(rows, middle, confidence) >= power else (middle, high)
+    return high
+
+
+BINS = 15
+"""Of the reliability diagram: as in Guo et al."""
+
+
+class Reliability(NamedTuple):
+    """Rows by the probability of their predicted class, in BINS bins of equal width; empty bins are left out."""
+
+    confidence: "np.ndarray"
+    """Mean probability in each bin."""
+    accuracy: "np.ndarray"
+    rows: "np.ndarray"
+
+
+def reliability(table: "np.ndarray", labels: "np.ndarray") -> Reliability:
+    import numpy as np
+
+    top, right = table.max(1).astype(float), (table.argmax(1) == labels).astype(float)
+    place = np.minimum((top * BINS).astype(int), BINS - 1)
+    rows, confidence, accuracy = (np.bincount(place, weights, BINS) for weights in (None, top, right))
+    filled = rows > 0
+    return Reliability(confidence[filled] / rows[filled], accuracy[filled] / rows[filled], rows[filled].astype(int))
+
+
+def calibration_error(table: "np.ndarray", labels: "np.ndarray") -> float:
+    """Expected calibration error: mean gap between confidence and accuracy over bins, weighted by rows, 0..1.
+
+    Naeini et al., AAAI 2015; Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    bins = reliability(table, labels)
+    return float((abs(bins.confidence - bins.accuracy) * bins.rows).sum() / len(labels))
+
+
+def fit_temperature(logits: "np.ndarray", labels: "np.ndarray") -> float:
+    """What to divide (rows, classes) logits by for the best log loss: temperature scaling, Guo et al., ICML 2017.
+
+    Two things keep few rows from asking for certainty or for nothing: the targets are smoothed by one row's worth,
+    after Platt (1999), and the logarithm of the temperature has a standard normal prior.
+    """
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    rows, classes = logits.shape
+    logits = logits.astype(np.float64)
+    doubt = 1 / (rows + 2)
+    target = np.full((rows, classes), doubt / (classes - 1))
+    target[np.arange(rows), labels] = 1 - doubt
+
+    def loss(log_temperature: float) -> float:
+        likelihood = (target * log_softmax(logits / np.exp(log_temperature), axis=1)).sum()
+        return float(log_temperature**2 / 2 - likelihood) / rows
+
+    # beyond a factor of 20 either way the probabilities say nothing, or only 0 and 1
+    found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def without_temperature(table: "np.ndarray", temperature: float) -> "np.ndarray":
+    """Probabilities (rows, classes) as they were before their logits were divided by `temperature`."""
+    import numpy as np
+    from scipy.special import softmax
+
+    tiny = np.finfo(np.float64).tiny
+    raw: np.ndarray = softmax(np.log(np.maximum(table.astype(np.float64), tiny)) * temperature, axis=1)
+    return raw
+
+
+def mean_interval(values: Sequence[float], confidence: float) -> Interval:
+    """Mean over seeds with Student's t interval: Student, Biometrika 6 (1908). Two values at least."""
+    from statistics import mean, stdev
+
+    from scipy.stats import t
+
+    centre = mean(values)
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return Interval(value=centre, low=centre - half, high=centre + half)
+
+
+def seed_noise(values: Sequence[float], confidence: float) -> float:
+    """How far apart two further runs that differ only by seed stay, at this confidence: t · s · √2."""
+    from statistics import stdev
+
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) * 2**0.5
