@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 from flows.finetune import finetune
-from tasks import data, splits, training
+from tasks import data, splits, statistics
 from tasks.config import RunConfig, load_config
 
-INSIDE = ((splits, "same_texts"), (data, "make_check"), (training, "fit_temperature"))
+INSIDE = ((splits, "same_texts"), (data, "make_check"), (statistics, "fit_temperature"))
 """Functions of the analysis inside longer steps; the steps check, references and compare are analysis as a whole."""
 
 seconds: Counter[str] = Counter()

@@ -84,7 +84,7 @@ def page_state() -> dict[str, Any]:
         "selectedColumns": columns,
         # only columns named here keep their place and width
         "columnOrder": [RUN_NAME, "runDateAndNestInfo", *columns, "duration"],
-        "columnWidths": {RUN_NAME: 320, **dict(zip(columns, widths, strict=True))},
+        "columnWidths": {RUN_NAME: 460, **dict(zip(columns, widths, strict=True))},
         "compareRunSections": [{"uuid": VIEW, "name": TITLE, "display": True, "isReordered": True}],
         "compareRunCharts": [
             chart(

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.tasks import exponential_backoff
 
-from tasks.comparison import TITLES, markdown_table, shown
+from tasks.comparison import SHORT_TITLES, TITLES, markdown_table, shown
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import paired_predictions
@@ -200,14 +200,15 @@ def runs_table(result: SeedsResult) -> str:
 
 
 def description(result: SeedsResult) -> str:
-    """The result in five lines of markdown, the verdict first, for MLflow's page of the parent."""
+    """The result in five short lines of markdown, the verdict first, for MLflow's page of the parent."""
     accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
     lines = (
         f"**{result.verdict.capitalize()}** over {len(result.runs)} seeds: accuracy {plus_minus(accuracy)}, "
-        f"{percent} interval of the mean {accuracy.mean.low:.3f} to {accuracy.mean.high:.3f}",
-        f"{verdict_sentence(result)}",
-        f"Ladder: {', '.join(f'{TITLES[rung.name]} {plus_minus(rung.accuracy)}' for rung in result.ladder)}",
+        f"mean {accuracy.mean.low:.3f} to {accuracy.mean.high:.3f}",
+        verdict_sentence(result),
+        "Ladder: " + ", ".join(f"{SHORT_TITLES[rung.name]} {rung.accuracy.mean.value:.3f}" for rung in result.ladder),
         f"Gain over the foundation model: {shown(result.gain.mean)}",
-        f"{noise_sentence(result)}",
+        f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
+        f"{counted(result.pairs, 'pair')} told apart",
     )
     return "  \n".join(lines)  # two spaces: a line break in markdown
