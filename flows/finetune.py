@@ -11,8 +11,6 @@ from typing import Annotated
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
 from pydantic import Field
-from tasks.datacheck import check_data
-from tasks.references import evaluate_baseline, evaluate_references
 
 from tasks.comparison import compare, headline
 from tasks.config import (
@@ -26,9 +24,11 @@ from tasks.config import (
     validated,
 )
 from tasks.data import prepare_data
+from tasks.datacheck import check_data
 from tasks.evaluation import evaluate_adapter
 from tasks.recording import flow_tags, record
 from tasks.records import Comparison, Delta, PreparedData, RunResult, Seconds, TrainedAdapter, digest
+from tasks.references import evaluate_baseline, evaluate_references
 from tasks.tracking import STORE, Logged, run_url, tracked_run
 from tasks.training import train_adapter
 
