@@ -209,15 +209,16 @@ def introduce(config: RunConfig) -> None:
 
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     """The ladder as a table, and what to do next."""
-    from tasks.comparison import headline, ladder_table
+    from tasks.comparison import headline, ladder_table, leak_sentence
     from tasks.records import Comparison
     from tasks.tracking import public_uri
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    leak = f"Leakage: {leak_sentence(comparison)}.\n\n" if comparison.leaked else ""
     print(
         f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{ladder_table(comparison)}\n\n"
-        f"{headline(config, comparison)}\n\n"
+        f"{headline(config, comparison)}\n\n{leak}"
         f"run       {result.run_id}\n"
         f"adapter   {result.adapter_path}\n"
         f"browse    {where_to_browse(result.run_id)}\n"

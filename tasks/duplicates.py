@@ -77,10 +77,10 @@ def text_keys(split: "Dataset", text_columns: Sequence[str]) -> Iterator[tuple[i
             yield hash(whole), hash("\n".join(map(words_alone, parts))), not THREE_LETTERS.match(whole)
 
 
-def leaked_rows(rows: "pd.DataFrame", split: str) -> "pd.DataFrame":
-    """Rows of `split` whose text is in train, and `first`, the first row that has it there."""
-    train = rows[rows["split"] == "train"].drop_duplicates("text").rename(columns={"row": "first"})
-    return rows[rows["split"] == split].merge(train[["text", "first"]], on="text")
+def leaked_rows(rows: "pd.DataFrame", split: str, other: str = "train") -> "pd.DataFrame":
+    """Rows of `split` whose text is in `other`, and `first`, the first row that has it there."""
+    there = rows[rows["split"] == other].drop_duplicates("text").rename(columns={"row": "first"})
+    return rows[rows["split"] == split].merge(there[["text", "first"]], on="text")
 
 
 def repeated_rows(rows: "pd.DataFrame", split: str) -> "pd.DataFrame":
@@ -98,11 +98,12 @@ def conflicts(rows: "pd.DataFrame") -> "pd.DataFrame":
 def describe_sharing(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
     """What shared texts do to the data, a sentence each, worst first; with the rows to look at."""
     told = []
-    if leak := describe_leak(rows, "test"):
+    if leak := describe_leak(rows, "test", "train"):
         told.append(f"Leakage: {leak}")
     told += describe_conflicts(rows, label_names)
-    if leak := describe_leak(rows, "validation"):
-        told.append(f"T{leak[1:]}")
+    for split, other in (("validation", "train"), ("test", "validation")):
+        if leak := describe_leak(rows, split, other):
+            told.append(f"T{leak[1:]}")
     for split in SPLITS:
         again = repeated_rows(rows, split)
         if len(again):
@@ -112,12 +113,12 @@ def describe_sharing(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[s
     return told
 
 
-def describe_leak(rows: "pd.DataFrame", split: str) -> str:
-    leaked, total = leaked_rows(rows, split), int((rows["split"] == split).sum())
+def describe_leak(rows: "pd.DataFrame", split: str, other: str) -> str:
+    leaked, total = leaked_rows(rows, split, other), int((rows["split"] == split).sum())
     if leaked.empty:
         return ""
-    where = f"{named_rows(split, leaked['row'].tolist())}; {named_rows('train', leaked['first'].tolist())}"
-    return f"the text of {len(leaked):,} of {total:,} {split} rows is also in train ({where})"
+    where = f"{named_rows(split, leaked['row'].tolist())}; {named_rows(other, leaked['first'].tolist())}"
+    return f"the text of {len(leaked):,} of {total:,} {split} rows is also in {other} ({where})"
 
 
 def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
@@ -167,6 +168,6 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
     leaked = leaked_rows(rows, "test")
     if len(leaked) == (rows["split"] == "test").sum():
         raise InputError(
-            f"data: {describe_leak(rows, 'test')}; an accuracy on them would say nothing about new texts: "
+            f"data: {describe_leak(rows, 'test', 'train')}; an accuracy on them would say nothing about new texts: "
             "take them out of train or test"
         )

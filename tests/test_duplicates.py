@@ -115,12 +115,13 @@ def test_sentences_name_rows_worst_first() -> None:
     rows = table(
         train=[("a film", 0), ("a play", 1), ("a film", 1)],
         validation=[("a play", 1), ("a book", 0)],
-        test=[("a film", 0), ("a song", 1)],
+        test=[("a film", 0), ("a book", 0), ("a song", 1)],
     )
     assert describe_sharing(rows, NAMES) == [
-        "Leakage: the text of 1 of 2 test rows is also in train (test row 100; train row 100)",
+        "Leakage: the text of 1 of 3 test rows is also in train (test row 100; train row 100)",
         "1 text has more than one label (train row 100 'bad', train row 102 'good')",
         "The text of 1 of 2 validation rows is also in train (validation row 100; train row 101)",
+        "The text of 1 of 3 test rows is also in validation (test row 101; validation row 101)",
         "1 train row has the text of an earlier one (train row 102; earlier train row 100)",
     ]
 
