@@ -544,6 +544,9 @@ def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: 
     assert done.returncode == 0, done.stderr
     result = RunResult.model_validate_json(done.stdout.splitlines()[-1])
     assert result.tuned.accuracy >= 0.81
+    tfidf, probe = (result.references[name]["accuracy"] for name in ("tfidf", "probe"))
+    assert 0.75 <= tfidf <= 0.81 and 0.70 <= probe <= 0.82
+    assert result.tuned.accuracy > max(tfidf, probe)
     assert result.verdict == "improved"
     assert result.delta.p_value < 0.001
 
