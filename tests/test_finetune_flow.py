@@ -532,6 +532,7 @@ def test_pretrained_encoder_learns_real_reviews(hub: Hub, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five minutes on two free cores, ten on busy ones
 @pytest.mark.hub
 def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: Path) -> None:
     command = [
