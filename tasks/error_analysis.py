@@ -172,9 +172,10 @@ def slice_masks(data: PreparedData, test: "pd.DataFrame") -> Iterator[tuple[str,
         ("truncated", [("truncated", truncated), ("whole", ~truncated)]),
         ("class", [(name, labels == label) for label, name in enumerate(data.label_names)]),
     ]
+    ours = {kind for kind, _ in kinds}
     for column in data.slice_columns:
-        values = test[f"slice {column}"]
-        kinds.append((column, [(str(value), (values == value).to_numpy()) for value in sorted(values.unique())]))
+        values, kind = test[f"slice {column}"], f"column {column}" if column in ours else column
+        kinds.append((kind, [(str(value), (values == value).to_numpy()) for value in sorted(values.unique())]))
     for kind, masks in kinds:
         filled = [(name, inside) for name, inside in masks if inside.any()]
         if len(filled) > 1:

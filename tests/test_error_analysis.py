@@ -161,6 +161,14 @@ def test_columns_of_the_data_are_slices(case: Case) -> None:
     ]  # fmt: skip
 
 
+def test_column_with_the_name_of_one_of_our_kinds_stays_apart(case: Case) -> None:
+    case.frame["slice class"] = np.where(np.arange(ROWS) < 20, "drama", "comedy")
+    rows = {
+        kind: [part.rows for part in case.slices(("class",)) if part.kind == kind] for kind in ("class", "column class")
+    }
+    assert rows == {"class": [30, 30], "column class": [40, 20]}
+
+
 def test_predictions_about_other_rows_are_refused(case: Case) -> None:
     data, _ = case.read()
     other = case.predictions._replace(rows=case.predictions.rows + 1)
