@@ -19,9 +19,14 @@ SPLITS = ("train", "validation", "test")
 MOST_SEEDS = 100
 
 RESERVED_COLUMNS = frozenset(
-    {"row", "label", "labels", "length", "full_length", "input_ids", "attention_mask", "token_type_ids"}
+    {
+        *("row", "label", "labels", "length", "full_length", "input_ids", "attention_mask", "token_type_ids"),
+        *("flip", "true_label", "given_label", "likely_label", "baseline_label", "tuned_label"),
+        *("true_label_probability", "given_label_probability", "likely_label_probability"),
+        *("baseline_probability", "tuned_probability"),
+    }
 )
-"""What the prepared data call their own columns."""
+"""What the prepared data, and the tables of single rows, call their own columns."""
 
 Reference = Literal["majority", "tfidf", "probe", "champion"]
 

@@ -317,3 +317,9 @@ def test_no_review_is_longer_than_the_reference_job_says() -> None:
     assert f"the longest review has {longest} GPT-2 tokens" in path.read_text(encoding="utf-8")
     assert longest <= load_config(path).data.max_length
     assert f"{8530:,} film reviews" in path.read_text(encoding="utf-8") and len(texts) == 8530 + 2 * 1066
+
+
+@pytest.mark.parametrize("name", ["length", "flip", "true_label", "tuned_probability"])
+def test_text_column_with_a_name_of_ours_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"text_columns: the run needs the name '{name}' itself"):
+        validated({"data": {"text_columns": ["text", name]}})

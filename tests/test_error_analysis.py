@@ -174,3 +174,16 @@ def test_predictions_about_other_rows_are_refused(case: Case) -> None:
     other = case.predictions._replace(rows=case.predictions.rows + 1)
     with pytest.raises(ValueError, match="other test rows"):
         error_analysis.read_test_rows(data, other)
+
+
+def test_every_column_of_the_tables_is_kept_from_texts(case: Case) -> None:
+    from tasks.config import RESERVED_COLUMNS
+
+    data, test = case.read()
+    frames = (
+        error_analysis.flips(data, test, case.predictions),
+        error_analysis.confident_mistakes(data, test, case.predictions),
+        error_analysis.likely_label_errors(data, test, case.predictions, 0.95),
+    )
+    for frame in frames:
+        assert set(frame.columns) - {"text"} <= RESERVED_COLUMNS
