@@ -274,8 +274,8 @@ def short_p(p_value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` so that markdown shows it letter by letter: a text of the data can be a link, a picture or HTML."""
-    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", text)
+    """`text` on one line, so that markdown shows it letter by letter: one of the data can be a link or HTML."""
+    return re.sub(r"([\\`*_~\[\]<>&])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

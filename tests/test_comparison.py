@@ -1,6 +1,7 @@
 """All classifiers to a ladder, a verdict and words; every number against one from elsewhere."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,8 @@ from tests.conftest import Judged, made_up_classifier
 
 def judge_again(judged: Judged, **changes: Any) -> Any:
     check: DataCheck = judged.check.model_copy(update=changes)
-    folder = judged.result.folder
-    from pathlib import Path
-
-    return judge(judged.config, judged.data, check, judged.predictions, judged.trained, Path(folder))
+    folder = Path(judged.result.folder)
+    return judge(judged.config, judged.data, check, judged.predictions, judged.trained, folder)
 
 
 def test_ladder_is_sorted_by_accuracy_and_then_by_loss(judged: Judged) -> None:
@@ -117,7 +116,34 @@ def test_description_has_five_lines_with_the_verdict_first(judged: Judged) -> No
     assert places == sorted(places)
     assert "TF-IDF" in lines[2] and "no evidence" in lines[2]
     assert "1 of 240 test rows is in train" in lines[3] and f"{judged.check.detectable:.3f}" in lines[3]
+    assert "adapter 0." in lines[3] and TITLES["baseline"] not in lines[3]  # one accuracy has room
     assert lines[4].startswith("Calibration error ") and "weakest slice: " in lines[4]
+
+
+def test_description_keeps_its_five_lines_whatever_a_slice_is_called(judged: Judged) -> None:
+    worst = min((part for part in judged.result.slices if not part.small), key=lambda part: part.accuracy.value)
+    odd = worst.model_copy(
+        update={"kind": "outlet", "name": "a\n\n# b\r\nc", "accuracy": Interval(value=0, low=0, high=0)}
+    )
+    result = judged.result.model_copy(update={"slices": (*judged.result.slices, odd)})
+    lines = description(result).splitlines()
+    assert len(lines) == 5
+    assert "weakest slice: outlet a # b c, 0.000 of" in lines[4]
+
+
+def test_weakest_slice_is_one_with_enough_rows(judged: Judged) -> None:
+    one = judged.result.slices[0]
+    parts = [
+        one.model_copy(update={"kind": "class", "name": name, "rows": rows, "small": small, "accuracy": accuracy})
+        for name, rows, small, accuracy in (
+            ("a", 40, False, wilson_interval(30, 40, 0.95)),
+            ("b", 50, False, wilson_interval(20, 50, 0.95)),
+            ("c", 9, True, wilson_interval(0, 9, 0.95)),
+        )
+    ]
+    told = description(judged.result.model_copy(update={"slices": tuple(parts)}))
+    assert told.endswith("weakest slice: class b, 0.400 of 50 rows")
+    assert "none has enough rows" in description(judged.result.model_copy(update={"slices": (parts[2],)}))
 
 
 def test_run_without_references_is_described_too(judged: Judged) -> None:
@@ -140,6 +166,22 @@ def test_ladder_table_fits_a_terminal_and_has_every_rung(judged: Judged) -> None
     assert max(map(len, lines)) <= 120
     assert [re.split(r"\s{2,}|\|", line)[1].strip() for line in lines[2:7]] == [TITLES[rung.name] for rung in rungs]
     assert "<0.001" in lines[3] and "-0.123 (-0.456, -0.001)" in lines[3]
+
+
+def test_ladder_table_fits_at_the_widest_numbers_and_names(judged: Judged) -> None:
+    tuned, other = judged.result.rung("tuned"), judged.result.rung("tfidf")
+    worst = {"accuracy": Interval(value=0, low=0, high=1), "log_loss": -np.log(1e-7), "macro_f1": 0}
+    scores = other.scores.model_copy(update={"macro_f1": 1.0, "log_loss": worst["log_loss"]})
+    lead = {"accuracy": Interval(value=-1, low=-1, high=-1), "verdict": "no evidence", "p_value": 1e-9}
+    gain = other.adapter_gain and other.adapter_gain.model_copy(update=lead)
+    rungs = [
+        other.model_copy(update={"name": name, "scores": scores, "accuracy": worst["accuracy"], "adapter_gain": gain})
+        for name in TITLES
+        if name != "tuned"
+    ]
+    table = ladder_table(judged.result.model_copy(update={"ladder": (tuned, *rungs), "confidence": 0.999}))
+    assert "16.118" in table and "-1.000 (-1.000, -1.000)" in table and TITLES["tfidf"] in table
+    assert max(map(len, table.splitlines())) <= 120
 
 
 def test_tie_in_everything_keeps_the_given_order() -> None:
@@ -176,3 +218,14 @@ def test_cells_cannot_break_a_table() -> None:
 
 def test_texts_of_the_data_are_shown_and_not_obeyed() -> None:
     assert plain("![x](http://a/b) <img src=c> *d*") == r"!\[x\](http://a/b) \<img src=c\> \*d\*"
+    assert plain("__init__ and ~~gone~~") == r"\_\_init\_\_ and \~\~gone\~\~"
+
+
+def test_text_of_the_data_begins_no_line_of_the_page() -> None:
+    assert plain("a\n\n# b\r\n\tc\u2028d") == "a # b c d"
+
+
+@pytest.mark.parametrize("text", ["a|b", r"a\|b", r"a\\|b", "a\\"])
+def test_backslash_of_the_data_does_not_free_the_bar_after_it(text: str) -> None:
+    line = markdown_table(("text", "end"), [(plain(text), "x")]).splitlines()[2]
+    assert len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) == 4  # a bar after an even number of backslashes ends a cell

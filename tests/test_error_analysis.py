@@ -11,7 +11,7 @@ from tasks import error_analysis
 from tasks.evaluation import Predictions
 from tasks.records import PreparedData, Slice
 from tasks.statistics import mcnemar_p_value, wilson_interval
-from tests.conftest import Judged, made_up_data
+from tests.conftest import Judged, made_up_data, sentences
 
 ROWS = 60
 
@@ -88,6 +88,64 @@ def test_planted_wrong_label_is_the_first_likely_label_error(case: Case) -> None
     assert found["row"].tolist() == [130]
     assert (found["given_label"][0], found["likely_label"][0]) == ("bad", "good")
     assert found["given_label_probability"][0] == pytest.approx(0.03)
+    assert found["likely_label_probability"][0] == pytest.approx(0.97)
+
+
+def test_likely_label_errors_come_by_margin(case: Case) -> None:
+    for row, confidence in ((110, 0.93), (130, 0.99), (120, 0.95)):
+        for name in ("tuned", "tfidf", "probe"):
+            case.says(name, row, 1, confidence)
+    data, test = case.read()
+    found = error_analysis.likely_label_errors(data, test, case.predictions, 0.95)
+    assert found["row"].tolist() == [130, 120, 110]
+
+
+@pytest.mark.parametrize("doubter", ["tfidf", "probe"])
+def test_one_reference_that_beats_chance_and_disagrees_clears_the_label(case: Case, doubter: str) -> None:
+    for name in {"tuned", "tfidf", "probe"} - {doubter}:
+        case.says(name, 130, 1, 0.97)
+    data, test = case.read()
+    assert error_analysis.likely_label_errors(data, test, case.predictions, 0.95).empty
+
+
+def test_wrong_label_is_found_by_real_classifiers(tmp_path: Path) -> None:
+    """Three that read texts differently, trained on other rows than those in which one label is wrong."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = sentences(30)
+    wrong = 17
+    given = np.array(labels[:120])
+    given[wrong] = 1 - given[wrong]
+    readers = {
+        "tuned": TfidfVectorizer(),
+        "tfidf": TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
+        "probe": CountVectorizer(ngram_range=(1, 2)),
+    }
+    tables = {
+        name: make_pipeline(reader, LogisticRegression()).fit(texts[120:], labels[120:]).predict_proba(texts[:120])
+        for name, reader in readers.items()
+    }
+    frame = pd.DataFrame({"row": np.arange(120), "labels": given, "text": texts[:120], "length": 5, "full_length": 5})
+    data = made_up_data(tmp_path / "data", frame, ("bad", "good"))
+    predictions = Predictions(np.arange(120), given, tables)
+    test = error_analysis.read_test_rows(data, predictions)
+    found = error_analysis.likely_label_errors(data, test, predictions, 0.95)
+    assert found["row"].tolist() == [wrong]
+    assert found["text"].tolist() == [texts[wrong]]
+
+
+def test_class_without_a_row_is_nobodys_likely_label() -> None:
+    labels = np.array([0, 0, 1, 1])
+    table = np.array([[0.1, 0.1, 0.8], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.1, 0.5, 0.4]])
+    assert error_analysis.suspected_classes(table, labels).tolist() == [0, 0, 1, 1]
+
+
+def test_of_equal_scores_the_earlier_row_comes_first() -> None:
+    found = error_analysis.most(np.array([0.5, 0.9, 0.7, 0.9, 0.9]), np.array([0, 1, 3, 4]), 3)
+    assert found.tolist() == [1, 3, 4]
+    assert error_analysis.most(np.array([0.5, 0.9, 0.9]), np.arange(3), 1).tolist() == [1]
 
 
 def test_reference_that_learned_nothing_is_not_asked(case: Case) -> None:
@@ -101,6 +159,8 @@ def test_reference_that_learned_nothing_is_not_asked(case: Case) -> None:
 
 def test_adapter_that_learned_nothing_suspects_no_label(case: Case) -> None:
     case.tables["tuned"] = sure(1 - case.labels)
+    for name in ("tfidf", "probe"):
+        case.says(name, 130, 1, 0.97)  # so says the adapter, but it says the wrong thing everywhere
     data, test = case.read()
     assert error_analysis.likely_label_errors(data, test, case.predictions, 0.95).empty
 
@@ -125,6 +185,18 @@ def test_slice_has_the_numbers_of_its_rows(case: Case) -> None:
     assert (good.baseline, good.accuracy.value, good.fixed, good.broken) == (1, 1, 0, 0)
 
 
+def test_interval_and_p_of_a_slice_are_those_done_by_hand(case: Case) -> None:
+    for row in range(100, 112, 2):  # 6 of the 30 bad ones fixed, none broken
+        case.says("baseline", row, 1, 0.8)
+    for row in (120, 122, 124):  # and 3 that both have wrong
+        for name in ("baseline", "tuned"):
+            case.says(name, row, 1, 0.8)
+    bad = next(part for part in case.slices() if (part.kind, part.name) == ("class", "bad"))
+    assert (bad.fixed, bad.broken, bad.p_value) == (6, 0, pytest.approx(2 * 0.5**6))
+    # 27 of 30, z = 1.96: centre (0.9 + 3.8416 / 60) / 1.1281, half 1.96 √(0.09 / 30 + 3.8416 / 3600) / 1.1281
+    assert (bad.accuracy.low, bad.accuracy.high) == pytest.approx((0.7438, 0.9654), abs=1e-4)
+
+
 def test_quarters_by_length_keep_equal_lengths_together(case: Case) -> None:
     assert [(part.name, part.rows) for part in case.slices() if part.kind == "tokens"] == [
         ("5", 15), ("6", 15), ("7", 15), ("8", 15),
@@ -144,6 +216,17 @@ def test_negation_is_told_by_words(case: Case, text: str, negated: bool) -> None
     case.frame.loc[0, "text"] = text
     names = {part.name: part.rows for part in case.slices() if part.kind == "negation"}
     assert names == ({"with negation": 1, "without negation": 59} if negated else {})
+
+
+def test_negation_in_any_text_column_counts(case: Case) -> None:
+    case.frame["answer"] = np.where(np.arange(ROWS) < 4, "it is not so", "it is so")
+    data, _ = case.read()
+    pair = data.model_copy(update={"text_columns": ("text", "answer")})
+    test = error_analysis.read_test_rows(pair, case.predictions)
+    found = error_analysis.find_slices(pair, test, case.predictions, 0.95)
+    assert {part.name: part.rows for part in found if part.kind == "negation"} == {
+        "with negation": 4, "without negation": 56,
+    }  # fmt: skip
 
 
 def test_truncated_rows_are_a_slice_only_where_both_kinds_are(case: Case) -> None:

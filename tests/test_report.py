@@ -8,10 +8,20 @@ import pandas as pd
 import pytest
 
 from tasks.card import model_card
-from tasks.comparison import confusion, ladder_table
+from tasks.comparison import confusion, judge, ladder_table, leak_sentence
+from tasks.evaluation import Predictions
 from tasks.metrics import score
-from tasks.records import Comparison
-from tasks.report import class_report, comparison_page, row_table
+from tasks.records import Calibration, Comparison, Interval, Slice
+from tasks.report import (
+    calibration_table,
+    class_report,
+    class_rows,
+    comparison_page,
+    confusion_section,
+    row_table,
+    slice_table,
+    write_report,
+)
 from tests.conftest import Judged
 
 
@@ -23,6 +33,68 @@ def tables(judged: Judged) -> dict[str, pd.DataFrame]:
     return {
         file.stem: pd.read_json(file, orient="split") for file in (Path(judged.result.folder) / "tables").glob("*.json")
     }
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows of a markdown table below its header."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_line_of_a_slice_says_what_the_slice_holds() -> None:
+    accuracy = Interval(value=0.8, low=0.7, high=0.875)
+    few = Slice(
+        kind="genre",
+        name="sci_fi",
+        rows=20,
+        small=True,
+        baseline=0.5,
+        accuracy=accuracy,
+        fixed=9,
+        broken=3,
+        p_value=0.146,
+    )
+    many = few.model_copy(update={"rows": 1200, "small": False, "p_value": 1e-8})
+    assert cells(slice_table([few, many], 0.95)) == [
+        ["genre", r"sci\_fi", "20 (few)", "0.500", "0.800 (0.700-0.875)", "9", "3", "0.146"],
+        ["genre", r"sci\_fi", "1,200", "0.500", "0.800 (0.700-0.875)", "9", "3", "<0.001"],
+    ]
+
+
+def test_calibration_is_told_before_and_after() -> None:
+    calibration = Calibration(
+        temperature=1.25, error_before=0.1, error_after=0.02, log_loss_before=0.6, log_loss_after=0.45
+    )
+    assert cells(calibration_table(calibration)) == [
+        ["as trained", "1", "0.100", "0.600"],
+        ["fitted on validation", "1.250", "0.020", "0.450"],
+    ]
+
+
+@pytest.fixture
+def uneven() -> Predictions:
+    """Three classes of 1, 2 and 3 rows; the foundation model says b everywhere, the adapter errs once, a for c."""
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    return Predictions(np.arange(6), labels, {"baseline": np.eye(3)[[1] * 6], "tuned": np.eye(3)[[0, 1, 1, 2, 2, 0]]})
+
+
+def test_classes_are_told_before_and_after(uneven: Predictions) -> None:
+    assert class_rows(("a", "b", "c|d"), uneven) == [
+        ("a", "1", "0.000", "0.000", "0.000", "0.500", "1.000", "0.667"),
+        ("b", "2", "0.333", "1.000", "0.500", "1.000", "1.000", "1.000"),
+        ("c|d", "3", "0.000", "0.000", "0.000", "1.000", "0.667", "0.800"),
+    ]
+    _, _, before, after = confusion_section(("a", "b", "c"), uneven)
+    assert before.startswith("| before |") and after.startswith("| after |")
+    assert cells(before) == [["a", "0", "1", "0"], ["b", "0", "2", "0"], ["c", "0", "3", "0"]]
+    assert cells(after) == [["a", "1", "0", "0"], ["b", "0", "2", "0"], ["c", "1", "0", "2"]]
+
+
+def test_class_report_of_uneven_classes(uneven: Predictions) -> None:
+    tuned = class_report(("a", "b", "c"), uneven)["tuned"]
+    assert tuned["rows"] == [1, 2, 3]
+    assert tuned["precision"] == pytest.approx([1 / 2, 1, 1])
+    assert tuned["recall"] == pytest.approx([1, 1, 2 / 3])
+    assert tuned["confusion"] == [[1, 0, 0], [0, 2, 0], [1, 0, 2]]
 
 
 def test_record_is_read_back_as_it_was(judged: Judged) -> None:
@@ -39,8 +111,16 @@ def test_tables_can_be_read_and_are_complete(judged: Judged) -> None:
     )
     assert found["ladder"]["p_value"][4] == pytest.approx(judged.result.gain.p_value, rel=1e-6)
     gain = judged.result.gain
+    assert found["ladder"].loc[4, ["gain_low", "gain_high"]].tolist() == pytest.approx(
+        [gain.accuracy.low, gain.accuracy.high], abs=1e-4
+    )
     assert found["flips"]["flip"].value_counts().to_dict() == {"fixed": gain.fixed, "broken": gain.broken}
-    assert len(found["slices"]) == len(judged.result.slices)
+    for part, line in zip(judged.result.slices, found["slices"].itertuples(index=False), strict=True):
+        assert list(line[:4]) == [part.kind, part.name, part.rows, part.small]
+        shares = (part.baseline, part.accuracy.value, part.accuracy.low, part.accuracy.high)
+        assert list(line[4:8]) == pytest.approx(list(shares), abs=1e-4)
+        assert list(line[8:10]) == [part.fixed, part.broken]
+        assert line[10] == pytest.approx(part.p_value, rel=1e-4, abs=1e-15)  # tiny ones stay
     assert len(found["mistakes"]) == (judged.predictions.tables["tuned"].argmax(1) != judged.predictions.labels).sum()
 
 
@@ -55,9 +135,36 @@ def test_page_begins_with_the_verdict_and_has_every_section(judged: Judged) -> N
     assert "head is untrained" in text
 
 
-def test_page_shows_ten_rows_of_each_table_at_most(judged: Judged) -> None:
-    mistakes = page(judged).split("## Most confident mistakes")[1].split("##")[0]
-    assert len([line for line in mistakes.splitlines() if line.startswith("|")]) == 12
+@pytest.mark.parametrize(
+    ("section", "table", "headers"),
+    [("Flips", "flips", 2), ("Most confident mistakes", "mistakes", 1), ("Likely label errors", "label_errors", 1)],
+)
+def test_page_shows_ten_rows_of_each_table_at_most(judged: Judged, section: str, table: str, headers: int) -> None:
+    frames = tables(judged)
+    many = {name: ["fixed", "broken"] * 30 if name == "flip" else range(60) for name in frames[table].columns}
+    frames[table] = pd.DataFrame(many)
+    text = comparison_page(judged.config, judged.data, judged.predictions, judged.trained, judged.result, frames)
+    shown = [line for line in text.split(f"## {section}")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(shown) == 10 + 2 * headers
+
+
+def test_tables_have_the_same_columns_whether_or_not_there_is_something_to_tell(judged: Judged, tmp_path: Path) -> None:
+    labels = judged.predictions.labels
+    perfect = np.eye(2)[labels]
+    one_wrong = perfect.copy()
+    one_wrong[0] = 1 - perfect[0]
+    columns, told = [], []
+    for name, table in (("quiet", perfect), ("loud", one_wrong)):
+        tables = {"tuned": table, "tfidf": table, "baseline": perfect}
+        predictions = judged.predictions._replace(tables=tables)
+        folder = tmp_path / name
+        result = judge(judged.config, judged.data, judged.check, predictions, judged.trained, folder)
+        write_report(judged.config, judged.data, predictions, judged.trained, result)
+        read = {file.stem: pd.read_json(file, orient="split") for file in sorted(folder.glob("tables/*.json"))}
+        columns.append({stem: frame.columns.tolist() for stem, frame in read.items()})
+        told.append([len(read[stem]) for stem in ("flips", "mistakes", "label_errors")])
+    assert told == [[0, 0, 0], [1, 1, 1]]
+    assert columns[0] == columns[1]
 
 
 def test_text_of_the_data_cannot_break_out_of_its_cell() -> None:
@@ -86,11 +193,13 @@ def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
         assert counts.tolist() == confusion(labels, table).tolist()
         assert counts.sum(1).tolist() == report[name]["rows"] == np.bincount(labels).tolist()
         assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
+        assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
         assert np.mean(report[name]["f1"]) == pytest.approx(score(table, labels).macro_f1)
 
 
 def test_card_has_ladder_temperature_and_leak(judged: Judged) -> None:
     text = model_card(judged.config, judged.data, judged.trained, judged.result)
     assert ladder_table(judged.result) in text
-    assert "1.5" in text and "temperature" in text
-    assert "1 of 240 test rows is in train" in text
+    assert "by the temperature 1.5, " in text and "(logits / 1.5)" in text
+    assert f"from {judged.result.calibration.error_before:.3f} to {judged.result.calibration.error_after:.3f}" in text
+    assert f"Leakage: {leak_sentence(judged.result)}." in text and "1 of 240 test rows is in train" in text
