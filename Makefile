@@ -7,10 +7,13 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: demo test lint
+.PHONY: demo up test lint
 
 demo: $(READY)
 	.venv/bin/peft-flow finetune
+
+up: $(READY)
+	.venv/bin/peft-flow up
 
 # The Hub stand-in of ../shared serves a really pretrained model when this package is there; users need it for nothing.
 test: $(READY)

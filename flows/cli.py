@@ -1,6 +1,7 @@
 """The command `peft-flow`: arguments in, exit code out. Nothing heavy is imported before it is needed."""
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
@@ -117,7 +118,32 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("second", metavar="RUN", help="id of the other run")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     command.set_defaults(command=run_compare)
+
+    command = commands.add_parser(
+        "up",
+        help="start Prefect, MLflow, the deployments and a worker",
+        description="Start the Prefect server, the MLflow server over mlruns/, the deployments of prefect.yaml and a "
+        "worker; say where to click, then one line for each thing that happens. Ctrl-C stops everything.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="IP address to listen at (default 127.0.0.1: this machine only). Others can come in at 0.0.0.0, which "
+        "needs passwords: docs/servers.md",
+    )
+    command.add_argument("--prefect-port", type=port, default=4200, metavar="PORT", help="(default 4200)")
+    command.add_argument("--mlflow-port", type=port, default=5000, metavar="PORT", help="(default 5000)")
+    command.set_defaults(command=run_up)
     return parser
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r}")
+    return int(text)
 
 
 def add_option(group: Any, dotted: str, section: type[Config], field: str) -> None:
@@ -198,6 +224,15 @@ def run_compare(options: argparse.Namespace) -> int:
     return DONE
 
 
+def run_up(options: argparse.Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.stack import Options, up
+
+    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+        up(Options(options.host, options.prefect_port, options.mlflow_port))
+    return DONE
+
+
 def introduce(config: RunConfig) -> None:
     if config.model.name == DEMO_MODEL or config.data.name == DEMO_DATA:
         print(
@@ -244,11 +279,12 @@ def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> No
 
 def where_to_browse(run_id: str) -> str:
     """How to see the run in MLflow, and the list of all runs of its experiment."""
-    from tasks.tracking import experiment_url, public_uri, run_url
+    from tasks.tracking import experiment_url, run_url, serve_command
 
-    mlflow = shlex.quote(str(Path(sys.executable).with_name("mlflow")))
-    serve = f"{mlflow} ui --backend-store-uri {shlex.quote(public_uri())}   then "
-    start = "" if public_uri().startswith("http") else serve
+    start = ""
+    if command := serve_command():
+        program = Path(sys.executable).with_name(command[0])
+        start = f"{shlex.join([str(program), *command[1:]])}   then "
     return f"{start}open {run_url(run_id)}\nall runs  {experiment_url(run_id)}"
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from tasks.comparison import compare, headline
 from tasks.config import (
+    STORE,
     AdapterConfig,
     DataConfig,
     EvaluationConfig,
@@ -25,11 +26,12 @@ from tasks.config import (
 )
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
+from tasks.device import claim_gpu
 from tasks.evaluation import evaluate_adapter
-from tasks.recording import flow_tags, record
+from tasks.recording import flow_tags, link_to_mlflow, record
 from tasks.records import Comparison, Delta, PreparedData, RunResult, Seconds, TrainedAdapter, digest
 from tasks.references import evaluate_baseline, evaluate_references
-from tasks.tracking import STORE, Logged, run_url, tracked_run
+from tasks.tracking import Logged, run_url, tracked_run
 from tasks.training import train_adapter
 
 WORK = STORE / "work"
@@ -73,8 +75,10 @@ def finetune(
         offline=offline,
     )
     logger, clock = get_run_logger(), Clock()
+    claim_gpu()
     with tracked_run(config, flow_tags()) as run_id:
         logger.info("MLflow run %s in experiment '%s'", run_id, tracking.experiment)
+        link_to_mlflow(run_id)
         prepared = prepare_data(config, str(WORK))
         logger.info("%s", describe_data(config, prepared))
         clock.lap("prepare")

@@ -21,7 +21,7 @@ from tasks.config import (
     TrainingConfig,
     validated,
 )
-from tasks.recording import flow_tags
+from tasks.recording import flow_tags, link_to_mlflow
 from tasks.records import RunResult, SeedsResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run
@@ -73,6 +73,7 @@ def finetune_seeds(
     logger = get_run_logger()
     configs = seed_configs(config, seeds)
     with tracked_run(named(config, f"{seeds} seeds"), flow_tags()) as run_id:
+        link_to_mlflow(run_id)
         results = tuple(run_one(one) for one in configs)
         result = summarize_seeds(run_id, config, results)
         logger.info("%s. %s %s", result.verdict.capitalize(), headline(result), noise_sentence(result))

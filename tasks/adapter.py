@@ -167,6 +167,7 @@ def save_adapter(
     unfinished = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished, safe_serialization=True)
+    (unfinished / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
     tokenizer.save_pretrained(unfinished)
     settings = {
         "base_model": base_model_settings(data.model, config.model),

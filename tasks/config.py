@@ -6,7 +6,7 @@ Descriptions and bounds here are the command line's help and the form's labels; 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,9 @@ DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
 DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
 SPLITS = ("train", "validation", "test")
 MOST_SEEDS = 100
+
+STORE = Path("mlruns")
+"""Where everything lies that runs leave behind, in the current folder."""
 
 RESERVED_COLUMNS = frozenset(
     {
@@ -38,10 +41,24 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
-    @field_validator("text_columns", "target_modules", "references", mode="before", check_fields=False)
+
+def show_bounds(schema: dict[str, Any]) -> None:
+    """Have each description of a form say the bounds, which the form itself shows only when they are crossed."""
+    for field in schema["properties"].values():
+        kinds = [field, *field.get("anyOf", ())]
+        bounds = [f"{sign} {kind[key]:,}" for kind in kinds for key, sign in BOUNDS.items() if key in kind]
+        if bounds:
+            field["description"] = f"{field['description']} ({', '.join(bounds)})"
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), json_schema_extra=show_bounds
+    )
+
+    @field_validator("text_columns", "target_modules", "references", "tags", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         """On the command line two columns are written `premise,hypothesis`; nothing is the empty list."""
@@ -70,7 +87,9 @@ class DataConfig(Config):
     name: str = Field(
         DEMO_DATA, min_length=1, description="Hub id, local folder, or a csv, json, jsonl or parquet file."
     )
-    config: str | None = Field(None, description="Configuration (subset) of a Hub data set that has several.")
+    config: str | None = Field(
+        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
+    )
     revision: str = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
     text_columns: tuple[str, ...] = Field(
         ("text",), min_length=1, max_length=2, description="One text column, or two for pairs of texts."
@@ -89,10 +108,10 @@ class DataConfig(Config):
     )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
-        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. Empty: all."
+        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. None: all."
     )
     max_test_rows: int | None = Field(
-        None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. Empty: all."
+        None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. None: all."
     )
     split_seed: int = Field(
         0,
@@ -128,8 +147,8 @@ AdapterMethod = Literal[
 class AdapterConfig(Config):
     """The small set of weights that is trained; the foundation model itself stays as it is."""
 
-    method: AdapterMethod = Field("lora", description="PEFT method.")
-    r: int = Field(8, ge=1, le=4096, description="Rank: width of the low-rank update.")
+    method: AdapterMethod = Field("lora", description="PEFT method; lora and dora are the usual ones.")
+    r: int = Field(8, ge=1, le=4096, title="Rank (r)", description="Rank: width of the low-rank update.")
     alpha: float = Field(16, gt=0, le=65_536, description="Scale of the update; it is multiplied by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
     target_modules: tuple[str, ...] = Field(
@@ -137,7 +156,7 @@ class AdapterConfig(Config):
     )
     options: dict[str, Any] = Field(
         {},
-        description="Further fields of the method's own peft configuration, for example {use_rslora: true}.",
+        description='Further fields of the method\'s own peft configuration, for example {"use_rslora": true}.',
     )
 
 
@@ -146,7 +165,7 @@ class TrainingConfig(Config):
 
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
     max_steps: int | None = Field(
-        None, ge=1, le=10**9, description="Stop after this many optimizer steps. Empty: no limit."
+        None, ge=1, le=10**9, description="Stop after this many optimizer steps. None: no limit."
     )
     batch_size: int = Field(32, ge=1, le=65_536, description="Rows in one forward pass.")
     gradient_accumulation_steps: int = Field(
@@ -184,18 +203,28 @@ class EvaluationConfig(Config):
 class TrackingConfig(Config):
     """Where and how the run appears in MLflow."""
 
-    experiment: str = Field("peft-flow", min_length=1, max_length=250, description="MLflow experiment.")
-    run_name: str | None = Field(
-        None, min_length=1, max_length=250, description="Name of the run. Empty: model · data · method."
+    experiment: str = Field(
+        "peft-flow", min_length=1, max_length=250, description="MLflow experiment that the run belongs to."
     )
-    tags: dict[str, str] = Field({}, description="Tags to set on the run, for example {team: search}.")
+    run_name: str | None = Field(
+        None, min_length=1, max_length=250, description="Name of the run. None: model · data · method."
+    )
+    tags: tuple[Annotated[str, Field(pattern=r"^[^=]+=")], ...] = Field(
+        (), description="Tags to set on the run, each as name=value, for example team=search."
+    )
     registered_model: str | None = Field(
         None,
         min_length=1,
         max_length=200,
         pattern=r"^[^/:]+$",
-        description="Register the model under this name.",
+        description="Register the model under this name. None: do not register it.",
     )
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags_of_a_mapping(cls, value: object) -> object:
+        """In YAML they may be written `{team: search}`."""
+        return tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
 
 
 class RunConfig(Config):

@@ -84,6 +84,7 @@ def shared_section(texts: Sequence[SameText], total: int) -> list[str]:
 
 def length_table(check: DataCheck) -> str:
     edges = check.length_edges
-    bins = [*(f"{low} to {high - 1}" for low, high in pairwise(edges[:-1])), f"{edges[-2]} or more"]
+    ranges = ((low, high - 1) for low, high in pairwise(edges[:-1]))
+    bins = [*(f"{low} to {high}" if low < high else str(low) for low, high in ranges), f"{edges[-2]} or more"]
     columns = [[f"{count:,}" for count in check.lengths[split]] for split in SPLITS]
     return markdown_table(("tokens", *SPLITS), list(zip(bins, *columns, strict=True)))

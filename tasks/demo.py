@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -254,6 +256,8 @@ def demo_reviews() -> Path:
 def demo_model() -> Path:
     """The folder of the demo's model and tokenizer, pretrained first (about a minute) when missing."""
     folder = demo_folder() / "model"
-    if not folder.is_dir():
-        pretrain_model(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second run waits for what a first one makes
+        if not folder.is_dir():
+            pretrain_model(folder)
     return folder

@@ -13,10 +13,14 @@ DEFAULTS = {
     # nobody is told what our users do; without the first, Prefect also prints a traceback when offline
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    # the newer of Prefect's two UIs asks amplitude.com for its settings
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # the server inside the first run migrates its database, which took 15 s on a busy two-core machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; see the automation in tasks/stack.py
     # a run says what matters itself; libraries speak up for warnings
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -42,18 +46,40 @@ for message in (
     warnings.filterwarnings("ignore", message=message)
 
 
-class OneLine(logging.Filter):
-    """What the user must change is said in one line; a traceback through our code would only hide it."""
+class Story(logging.Filter):
+    """A run's log says what the run found; that its steps begin and end is on its page already.
+
+    What the user must change is said in one line, a traceback through our code would only hide it; and no error is
+    said twice, by its task and by the flow.
+    """
+
+    said: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if error is not None and error is self.said:
+            return False
+        self.said = error or self.said
         if isinstance(error, InputError):
             record.msg, record.args, record.exc_info = str(error), (), None
-        return True
+        elif isinstance(error, Exception) and record.levelno >= logging.ERROR:
+            advice = "Run it again; if that does not help, the traceback below says where it went wrong"
+            record.msg, record.args = f"{type(error).__name__}: {error}. {advice}", ()
+        message = record.getMessage()
+        if message.startswith(STOPPED):
+            record.msg, record.args = "The run was told to stop. Run it again to start it anew", ()
+            return record.name.startswith("prefect.flow_runs")
+        return not message.startswith(ROUTINE)
 
 
+ROUTINE = ("Beginning ", "Finished in state ", "Created task run ", "View at ")
+STOPPED = "Crash detected! Execution was aborted by a termination signal"
+
+story = Story()
 for name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(name).addFilter(OneLine())
+    logger = logging.getLogger(name)
+    logger.addFilter(story)
+    logger.setLevel(logging.NOTSET)  # a worker of tasks/stack.py starts a run with less
 
 
 def hide_short_bars() -> None:

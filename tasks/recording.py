@@ -14,7 +14,7 @@ from tasks.config import RunConfig
 from tasks.evaluation import paired_predictions
 from tasks.hub import network_may_recover
 from tasks.records import Comparison, Evaluation, PreparedData, TrainedAdapter, write_text
-from tasks.tracking import FLOW_RUN_TAG, Logged, experiment_url, log_everything, run_url
+from tasks.tracking import FLOW_RUN_TAG, FLOW_RUN_URL_TAG, Logged, experiment_url, log_everything, run_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,13 +59,19 @@ def prediction_table(data: PreparedData, evaluations: Mapping[str, Evaluation]) 
 
 
 def show_in_prefect(run_id: str, result: Comparison) -> None:
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    from prefect.artifacts import create_markdown_artifact
 
     link = run_url(run_id)
     page = (Path(result.folder) / "comparison.md").read_text(encoding="utf-8")
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
-    create_link_artifact(link, link_text=f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
+
+
+def link_to_mlflow(run_id: str) -> None:
+    """Put the MLflow run's address onto the Prefect run page, while there is much to see live."""
+    from prefect.artifacts import create_link_artifact
+
+    create_link_artifact(run_url(run_id), f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
 
 
 def flow_tags() -> dict[str, str]:
@@ -77,5 +83,5 @@ def flow_tags() -> dict[str, str]:
     address = runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
     return {
         FLOW_RUN_TAG: flow_run,
-        "prefect.flow_run_url": address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
+        FLOW_RUN_URL_TAG: address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
     }

@@ -27,14 +27,13 @@ from tasks.tracking import experiment_url, log_seeds, run_url
 )
 def summarize_seeds(run_id: str, config: RunConfig, results: tuple[RunResult, ...]) -> SeedsResult:
     """What the runs say together, in MLflow's run `run_id`, their parent, and on the Prefect run page."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    from prefect.artifacts import create_markdown_artifact
 
     result, link = judge_seeds(run_id, config, results), run_url(run_id)
     page = seeds_markdown(config, result)
     log_seeds(result, page, ladder_means(result), description(result))
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
-    create_link_artifact(link, link_text=f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
     return result
 
 

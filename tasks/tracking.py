@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks import runlist
-from tasks.config import SPLITS, InputError, RunConfig
+from tasks import closing, liveness, runlist
+from tasks.artifacts import folder_of
+from tasks.config import SPLITS, STORE, InputError, RunConfig
 from tasks.environment import describe_environment
+from tasks.events import announce
 from tasks.hub import is_network_trouble
+from tasks.progress import warn
 from tasks.records import (
     Comparison,
     DataCheck,
@@ -34,11 +37,12 @@ from tasks.records import (
 if TYPE_CHECKING:
     import pandas as pd
 
-STORE = Path("mlruns")
 UI = "http://127.0.0.1:5000"
-"""Where `mlflow ui` shows a local store."""
+"""Where `peft-flow up` shows a local store."""
 
-FLOW_RUN_TAG = "prefect.flow_run_id"
+FLOW_RUN_TAG, FLOW_RUN_URL_TAG = "prefect.flow_run_id", "prefect.flow_run_url"
+NOTE = "mlflow.note.content"
+"""Where MLflow keeps a run's description."""
 
 NOT_COMPARED: Any = {
     "tracking": True,
@@ -52,7 +56,11 @@ NOT_COMPARED: Any = {
 
 
 def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_store()
+
+
+def default_store() -> str:
+    return f"sqlite:///{STORE.resolve()}/mlflow.db"
 
 
 def store_is_ours() -> bool:
@@ -76,8 +84,19 @@ def experiment_url(run_id: str) -> str:
 
 
 def ui() -> str:
-    """The server's address, or where the UI of a local store opens; without a slash at the end."""
-    return (public_uri() if tracking_uri().startswith("http") else UI).rstrip("/")
+    """Where people open MLflow, without a slash at the end: MLFLOW_UI_URL (behind a proxy), else the server."""
+    server = public_uri() if tracking_uri().startswith("http") else UI
+    return (os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
+
+
+def serve_command() -> list[str]:
+    """What to run to see a store in a file; nothing where there is a server."""
+    if not store_is_ours():
+        return []
+    if tracking_uri() == default_store():
+        return ["peft-flow", "up"]
+    store = tracking_uri()
+    return ["mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", str(folder_of(store))]
 
 
 def experiment_of(run_id: str) -> str:
@@ -91,20 +110,97 @@ def tracked_run(config: RunConfig, tags: Mapping[str, str]) -> Iterator[str]:
     """The id of the flow run's MLflow run, which ends as the block does; a retried flow run goes on in the same one.
 
     FINISHED; FAILED on an exception; KILLED when the process is told to stop (SIGTERM, Ctrl-C, a cancelled flow).
+    Whatever of this cannot be said, because the process or the server is gone, the next run says: before it starts,
+    it closes the runs that died.
     """
     import mlflow
 
     open_experiment(config.tracking.experiment)
-    earlier = earlier_run(tags.get(FLOW_RUN_TAG))
+    flow_run = tags.get(FLOW_RUN_TAG)
+    if flow_run:
+        liveness.hold(flow_run)
+    try:
+        close_dead_runs()
+    except Exception as error:
+        warn("runs that died cannot be closed yet: %s", error)
+    earlier = run_of_flow(flow_run) if flow_run else None
+    told = dict(tag.split("=", 1) for tag in config.tracking.tags)
+    tags = {"mlflow.source.name": "peft-flow", NOTE: link_to_prefect(tags), **told, **tags}
     # inside another run of this thread it becomes that one's child
-    run = mlflow.start_run(earlier, run_name=config.run_name(), nested=True, tags={**config.tracking.tags, **tags})
+    run = mlflow.start_run(earlier, run_name=config.run_name(), nested=True, tags=tags)
+    status = "FAILED"
     try:
         log_configuration(config)
         yield run.info.run_id
+        status = "FINISHED"
     except BaseException as error:
-        mlflow.end_run("KILLED" if told_to_stop(error) else "FAILED")
+        status = "KILLED" if told_to_stop(error) else "FAILED"
         raise
-    mlflow.end_run("FINISHED")
+    finally:
+        try:
+            mlflow.end_run(status)
+            announce_end(run.info.run_id)
+        except Exception as error:
+            warn("MLflow could not be told that the run has ended; the next run will do so: %s", error)
+
+
+def link_to_prefect(tags: Mapping[str, str]) -> str:
+    """The last line of a run's description: MLflow shows tags as plain text."""
+    return f"[Run page in Prefect]({tags[FLOW_RUN_URL_TAG]})" if FLOW_RUN_URL_TAG in tags else ""
+
+
+def close_dead_runs() -> list[str]:
+    """Give every run of this folder whose process is gone its end, in MLflow and Prefect; ids of their flow runs."""
+    return closing.close_dead_runs(end_dead_run)
+
+
+ENDS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
+"""How a run that could not say so itself ended, by the final state of its flow run."""
+
+
+def end_dead_run(flow_run_id: str, how: closing.End) -> bool:
+    """Whether the flow run's MLflow run showed as running, which it does no longer."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(tracking_uri())
+    with few_retries():
+        run_id = run_of_flow(flow_run_id)
+        api = MlflowClient(tracking_uri())
+        if run_id is None or api.get_run(run_id).info.status != "RUNNING":  # it died before it had one; it had ended
+            return False
+        api.set_terminated(run_id, ENDS[how.state], end_time=int(1000 * how.time.timestamp()))
+        announce_end(run_id)
+        return True
+
+
+def close_silent_runs() -> None:
+    """End in MLflow what has ended in Prefect, for runs that left no note in this folder: they ran elsewhere."""
+    from mlflow import MlflowClient
+
+    api, here = MlflowClient(tracking_uri()), {note.flow_run_id for note in liveness.notes()}
+    experiments = [experiment.experiment_id for experiment in api.search_experiments()]
+    for run in api.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        flow_run = run.data.tags.get(FLOW_RUN_TAG)
+        if flow_run and flow_run not in here and (how := closing.settled_end(flow_run)):
+            end_dead_run(flow_run, how)
+
+
+def announce_end(run_id: str) -> None:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    run = api.get_run(run_id)
+    flow_run = run.data.tags.get(FLOW_RUN_TAG)
+    if not flow_run:  # not run by Prefect
+        return
+    facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
+    for name in ("tuned/accuracy", "delta/accuracy"):
+        if name in run.data.metrics:
+            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:.4f}"
+    if "verdict" in run.data.tags:
+        facts["verdict"] = run.data.tags["verdict"]
+    announce(run.info.status, run_id, run.info.run_name, flow_run, facts)
 
 
 def told_to_stop(error: BaseException) -> bool:
@@ -118,14 +214,15 @@ def told_to_stop(error: BaseException) -> bool:
     return any(not isinstance(cause, Exception) for cause in causes)
 
 
-def earlier_run(flow_run_id: str | None) -> str | None:
-    """The MLflow run that this flow run opened before it was retried."""
+def run_of_flow(flow_run_id: str) -> str | None:
+    """The MLflow run that a flow run has opened, before it was retried or died."""
     import mlflow
 
-    if not flow_run_id:
-        return None
     found = mlflow.search_runs(
-        filter_string=f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'", output_format="list", max_results=1
+        filter_string=f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'",
+        search_all_experiments=True,
+        output_format="list",
+        max_results=1,
     )
     return str(found[0].info.run_id) if found else None
 
@@ -146,17 +243,12 @@ def open_experiment(name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    try:
-        STORE.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
-        ) from None
+    make_store()
     # two first runs at once would both create the database
     with FileLock(STORE / ".mlflow.lock"), few_retries():
         try:
             if store_is_ours() and mlflow.get_experiment_by_name(name) is None:
-                mlflow.create_experiment(name, artifact_location=(STORE / "artifacts").resolve().as_uri())
+                mlflow.create_experiment(name, artifact_location="mlflow-artifacts:/")  # see tasks/artifacts.py
             furnish(mlflow.set_experiment(name))
         except MlflowException as error:
             if "deleted" in str(error):
@@ -164,6 +256,15 @@ def open_experiment(name: str) -> None:
                     f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name"
                 ) from None
             raise
+
+
+def make_store() -> None:
+    try:
+        (STORE / "artifacts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
+        ) from None
 
 
 def furnish(experiment: Any) -> None:
@@ -208,6 +309,23 @@ def log_data_check(run_id: str, check: DataCheck, folder: Path) -> None:
     from mlflow import MlflowClient
 
     MlflowClient(tracking_uri()).log_artifacts(run_id, str(folder), "data_check")
+
+
+def log_checkpoint(run_id: str, folder: Path, step: int) -> None:
+    """What a run that was stopped had trained."""
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    api.log_artifacts(run_id, str(folder), "checkpoint")
+    describe(run_id, f"**Stopped** after step {step}; what was trained is under `checkpoint`")
+
+
+def describe(run_id: str, text: str) -> None:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    link = link_to_prefect(api.get_run(run_id).data.tags)
+    api.set_tag(run_id, NOTE, "  \n".join(filter(None, (text, link))))  # two spaces: a line break in markdown
 
 
 DATA_CHECK = "data_check/data_check.json"
@@ -266,10 +384,10 @@ def log_everything(
             "data_fingerprint": data.fingerprint,
             "test_fingerprint": data.test_fingerprint,
             "adapter_sha256": trained.sha256,
-            "mlflow.note.content": description,
             "verdict": result.verdict,
         }
     )
+    describe(run_id, description)
     version = model.registered_model_version
     return Logged(model_uri=model.model_uri, version=str(version) if version else None)
 
@@ -438,7 +556,7 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise InputError(f"there is no run {run_id} in {public_uri()}; `mlflow ui` shows each run's id") from None
+            raise InputError(f"there is no run {run_id} in {public_uri()}; MLflow shows each run's id") from None
     parameters, tags = run.data.params, run.data.tags
     if run.info.lifecycle_stage == "deleted":
         raise InputError(f"run {run_id} was deleted in MLflow; restore it or choose another run")
@@ -478,12 +596,12 @@ def log_seeds(result: SeedsResult, page: str, ladder: dict[str, Any], descriptio
     api, now = MlflowClient(tracking_uri()), int(1000 * time.time())
     tags = {
         "data_fingerprint": result.data_fingerprint,
-        "mlflow.note.content": description,
         "verdict": result.verdict,
         TABLES_TAG: tables_tag(["ladder"]),
     }
     api.log_text(result.run_id, page, "comparison/comparison.md")
     api.log_dict(result.run_id, ladder, "comparison/ladder.json")
+    describe(result.run_id, description)
     api.log_batch(
         result.run_id,
         metrics=[Metric(name, value, now, 0) for name, value in seed_metrics(result).items()],

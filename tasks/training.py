@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
+from prefect.logging import get_run_logger
 
 from tasks import adapter as adapters
 from tasks import model as models
@@ -17,7 +18,7 @@ from tasks.config import RunConfig
 from tasks.evaluation import PROBE_ROWS
 from tasks.progress import live_curve, progress_artifact
 from tasks.records import Point, PreparedData, TrainedAdapter, file_sha256
-from tasks.tracking import log_curve
+from tasks.tracking import log_checkpoint, log_curve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,13 @@ class Progress(NamedTuple):
     point: Point | None
     """New metrics, when this step brought any."""
 
+    def sentence(self) -> str:
+        if self.step == self.total_steps:
+            return f"all {self.step} steps done"
+        left = self.seconds_left
+        amount = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
+        return f"step {self.step} of {self.total_steps}, about {amount} left"
+
 
 Report = Callable[[Progress], None]
 
@@ -58,18 +66,29 @@ def train_adapter(config: RunConfig, data: PreparedData, run_id: str, work: str)
         def report(progress: Progress) -> None:
             if progress.point:
                 draw(progress.point)
-            show(
-                100 * progress.step / progress.total_steps,
-                f"step {progress.step} of {progress.total_steps}, about {progress.seconds_left:.0f} s left",
+            show(100 * progress.step / progress.total_steps, progress.sentence())
+
+        def stopped(folder: Path, step: int) -> None:
+            log_checkpoint(run_id, folder, step)
+            get_run_logger().warning(
+                "Stopped after step %d. What was trained is kept, in MLflow under checkpoint and in %s", step, folder
             )
 
-        return fit_adapter(config, data, Path(work), report)
+        return fit_adapter(config, data, Path(work), report, stopped)
 
 
-def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Report) -> TrainedAdapter:
+def fit_adapter(
+    config: RunConfig,
+    data: PreparedData,
+    work: Path,
+    report: Report,
+    stopped: Callable[[Path, int], None] = lambda folder, step: None,
+) -> TrainedAdapter:
     """Train on the train split, keep the checkpoint that scores best on validation, save it under `work/adapter`.
 
-    The test split is not touched. Raises FloatingPointError when the loss stops being a number.
+    The test split is not touched. Raises FloatingPointError when the loss stops being a number. When the process is
+    told to stop, the weights as they are go to `work/checkpoint`, like a finished adapter but not calibrated, and
+    `stopped(folder, step)` is called before the signal goes on its way.
     """
     import transformers
     from datasets import load_from_disk
@@ -86,8 +105,19 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     validated = ValidationLogits()
     trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report, validated)
+    whole = WholeWeights(model)
+    trainer.add_callback(whole.callback())
     started = time.monotonic()
-    outcome = trainer.train()
+    try:
+        outcome = trainer.train()
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
+        whole.restore()
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        adapters.save_adapter(model, tokenizer, config, data, work / "checkpoint", temperature=1.0)
+        stopped(work / "checkpoint", trainer.state.global_step)
+        raise
     seconds = time.monotonic() - started
     # on a GPU, Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -119,6 +149,33 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, report: Repor
         examples_per_second=round(outcome.metrics["train_samples_per_second"], 2),
         peak_memory_mb=peak_memory_mb(),
     )
+
+
+class WholeWeights:
+    """The trained weights as they were before the update at hand: one that is broken off leaves some old, some new."""
+
+    def __init__(self, model: Any) -> None:
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.before: list[Tensor] = []
+
+    def callback(self) -> "TrainerCallback":
+        from transformers import TrainerCallback
+
+        whole = self
+
+        class WholeWeightsCallback(TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                whole.before = [weight.detach().clone() for weight in whole.weights]
+
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                whole.before = []
+
+        return WholeWeightsCallback()
+
+    def restore(self) -> None:
+        """Undo what was done of an update that did not come to its end."""
+        for weight, before in zip(self.weights, self.before, strict=False):
+            weight.data.copy_(before)
 
 
 class ValidationLogits:

@@ -82,7 +82,8 @@ def site(
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     store = f"sqlite:///{folder}/mlruns/mlflow.db"
-    command = ["server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = ["server", "--backend-store-uri", store, "--artifacts-destination", f"{folder}/mlruns/artifacts"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + 120

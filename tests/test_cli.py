@@ -45,7 +45,7 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["compare", "--help"], ["up", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom flows.cli import main\n"
@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     *text, modules = done.stdout.splitlines()
-    assert any("finetune" in line for line in text)
+    assert any("peft-flow" in line for line in text)
     assert "pydantic" in modules
     assert not HEAVY & set(json.loads(modules))
 
@@ -157,6 +157,13 @@ def test_seeds_are_no_field_of_a_configuration(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "run.yaml").write_text("seeds: 3\n")
     assert main(["finetune", str(tmp_path / "run.yaml")]) == USER_MUST_CHANGE
     assert "unknown field 'seeds'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["0", "70000", "http", "-1"])
+def test_port_must_be_one(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", f"--mlflow-port={given}"]) == USER_MUST_CHANGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--mlflow-port" in line and "a whole number from 1 to 65535" in line
 
 
 @pytest.mark.parametrize("json_option", [[], ["--json"]])

@@ -169,7 +169,8 @@ def test_what_is_left_empty_keeps_its_default(text: str, tmp_path: Path) -> None
         ("adapter.options", "{use_dora: true, layers: [0, 1]}", {"use_dora": True, "layers": [0, 1]}),
         ("evaluation.references", "[]", ()),
         ("evaluation.references", "majority", ("majority",)),
-        ("tracking.tags", "{team: search}", {"team": "search"}),
+        ("tracking.tags", "{team: search, stage: 2}", ("team=search", "stage=2")),
+        ("tracking.tags", "team=search,stage=2", ("team=search", "stage=2")),
         ("data.max_train_rows", "null", None),
         ("data.max_train_rows", "100", 100),
         ("data.config", "", None),
@@ -237,7 +238,7 @@ def test_option_that_fits_no_field_is_refused(values: dict[str, str], tmp_path: 
         ("1: 2\n", "keys should be strings"),
         ("seed: -1\ntraining: {epochs: 0}\n", "training.epochs"),
         ("data: {name: 5}\n", "data.name"),
-        ("tracking: {tags: {team: 1}}\n", "tracking.tags.team"),
+        ("tracking: {tags: [team]}\n", "tracking.tags.0"),
     ],
 )
 def test_unusable_file_is_refused_in_one_line_that_names_it(text: str, says: str, tmp_path: Path) -> None:
@@ -323,3 +324,12 @@ def test_no_review_is_longer_than_the_reference_job_says() -> None:
 def test_text_column_with_a_name_of_ours_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"text_columns: the run needs the name '{name}' itself"):
         validated({"data": {"text_columns": ["text", name]}})
+
+
+def test_form_says_the_bounds_of_each_number() -> None:
+    fields = validated({}).adapter.model_json_schema()["properties"]
+    assert fields["r"]["description"].endswith("(≥ 1, ≤ 4,096)")
+    assert fields["dropout"]["description"].endswith("(≥ 0, < 1)")
+    rows = validated({}).data.model_json_schema()["properties"]["max_train_rows"]
+    assert rows["description"].endswith("None: all. (≥ 2, ≤ 1,000,000,000)")
+    assert "≥" not in fields["method"]["description"]

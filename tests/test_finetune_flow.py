@@ -425,6 +425,7 @@ def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path) -> 
 def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
     """`make demo`: no configuration, no Hub. Pretrains the demo's model where the cache does not hold it yet."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)  # of an earlier test: MLflow sets it for its child processes
     command = [sys.executable, "-m", "flows.cli", "finetune", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -433,7 +434,7 @@ def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
     assert result.tuned.accuracy >= 0.9
     assert result.verdict == "improved"
     assert "embedded demo" in done.stderr
-    assert "mlflow ui" in done.stderr
+    assert "bin/peft-flow up   then open http://127.0.0.1:5000/#/experiments/" in done.stderr
     assert result.adapter_path in done.stderr
 
 

@@ -204,7 +204,7 @@ def test_each_seed_is_the_plain_run_under_its_own_name() -> None:
     assert [one.seed for one in configs] == [5, 6, 7]
     for one in configs:
         assert one.model_copy(update={"seed": 5, "tracking": config.tracking}) == config
-        assert one.tracking.tags == {"team": "search"}
+        assert one.tracking.tags == ("team=search",)
         assert (one.tracking.run_name or "").endswith(f" · seed {one.seed}")
         assert validated(one.model_dump()) == one  # the name is not too long
 

@@ -39,10 +39,11 @@ def test_run_ends_as_its_block_does(workplace: Path, end: BaseException | None, 
 
 
 def test_store_lies_in_the_current_folder_and_artifacts_beside_it(workplace: Path) -> None:
-    with tracking.tracked_run(validated({}), {}):
+    with tracking.tracked_run(validated({}), {}) as run_id:
         pass
     assert (workplace / "mlruns/mlflow.db").exists()
-    assert only_run(workplace).info.artifact_uri.startswith((workplace / "mlruns/artifacts").as_uri())
+    assert (workplace / "mlruns/artifacts" / run_id / "artifacts/config.yaml").exists()
+    assert only_run(workplace).info.artifact_uri == f"mlflow-artifacts:/{run_id}/artifacts"
 
 
 def test_address_in_the_environment_is_used(

@@ -450,3 +450,63 @@ def test_an_adapter_trained_on_a_gpu_reads_back_as_it_was(small_config: Any, tmp
     data = prepare(config, tmp_path)
     trained = fit_adapter(config, data, tmp_path / "run", silent)
     assert measure_adapter(config, data, trained).scores.log_loss > 0
+
+
+def test_stopped_training_keeps_an_adapter_that_can_be_read(fit: Any, tmp_path: Path) -> None:
+    """Of an epoch of six steps, the weights after the third; no checkpoint of the Trainer holds them."""
+
+    def stop_after_three(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    constant = {"scheduler": "constant", "warmup_fraction": 0}
+    whole = fit({"training": {"max_steps": 3, **constant}}, work="whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit({"training": constant}, report=stop_after_three)
+    assert same(weights(tmp_path / "run/checkpoint"), weights(whole.folder))
+    serving.load_adapter(tmp_path / "run/checkpoint")
+
+
+def test_update_that_is_broken_off_is_undone(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    update, before = torch.optim.AdamW.step, []
+
+    def break_off_the_third(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        before.append([weight.detach().clone() for group in self.param_groups for weight in group["params"]])
+        outcome = update(self, *arguments, **keywords)
+        if len(before) == 3:
+            raise KeyboardInterrupt
+        return outcome
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", break_off_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    kept = weights(tmp_path / "run/checkpoint").values()
+    for weight in before[2]:
+        assert any(weight.shape == other.shape and torch.equal(weight, other) for other in kept)
+    assert not all(torch.equal(first, third) for first, third in zip(before[0], before[2], strict=True))
+
+
+def test_stopped_training_says_where_and_when_it_stopped(small_config: Any, tmp_path: Path) -> None:
+    said: list[tuple[Path, int]] = []
+
+    def stop_after_four(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    config = small_config()
+    with pytest.raises(KeyboardInterrupt):
+        fit_adapter(
+            config, prepare(config, tmp_path), tmp_path / "run", stop_after_four, lambda *where: said.append(where)
+        )
+    assert said == [(tmp_path / "run/checkpoint", 4)]
+
+
+def test_training_that_fails_keeps_nothing(fit: Any, tmp_path: Path) -> None:
+    def fail(progress: Progress) -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fit(report=fail)
+    assert not (tmp_path / "run/checkpoint").exists()

@@ -1,0 +1,199 @@
+"""An honest end, in Prefect and in MLflow, for runs that could not tell it themselves; living ones are left alone."""
+
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from filelock import FileLock, Timeout
+
+from tasks.liveness import GATE, LIVE, Note, if_dead, living, notes
+from tasks.processes import flow_runs, has_worker
+from tasks.records import Record
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+GONE = "The process of this run is gone: it was killed, or the machine stopped. Run it again."
+NO_HEARTBEAT = "No sign of life from this run for more than a minute"
+"""Message of the state that the heartbeat automation sets; see tasks/stack.py."""
+
+
+class End(Record):
+    """How and when a run ended, as Prefect has it."""
+
+    state: str
+    """Type of the final state: COMPLETED, FAILED, CRASHED or CANCELLED."""
+    time: datetime
+    found_open: bool = False
+    """Prefect did not know."""
+
+
+def close_dead_runs(end: Callable[[str, End], bool]) -> list[str]:
+    """Close every run that has a note and no living process; `end(flow_run_id, how)` says so in MLflow.
+
+    Returns the ids of the flow runs that showed as running: most have ended in good order and leave only their note.
+    Raises what goes wrong on the way; what is not closed then is left for whoever comes next.
+    """
+    closed: list[str] = []
+    if not any(notes()):
+        return closed
+    try:
+        with FileLock(GATE.resolve(), timeout=0):
+            for note in notes():
+                with if_dead(note) as dead:
+                    if dead:
+                        how = close_in_prefect(note)
+                        if end(note.flow_run_id, how) or how.found_open:
+                            closed.append(note.flow_run_id)
+                        for kind in ("json", "lock"):
+                            (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)
+    except Timeout:  # someone else is at it
+        pass
+    return closed
+
+
+def close_in_prefect(note: Note) -> End:
+    """How Prefect says that the run ended, once it has been told where it did not know.
+
+    A run that was started again since, whose state is newer than the note, is left to its new process.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled, Crashed
+
+    run_id, now = UUID(note.flow_run_id), datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run_id).state
+        except ObjectNotFound:  # another Prefect knew it
+            return End(state="CRASHED", time=now)
+        if state and state.is_crashed() and note.flow_run_id in _stopped:
+            state = Cancelled(message="It was cancelled", timestamp=state.timestamp)
+            client.set_flow_run_state(run_id, state, force=True)
+        if state and state.is_final():
+            close_tasks(client, run_id)
+            return End(state=state.type.value, time=state.timestamp)
+        if state and state.timestamp > note.since and not state.is_cancelling():
+            return End(state="CRASHED", time=now)
+        end = Cancelled if state and state.is_cancelling() else Crashed
+        client.set_flow_run_state(run_id, end(message=GONE), force=True)
+        close_tasks(client, run_id)
+    return End(state=end().type.value, time=now, found_open=True)
+
+
+def close_tasks(client: "SyncPrefectClient", flow_run_id: UUID) -> None:
+    """The tasks of a run that has ended do not run either."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.states import Crashed
+
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    for task in client.read_task_runs(flow_run_filter=of_run):
+        if task.state and not task.state.is_final():
+            client.set_task_run_state(task.id, Crashed(message=GONE), force=True)
+
+
+SETTLED_SECONDS = timedelta(seconds=10)
+
+
+def settled_end(flow_run_id: str) -> End | None:
+    """How a run ended that has been over for a while; None for one that goes on, or that this Prefect does not know."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(flow_run_id)).state
+        except (ObjectNotFound, ValueError):
+            return None
+    if state is None or not state.is_final() or datetime.now(UTC) - state.timestamp < SETTLED_SECONDS:
+        return None
+    return End(state=state.type.value, time=state.timestamp)
+
+
+_stopped = set[str]()
+"""Runs that were told to stop because they were cancelled. Of themselves they say that they crashed."""
+
+CANCEL_SECONDS = timedelta(seconds=5)
+"""So long a run may take to hear from its worker that it is cancelled."""
+
+
+def set_right() -> None:
+    """Do for living runs what Prefect leaves undone: stop a cancelled run that no worker stops (it has none, or was
+    suspended before), and take back a crash that was declared for want of signs of life, which is also what a machine
+    that slept looks like."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelling, Running
+
+    with get_client(sync_client=True) as client:
+        for note in living():
+            try:
+                state = client.read_flow_run(UUID(note.flow_run_id)).state
+            except ObjectNotFound:
+                continue
+            if state is None:
+                continue
+            if datetime.now(UTC) - state.timestamp > CANCEL_SECONDS:
+                if state.is_cancelled():  # it was suspended before, which stops nothing: have its worker stop it
+                    client.set_flow_run_state(UUID(note.flow_run_id), Cancelling(), force=True)
+                elif state.is_cancelling() and note.flow_run_id not in _stopped and not has_worker(note.pid):
+                    _stopped.add(note.flow_run_id)
+                    os.kill(note.pid, signal.SIGTERM)
+            if state.is_crashed() and (state.message or "").startswith(NO_HEARTBEAT):
+                client.set_flow_run_state(UUID(note.flow_run_id), Running(message="It is alive"), force=True)
+
+
+LOST_SECONDS = 20.0
+"""So long a flow run may be without a process: its worker has claimed it and is about to start one."""
+
+
+def close_lost_runs(pool: str, worker: str) -> list[str]:
+    """Close what `worker` of this machine has claimed and what ended before it could hold a lock; names of the runs.
+
+    What had not begun is queued again. Where the pool has workers on other machines, a run may be theirs, and is left
+    to the heartbeat automation.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled, Crashed, Scheduled
+
+    closed: list[str] = []
+    with get_client(sync_client=True) as client:
+        others = [one for one in client.read_workers_for_work_pool(pool) if one.name != worker]
+        if any(one.status and one.status.value == "ONLINE" for one in others):
+            return closed
+        alive = {note.flow_run_id for note in living()}
+        suspects = [run for run in claimed_runs(client, pool) if str(run.id) not in alive]
+        processes = flow_runs() if suspects else {}
+        for run in suspects:
+            assert run.state
+            if str(run.id) in processes or datetime.now(UTC) - run.state.timestamp < timedelta(seconds=LOST_SECONDS):
+                continue
+            if run.state.is_pending():
+                state: Any = Scheduled(message="Its worker was gone before it began; queued again")
+            else:
+                state = (Cancelled if run.state.is_cancelling() else Crashed)(message=GONE)
+            client.set_flow_run_state(run.id, state, force=True)
+            close_tasks(client, run.id)
+            closed.append(run.name)
+    return closed
+
+
+def claimed_runs(client: "SyncPrefectClient", pool: str) -> "list[FlowRun]":
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
+    from prefect.client.schemas.objects import StateType
+
+    states = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    return client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+    )

@@ -1,0 +1,43 @@
+"""Which GPU a run computes on, where a machine has several: one that no other run has."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+CHOICE = "CUDA_VISIBLE_DEVICES"
+
+_claimed: list[FileLock] = []
+"""Kept, like the GPU's memory, until this process ends."""
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that runs here may use, as CUDA_VISIBLE_DEVICES has them."""
+    if (chosen := os.environ.get(CHOICE)) is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    if not (program := shutil.which("nvidia-smi")):
+        return []
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
+
+
+def claim_gpu() -> None:
+    """Keep this process to one free GPU, before torch looks for them; where all are taken, leave it as it is.
+
+    The work pool lets in as many runs as there are GPUs. Without this, all of them would take the first.
+    """
+    names = gpus()
+    if _claimed or len(names) < 2:
+        return
+    for name in names:
+        lock = FileLock(Path(tempfile.gettempdir()) / f"peft-flow-gpu-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        os.environ[CHOICE] = name
+        _claimed.append(lock)
+        return

@@ -1,0 +1,78 @@
+"""Which runs are alive: each holds a file lock, which the kernel drops with its process, however that ends.
+
+No clock, and no process number that another process may have by now. A note beside the lock says which run it is;
+whoever finds a note without a lock closes the run, see tasks/closing.py.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from filelock import FileLock, Timeout
+
+from tasks.config import STORE
+from tasks.records import Record
+
+LIVE = STORE / "live"
+GATE = LIVE / ".gate"
+"""Lock without which no run's lock file comes into being or goes."""
+
+_held: dict[str, FileLock] = {}
+"""Locks of this process, by flow run, kept until it ends: Prefect hears of a run's end later than the run itself."""
+
+
+class Note(Record):
+    """What is known of a run before anything of it can be left behind."""
+
+    flow_run_id: str
+    pid: int
+    since: datetime
+
+
+def hold(flow_run_id: str) -> None:
+    """Make this process the living one of the flow run; a retried run takes over from the attempt before."""
+    LIVE.mkdir(parents=True, exist_ok=True)
+    with FileLock(GATE.resolve()):
+        if flow_run_id not in _held:
+            lock = FileLock((LIVE / f"{flow_run_id}.lock").resolve())
+            lock.acquire()
+            _held[flow_run_id] = lock
+        note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=datetime.now(UTC))
+        note.write(LIVE / f"{flow_run_id}.json")
+
+
+def living() -> list[Note]:
+    """Runs whose process is alive, of this process too."""
+    found = []
+    for note in notes():
+        with if_dead(note) as dead:
+            if not dead:
+                found.append(note)
+    return found
+
+
+def notes() -> Iterator[Note]:
+    for file in sorted(LIVE.glob("*.json")):
+        try:
+            yield Note.model_validate_json(file.read_bytes())
+        except (FileNotFoundError, ValueError):  # closed by someone else meanwhile; half written when the power went
+            continue
+
+
+@contextmanager
+def if_dead(note: Note) -> Iterator[bool]:
+    """Whether the run has no living process; it gets none while the block lasts."""
+    if note.flow_run_id in _held:
+        yield False
+        return
+    lock = FileLock((LIVE / f"{note.flow_run_id}.lock").resolve())
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,176 @@
+"""`peft-flow up` as the tests start it: in a folder, a Prefect database and at ports of its own."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.conftest import ROOT
+
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def until(claim: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true answer of `claim`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := claim()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.2)
+    return answer
+
+
+class Stack:
+    """A stack in `folder`; it can be stopped or killed and started again there."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("flows", "tasks", "prefect.yaml"):
+            if not (folder / name).exists():
+                (folder / name).symlink_to(ROOT / name)
+        self.ports = free_port(), free_port()
+        self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in self.ports)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+        self.environment = {
+            **inherited,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        }
+        self.log = folder / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, *options: str) -> None:
+        ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "up", *ports, *options],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def start(self, *options: str) -> "Stack":
+        self.begin(*options)
+        assert self.process
+        process = self.process
+        until(lambda: "is up" in self.said() or process.poll() is not None, 180, "start")
+        assert process.poll() is None, self.said()
+        return self
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> float:
+        """Seconds that it took to go."""
+        began = time.monotonic()
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(seconds)
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """SIGKILL for everything of this stack at once, as when the power goes."""
+        for process in self.processes():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(self.processes(), timeout=10)
+        if self.process:
+            self.process.wait(10)
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of this stack, flow runs and orphans too: they carry its Prefect home."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("PREFECT_HOME") == self.environment["PREFECT_HOME"]
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def process_of(self, words: str) -> psutil.Process | None:
+        """The process with these words in its command line: `prefect server`, `mlflow server`, `worker start`."""
+        for process in self.processes():
+            try:
+                if re.search(words, " ".join(process.cmdline())):
+                    return process
+            except psutil.Error:
+                continue
+        return None
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Prefect's answer; urllib.error.HTTPError where it refuses."""
+        request = urllib.request.Request(
+            f"{self.prefect}/api{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def refusal(self, method: str, path: str, body: Any) -> str:
+        """Prefect's words when it refuses; nothing when it does not."""
+        try:
+            self.call(method, path, body)
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        return ""
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        flow = "finetune-seeds" if name == "finetune-seeds" else "finetune"
+        answer: dict[str, Any] = self.call("GET", f"/deployments/name/{flow}/{name}")
+        return answer
+
+    def submit(self, parameters: Mapping[str, Any], deployment: str = "finetune") -> str:
+        """Id of a flow run, queued now."""
+        path = f"/deployments/{self.deployment(deployment)['id']}/create_flow_run"
+        return str(self.call("POST", path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"])
+
+    def state(self, flow_run: str) -> str:
+        return str(self.call("GET", f"/flow_runs/{flow_run}")["state"]["type"])
+
+    def tasks(self, flow_run: str) -> dict[str, str]:
+        """State of each task of a flow run, by name."""
+        found = self.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+        return {task["name"]: task["state_type"] for task in found}
+
+    def until_state(self, flow_run: str, *states: str, seconds: float = 120) -> str:
+        def reached() -> str:
+            state = self.state(flow_run)
+            return state if state in states else ""
+
+        return str(until(reached, seconds, f"flow run in {' or '.join(states)}"))
+
+    def mlflow_run(self, flow_run: str) -> Any:
+        """The MLflow run that a flow run opened; None as long as there is none."""
+        from mlflow import MlflowClient
+
+        api = MlflowClient(self.mlflow)
+        experiments = [experiment.experiment_id for experiment in api.search_experiments()]
+        found = api.search_runs(experiments, filter_string=f"tags.`prefect.flow_run_id` = '{flow_run}'")
+        return found[0] if found else None

@@ -1,0 +1,254 @@
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import mlflow
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
+
+from tasks import closing, liveness, tracking
+from tasks.config import InputError, validated
+from tasks.processes import FLOW_RUN
+
+STATES = {"COMPLETED": Completed, "FAILED": Failed, "CRASHED": Crashed, "CANCELLED": Cancelled}
+
+pytestmark = pytest.mark.usefixtures("prefect_harness")
+
+
+@flow
+def some_flow() -> None: ...
+
+
+def flow_run(state: State[Any]) -> str:
+    """Id of a flow run that no process works on, in this state since now."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(some_flow)
+        client.set_flow_run_state(run.id, state, force=True)
+    return str(run.id)
+
+
+def state_of(run: str) -> StateType:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+    assert state
+    return state.type
+
+
+def leave_note(run: str, pid: int = 1) -> None:
+    """As a process of this run leaves it that was killed."""
+    liveness.LIVE.mkdir(parents=True, exist_ok=True)
+    note = liveness.Note(flow_run_id=run, pid=pid, since=datetime.now(UTC))
+    note.write(liveness.LIVE / f"{run}.json")
+
+
+def mlflow_run(run: str) -> str:
+    """Id of an MLflow run of this flow run that shows as running, in an experiment of its own."""
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    experiment = mlflow.set_experiment(f"of {run}").experiment_id
+    api = mlflow.MlflowClient()
+    return str(api.create_run(experiment, tags={tracking.FLOW_RUN_TAG: run}, run_name="a run").info.run_id)
+
+
+def status(run_id: str) -> str:
+    return str(mlflow.MlflowClient(tracking.tracking_uri()).get_run(run_id).info.status)
+
+
+def test_run_that_was_killed_is_closed_everywhere(workplace: Path) -> None:
+    run = flow_run(Running())
+    run_id = mlflow_run(run)
+    leave_note(run)
+    with get_client(sync_client=True) as client:
+        task_run = client.create_task_run(task(lambda: None, name="a task"), UUID(run), "key", state=Running())
+    assert tracking.close_dead_runs() == [run]
+    assert state_of(run) is StateType.CRASHED and status(run_id) == "KILLED"
+    with get_client(sync_client=True) as client:
+        state = client.read_task_run(task_run.id).state
+    assert state and state.type is StateType.CRASHED
+    assert list(liveness.notes()) == [] and tracking.close_dead_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("COMPLETED", "FINISHED"), ("FAILED", "FAILED"), ("CRASHED", "KILLED"), ("CANCELLED", "KILLED")],
+)
+def test_mlflow_says_what_prefect_knows(workplace: Path, state: str, expected: str) -> None:
+    run = flow_run(STATES[state]())
+    run_id = mlflow_run(run)
+    leave_note(run)
+    assert tracking.close_dead_runs() == [run]
+    assert state_of(run).value == state and status(run_id) == expected
+
+
+def test_run_of_another_folder_ends_in_mlflow_as_it_did_in_prefect(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, going = flow_run(Crashed()), flow_run(Running())
+    ids = mlflow_run(over), mlflow_run(going)
+    tracking.close_silent_runs()
+    assert [status(run_id) for run_id in ids] == ["RUNNING", "RUNNING"]  # it may be about to say so itself
+    monkeypatch.setattr(closing, "SETTLED_SECONDS", timedelta(0))
+    tracking.close_silent_runs()
+    assert [status(run_id) for run_id in ids] == ["KILLED", "RUNNING"]
+
+
+def test_run_that_ended_in_good_order_is_no_news(workplace: Path) -> None:
+    run = flow_run(Completed())
+    run_id = mlflow_run(run)
+    mlflow.MlflowClient().set_terminated(run_id)
+    leave_note(run)
+    assert tracking.close_dead_runs() == []
+    assert list(liveness.notes()) == [] and status(run_id) == "FINISHED"
+
+
+def test_cancelled_run_whose_process_is_gone_is_cancelled(workplace: Path) -> None:
+    run = flow_run(Running())
+    leave_note(run)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run), Cancelling(), force=True)
+    tracking.close_dead_runs()
+    assert state_of(run) is StateType.CANCELLED
+
+
+def test_run_that_prefect_does_not_know_is_killed_in_mlflow(workplace: Path) -> None:
+    run = "00000000-0000-4000-8000-000000000000"
+    run_id = mlflow_run(run)
+    leave_note(run)
+    assert tracking.close_dead_runs() == [run]
+    assert status(run_id) == "KILLED"
+
+
+def test_living_run_is_left_alone(workplace: Path) -> None:
+    run = flow_run(Running())
+    run_id = mlflow_run(run)
+    liveness.hold(run)
+    assert tracking.close_dead_runs() == []
+    assert state_of(run) is StateType.RUNNING and status(run_id) == "RUNNING"
+
+
+def test_run_that_was_started_again_is_left_to_its_new_process(workplace: Path) -> None:
+    run = flow_run(Crashed())
+    leave_note(run)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run), Running(), force=True)
+    tracking.close_dead_runs()
+    assert state_of(run) is StateType.RUNNING
+
+
+def test_what_cannot_be_reached_now_is_closed_later(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = flow_run(Running())
+    leave_note(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(InputError, match="does not answer"):
+        tracking.close_dead_runs()
+    assert [note.flow_run_id for note in liveness.notes()] == [run]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    run_id = mlflow_run(run)
+    assert tracking.close_dead_runs() == [run]
+    assert status(run_id) == "KILLED"
+
+
+def test_next_run_closes_what_died_before(workplace: Path) -> None:
+    run = flow_run(Running())
+    run_id = mlflow_run(run)
+    leave_note(run)
+    with tracking.tracked_run(validated({}), {tracking.FLOW_RUN_TAG: flow_run(Running())}):
+        assert state_of(run) is StateType.CRASHED and status(run_id) == "KILLED"
+
+
+def test_cancelled_run_without_a_worker_is_stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        run = flow_run(Cancelling())
+        monkeypatch.setattr(closing, "CANCEL_SECONDS", timedelta(0))
+        monkeypatch.setattr(os, "getpid", lambda: process.pid)
+        liveness.hold(run)
+        closing.set_right()
+        assert process.wait(10) == -signal.SIGTERM
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    liveness._held.pop(run).release()
+    with get_client(sync_client=True) as client:  # what it says of itself on its way out
+        client.set_flow_run_state(UUID(run), Crashed(), force=True)
+    tracking.close_dead_runs()
+    assert state_of(run) is StateType.CANCELLED
+
+
+def test_run_that_was_suspended_and_then_cancelled_is_cancelled_once_more(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = flow_run(Cancelled())
+    monkeypatch.setattr(closing, "CANCEL_SECONDS", timedelta(0))
+    liveness.hold(run)
+    closing.set_right()
+    assert state_of(run) is StateType.CANCELLING
+
+
+def test_run_that_is_alive_after_all_is_not_crashed(workplace: Path) -> None:
+    run = flow_run(Crashed(message=f"{closing.NO_HEARTBEAT}; it was killed"))
+    other = flow_run(Crashed(message="for another reason"))
+    liveness.hold(run)
+    liveness.hold(other)
+    closing.set_right()
+    assert state_of(run) is StateType.RUNNING and state_of(other) is StateType.CRASHED
+
+
+@pytest.fixture
+def pool() -> str:
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    name = f"pool-{datetime.now(UTC):%H%M%S%f}"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    return name
+
+
+def claimed(pool: str, state: State[Any]) -> str:
+    """Id of a flow run that a worker of the pool has taken."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(some_flow, work_pool_name=pool)
+        client.set_flow_run_state(run.id, state, force=True)
+    return str(run.id)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (Running(), StateType.CRASHED),
+        (Cancelling(), StateType.CANCELLED),
+        (Pending(), StateType.SCHEDULED),
+    ],
+)
+def test_claimed_run_without_a_process_is_closed_or_queued_again(
+    workplace: Path, pool: str, state: State[Any], expected: StateType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = claimed(pool, state)
+    assert closing.close_lost_runs(pool, "here") == []  # it may be about to start
+    monkeypatch.setattr(closing, "LOST_SECONDS", 0)
+    closing.close_lost_runs(pool, "here")
+    assert state_of(run) is expected
+
+
+def test_claimed_run_with_a_process_is_left_alone(workplace: Path, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "LOST_SECONDS", 0)
+    run = claimed(pool, Running())
+    environment = os.environ | {FLOW_RUN: run}
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment) as process:
+        assert closing.close_lost_runs(pool, "here") == []
+        process.kill()
+    assert len(closing.close_lost_runs(pool, "here")) == 1
+
+
+def test_claimed_run_may_be_another_machines(workplace: Path, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "LOST_SECONDS", 0)
+    run = claimed(pool, Running())
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(pool, "elsewhere", heartbeat_interval_seconds=30)
+    assert closing.close_lost_runs(pool, "here") == []
+    assert state_of(run) is StateType.RUNNING

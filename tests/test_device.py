@@ -1,0 +1,62 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import device
+from tests.conftest import ROOT
+
+CLAIM = """
+import os, time
+from tasks.device import claim_gpu
+claim_gpu()
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi lists three GPUs, with a folder for locks of its own."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor n in 0 1 2; do echo "GPU $n: Some GPU (UUID: GPU-$n)"; done\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(("choice", "names"), [(None, ["0", "1", "2"]), ("2, 1", ["2", "1"]), ("", []), ("-1", [])])
+def test_gpus_are_those_that_runs_may_use(
+    machine: None, monkeypatch: pytest.MonkeyPatch, choice: str | None, names: list[str]
+) -> None:
+    if choice is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    assert device.gpus() == names
+
+
+def test_each_run_has_a_gpu_of_its_own_and_gives_it_back(machine: None) -> None:
+    runs: list[subprocess.Popen[str]] = []
+
+    def claim() -> str:
+        command = [sys.executable, "-c", CLAIM]
+        runs.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        output = runs[-1].stdout
+        assert output
+        return output.readline().strip()
+
+    assert [claim(), claim(), claim()] == ["0", "1", "2"]
+    runs[1].kill()
+    runs[1].wait()
+    assert claim() == "1"
+    for run in runs:
+        run.kill()
+        run.wait()
+
+
+def test_one_gpu_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    device.claim_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5" and not device._claimed

@@ -1,0 +1,434 @@
+"""`peft-flow up` for real, but for what a browser shows (test_up_in_browser.py) and kills (test_kills.py)."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import psutil
+import pytest
+
+from tasks import stack as stacks
+from tasks.config import InputError
+from tests.conftest import ROOT
+from tests.stacks import FINAL, Stack, free_port, until
+
+PASSWORDS = {
+    "PREFECT_SERVER_API_AUTH_STRING": "team:a-good-password",
+    "MLFLOW_TRACKING_USERNAME": "admin",
+    "MLFLOW_TRACKING_PASSWORD": "another-good-password",
+}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in stacks.CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def options(host: str) -> stacks.Options:
+    return stacks.Options(host, 4200, 5000)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_at_home_nobody_needs_a_password(bare: None, host: str) -> None:
+    stacks.refuse_open_doors(options(host))
+
+
+@pytest.mark.parametrize("missing", list(PASSWORDS))
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5"])
+def test_open_door_without_all_passwords_is_refused(
+    bare: None, monkeypatch: pytest.MonkeyPatch, host: str, missing: str
+) -> None:
+    for name, value in PASSWORDS.items():
+        monkeypatch.setenv(name, value)
+    stacks.refuse_open_doors(options(host))
+    monkeypatch.delenv(missing)
+    with pytest.raises(InputError, match=f"--host {host} lets other machines in: set {missing} first"):
+        stacks.refuse_open_doors(options(host))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PREFECT_SERVER_API_AUTH_STRING", "only-a-password", "must be USER:PASSWORD"),
+        ("MLFLOW_TRACKING_PASSWORD", "short", "must have at least 12 characters"),
+    ],
+)
+def test_password_that_a_server_would_not_take_is_refused(
+    bare: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    for variable, given in (PASSWORDS | {name: value}).items():
+        monkeypatch.setenv(variable, given)
+    with pytest.raises(InputError, match=f"{name} {words}"):
+        stacks.refuse_open_doors(options("0.0.0.0"))
+
+
+def test_host_that_is_no_address_is_refused(bare: None) -> None:
+    with pytest.raises(InputError, match="--host: 'my-machine' is no IP address"):
+        stacks.refuse_open_doors(options("my-machine"))
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.5", "10.0.0.5")],
+)
+def test_this_machine_reaches_its_servers(host: str, address: str) -> None:
+    assert options(host).prefect == f"http://{address}:4200"
+
+
+def test_links_lead_where_people_open_the_pages(bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_UI_URL", raising=False)
+    assert options("127.0.0.1").page("MLFLOW_UI_URL", 5000) == "http://127.0.0.1:5000"
+    assert options("0.0.0.0").page("MLFLOW_UI_URL", 5000) == f"http://{socket.gethostname()}:5000"
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example.com/")
+    assert options("127.0.0.1").page("MLFLOW_UI_URL", 5000) == "https://mlflow.example.com"
+
+
+def test_mlflow_lets_in_who_comes_from_its_page(bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example.com")
+    at_home, open_door = stacks.doors(options("127.0.0.1")), stacks.doors(options("0.0.0.0"))
+    for doors in (at_home, open_door):
+        names = doors["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+        assert {"mlflow.example.com", "127.0.0.1:5000", "localhost:5000"} <= set(names) and "*" not in names
+        assert "https://mlflow.example.com" in doors["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert "192.168.*" in open_door["MLFLOW_SERVER_ALLOWED_HOSTS"]
+    assert "192.168.*" not in at_home["MLFLOW_SERVER_ALLOWED_HOSTS"]
+
+
+def test_folder_without_deployments_is_refused(workplace: Path, bare: None) -> None:
+    with pytest.raises(InputError, match=r"there is no prefect.yaml in .*; go to the folder of peft-flow"):
+        stacks.up(options("127.0.0.1"))
+    assert list(workplace.iterdir()) == []
+
+
+def refused(stack: Stack, *arguments: str) -> str:
+    """The one line with which `peft-flow up` ends at once, exit code 2."""
+    command = [sys.executable, "-m", "flows.cli", "up", *arguments]
+    result = subprocess.run(
+        command, cwd=stack.folder, env=stack.environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_taken_port_is_refused_and_nothing_is_left_running(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "stack")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        line = refused(stack, "--prefect-port", str(free_port()), "--mlflow-port", port)
+    assert f"--mlflow-port: port {port} of 127.0.0.1 cannot be used for the MLflow server" in line
+    assert stack.processes() == []
+
+
+def test_server_that_cannot_start_takes_everything_down_and_is_named_with_its_log(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "stack")
+    (stack.folder / "mlruns").mkdir()
+    (stack.folder / "mlruns/mlflow.db").write_text("no database " * 100)
+    stack.begin()
+    assert stack.process and stack.process.wait(120) == 1
+    last = stack.said().splitlines()[-1]
+    assert last.startswith("peft-flow: failed: ") and "the MLflow server has ended" in last
+    assert "mlruns/logs/mlflow.log" in last
+    assert stack.processes() == []
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack")).start()
+    yield stack
+    stack.stop()
+    stack.kill()
+
+
+@pytest.fixture(scope="module")
+def parameters(foundation: Any, reviews: Path) -> dict[str, Any]:
+    """A run of seconds."""
+    return {
+        "model": {"name": str(foundation("gpt2"))},
+        "data": {"name": str(reviews), "max_length": 32},
+        "training": {"epochs": 4, "batch_size": 8},
+        "evaluation": {"bootstrap_samples": 200, "batch_size": 8, "references": []},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(stack: Stack, parameters: dict[str, Any]) -> str:
+    """Id of a flow run that has completed."""
+    run = stack.submit(parameters)
+    assert stack.until_state(run, *FINAL) == "COMPLETED"
+    return run
+
+
+def test_second_start_is_refused_and_disturbs_nothing(stack: Stack) -> None:
+    before = {process.pid for process in stack.processes()}
+    line = refused(stack, "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    assert f"peft-flow up is already running, in {stack.folder}" in line
+    assert {process.pid for process in stack.processes()} == before
+
+
+def test_deployments_are_there_with_their_descriptions(stack: Stack) -> None:
+    for name in ("finetune", "finetune-demo", "finetune-gpt2-rotten-tomatoes", "finetune-seeds"):
+        deployment = stack.deployment(name)
+        assert deployment["description"] and "peft-flow" in deployment["tags"]
+        assert deployment["parameter_openapi_schema"]["additionalProperties"] is False
+    (schedule,) = stack.deployment("finetune-gpt2-rotten-tomatoes")["schedules"]
+    assert not schedule["active"] and schedule["schedule"]["timezone"] == "Europe/Berlin"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"learning_rate": 3}, "learning_rate"),
+        ({"training": {"learning_rat": 3}}, "learning_rat"),
+        ({"training": {"learning_rate": 30}}, "training.learning_rate"),
+        ({"adapter": {"method": "lorra"}}, "adapter.method"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name_before_a_run_exists(
+    stack: Stack, wrong: dict[str, Any], named: str
+) -> None:
+    path = f"/deployments/{stack.deployment('finetune')['id']}/create_flow_run"
+    before = stack.call("POST", "/flow_runs/count", {})
+    assert named in stack.refusal("POST", path, {"parameters": wrong, "state": {"type": "SCHEDULED"}})
+    assert stack.call("POST", "/flow_runs/count", {}) == before
+
+
+def test_run_tells_its_story_without_noise(stack: Stack, finished: str) -> None:
+    def story() -> list[str]:
+        logs = stack.call(
+            "POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [finished]}}, "sort": "TIMESTAMP_ASC"}
+        )
+        lines = [line["message"] for line in logs]
+        return lines if lines and lines[-1].startswith("Recorded: ") else []
+
+    lines = until(story, 20, "the last line of the log")
+    assert lines[0].startswith("MLflow run ") and len(lines) < 15
+    noise = ("Finished in", "Beginning", "Deployment", "Executing", "Running", "Worker", "Flow run", "All deployment")
+    assert not [line for line in lines if line.startswith(noise)]
+
+
+def test_run_has_its_artifacts_and_each_side_links_to_the_other(stack: Stack, finished: str) -> None:
+    found = stack.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [finished]}}})
+    assert {artifact["key"] for artifact in found} == {"data-check", "training-progress", "comparison", "mlflow-run"}
+    run = stack.mlflow_run(finished)
+    (link,) = [artifact["data"] for artifact in found if artifact["key"] == "mlflow-run"]
+    assert f"{stack.mlflow}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in link
+    address = run.data.tags["prefect.flow_run_url"]
+    assert address.startswith(stack.prefect) and address.endswith(f"/flow-run/{finished}")
+    assert f"[Run page in Prefect]({address})" in run.data.tags["mlflow.note.content"]
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+
+
+def events(stack: Stack, name: str) -> list[dict[str, Any]]:
+    found: dict[str, Any] = stack.call("POST", "/events/filter", {"filter": {"event": {"name": [name]}}})
+    return list(found["events"])
+
+
+def test_end_of_a_run_is_an_event_with_its_mlflow_run(stack: Stack, finished: str) -> None:
+    run = stack.mlflow_run(finished)
+    (event,) = until(
+        lambda: [e for e in events(stack, "peft-flow.run.finished") if run.info.run_id in json.dumps(e["resource"])],
+        20,
+        "event",
+    )
+    assert event["payload"]["run_id"] == run.info.run_id
+    assert event["payload"]["verdict"] == event["resource"]["peft-flow.verdict"] == run.data.tags["verdict"]
+    assert f"prefect.flow-run.{finished}" in json.dumps(event["related"])
+
+
+def documented(title: str) -> str:
+    """The Python under a heading of docs/automations.md."""
+    section = (ROOT / "docs/automations.md").read_text().split(f"## {title}\n")[1]
+    return section.split("```python\n")[1].split("```")[0]
+
+
+def execute(stack: Stack, code: str) -> None:
+    environment = stack.environment | {"PREFECT_API_URL": f"{stack.prefect}/api"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+
+
+def test_documented_automation_sends_a_message(stack: Stack, parameters: dict[str, Any]) -> None:
+    messages: list[str] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(unquote(self.rfile.read(int(self.headers["content-length"])).decode()))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    execute(
+        stack,
+        documented("A message when a run was not a success").replace("https://chat.example.com/hooks/our-room", url),
+    )
+    run = stack.submit(parameters | {"data": {"name": "no-such-file.csv"}})
+    assert stack.until_state(run, *FINAL) == "FAILED"
+    (message,) = until(lambda: messages, 30, "message")
+    assert "FAILED" in message and stack.mlflow_run(run).info.run_id in message
+    server.shutdown()
+
+
+def test_documented_automation_starts_a_run(stack: Stack) -> None:
+    execute(stack, documented("Retraining when there is new data"))
+    deployment = stack.deployment("finetune-gpt2-rotten-tomatoes")["id"]
+    environment = stack.environment | {"PREFECT_API_URL": f"{stack.prefect}/api"}
+    command = [sys.executable, "-m", "prefect", "event", "emit", "reviews.updated", "--resource-id", "reviews"]
+
+    def started() -> list[str]:
+        found = stack.call("POST", "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
+        return [run["id"] for run in found]
+
+    time.sleep(3)  # the server reads its automations every few seconds
+    subprocess.run(command, check=True, env=environment, timeout=60, capture_output=True)
+    for run in until(started, 30, "run of the deployment"):
+        stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
+def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(stack: Stack, parameters: dict[str, Any]) -> None:
+    endless = parameters | {"training": {"epochs": 5000, "batch_size": 8}}
+    first = stack.submit(endless)
+    until(lambda: stack.tasks(first).get("train adapter") == "RUNNING", 60, "training")
+    second = stack.submit(parameters | {"seed": 1})
+    time.sleep(6)
+    assert stack.state(second) == "SCHEDULED"
+    pid = stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]
+    os.kill(int(pid), signal.SIGKILL)
+    assert stack.until_state(first, *FINAL) == "CRASHED"
+    assert stack.until_state(second, *FINAL) == "COMPLETED"
+    until(lambda: stack.mlflow_run(first).info.status == "KILLED", 30, "MLflow run closed")
+    assert stack.tasks(first)["train adapter"] == "CRASHED"
+    assert until(lambda: events(stack, "peft-flow.run.killed"), 20, "event")
+
+
+def test_server_that_dies_is_started_again(stack: Stack) -> None:
+    server = stack.process_of("prefect server")
+    assert server
+    server.kill()
+    until(lambda: "the Prefect server has ended (SIGKILL" in stack.said(), 20, "line")
+    until(lambda: stack.process_of("prefect server") and stacks.answers(f"{stack.prefect}/api/health"), 60, "server")
+
+
+def test_cancel_keeps_what_was_trained(stack: Stack, parameters: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    time.sleep(2)
+    process = psutil.Process(int(stack.call("GET", f"/flow_runs/{run}")["infrastructure_pid"]))
+    stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    process.wait(10)
+    assert stack.until_state(run, *FINAL) == "CANCELLED"
+    until(lambda: stack.mlflow_run(run).info.status == "KILLED", 10, "MLflow run closed")
+    files = MlflowClient(stack.mlflow).list_artifacts(stack.mlflow_run(run).info.run_id, "checkpoint")
+    assert "checkpoint/adapter_model.safetensors" in {file.path for file in files}
+
+
+def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
+    stack: Stack, parameters: dict[str, Any], finished: str
+) -> None:
+    """One test, because it stops the stack that the others share: with a training at work, which is told to stop. Then
+    there is a run without servers, and the stack starts again."""
+    name = "finetune-gpt2-rotten-tomatoes"
+    deployment = stack.deployment(name)
+    path = f"/deployments/{deployment['id']}"
+    stack.call("PATCH", f"{path}/schedules/{deployment['schedules'][0]['id']}", {"active": True})
+    stack.call("PATCH", path, {"parameters": {**deployment["parameters"], "seed": 3}})
+    run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    assert stack.stop() < 10
+    assert stack.processes() == [] and stack.process and stack.process.returncode == 0
+
+    command = [sys.executable, "-m", "flows.cli", "finetune", "--json"]
+    command += [
+        f"--{section}.{field}={shown(value)}"
+        for section, fields in parameters.items()
+        for field, value in fields.items()
+    ]
+    alone = subprocess.run(
+        command, cwd=stack.folder, env=stack.environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    run_alone = json.loads(alone.stdout.splitlines()[-1])["run_id"]
+
+    stack.start()
+    assert (stack.folder / "mlruns/live").is_dir()  # it ran here and nowhere else
+    assert stack.state(run) == "CRASHED" and stack.mlflow_run(run).info.status == "KILLED"
+    deployment = stack.deployment(name)
+    assert deployment["schedules"][0]["active"] and deployment["parameters"]["seed"] == 3
+    for run_id in (run_alone, stack.mlflow_run(finished).info.run_id):
+        assert "comparison/comparison.md" in artifacts(stack, run_id, "comparison")
+
+
+def shown(value: Any) -> str:
+    return "null" if value == [] else str(value)
+
+
+def artifacts(stack: Stack, run_id: str, folder: str) -> set[str]:
+    from mlflow import MlflowClient
+
+    return {file.path for file in MlflowClient(stack.mlflow).list_artifacts(run_id, folder)}
+
+
+def test_after_the_power_went_no_run_shows_as_running(stack: Stack, parameters: dict[str, Any]) -> None:
+    run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    stack.kill()
+    began = time.monotonic()
+    stack.start()
+    until(lambda: stack.state(run) == "CRASHED", 120, "Prefect's state")
+    until(lambda: stack.mlflow_run(run).info.status == "KILLED", 120, "MLflow's status")
+    assert timedelta(seconds=time.monotonic() - began) < timedelta(minutes=2)
+
+
+def test_passwords_are_asked_for_and_written_nowhere(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    stack = Stack(tmp_path / "open", PASSWORDS).start("--host", "0.0.0.0")
+    try:
+        assert "401" in status_line(f"{stack.prefect}/api/deployments/count", "POST")
+        assert "401" in status_line(f"{stack.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0")
+        assert f"http://{socket.gethostname()}:{stack.ports[1]}/#/experiments" in stack.said()
+        environment = stack.environment | {
+            "PREFECT_API_URL": f"{stack.prefect}/api",
+            "PREFECT_API_AUTH_STRING": PASSWORDS["PREFECT_SERVER_API_AUTH_STRING"],
+        }
+        command = [sys.executable, "-m", "prefect", "deployment", "run", "finetune/finetune", "--watch"]
+        command += [f"--param={name}={json.dumps(value)}" for name, value in parameters.items()]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        assert result.returncode == 0 and "Completed" in result.stdout, result.stdout
+    finally:
+        stack.stop()
+    secrets = [PASSWORDS["MLFLOW_TRACKING_PASSWORD"], "a-good-password"]
+    files = [file for file in stack.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert len(files) > 20
+    for file in files:
+        content = file.read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in content], file
+
+
+def status_line(url: str, method: str = "GET") -> str:
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method=method, data=b"{}" if method == "POST" else None)
+        ):
+            return "200"
+    except urllib.error.HTTPError as error:
+        return str(error)

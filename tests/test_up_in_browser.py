@@ -1,0 +1,435 @@
+"""What people do in a browser with `peft-flow up`: fill in the form, watch, compare, cancel, switch on a schedule.
+
+The real servers and worker, a headless Chromium. `PEFT_FLOW_SCREENSHOTS=folder` keeps what was seen.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
+
+from tasks import runlist
+from tasks.comparison import TITLES
+from tasks.config import EvaluationConfig, RunConfig, choices, sections
+from tasks.processes import flow_runs
+from tests.stacks import Stack, until
+from tests.test_browser import CHROMIUM, LINED_UP, digits, row
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
+]
+
+PROPERTY = ".schema-form-property"
+TITLE = f":scope > .p-label__header {PROPERTY}__label"
+NO_MODEL = "no-such/model"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    running = Stack(tmp_path_factory.mktemp("up")).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[str]:
+    """Every address that the pages asked for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def browser(asked: list[str]) -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+        # else an assistant covers the right third of MLflow's first page
+        context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+        context.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)
+        context.on("request", lambda request: asked.append(request.url))
+        yield context
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("PEFT_FLOW_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def page(browser: BrowserContext, pictures: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab of the browser; what it shows when the test ends is kept as a picture named after the test."""
+    tab = browser.new_page()
+    yield tab
+    tab.screenshot(path=pictures / f"up_{request.node.name.removeprefix('test_')}.png")
+    tab.close()
+
+
+class Runs(NamedTuple):
+    """Flow runs by id; the worker takes one after the other."""
+
+    dora: str
+    """Started with the form."""
+    lora: str
+    no_model: str
+
+
+@pytest.fixture(scope="module")
+def small(foundation: Any, reviews: Path) -> dict[str, Any]:
+    """Parameters of a run that takes seconds."""
+    return {
+        "model": {"name": str(foundation("gpt2"))},
+        "data": {"name": str(reviews), "max_length": 32},
+        "training": {"epochs": 12, "batch_size": 8, "learning_rate": 0.02},
+        "evaluation": {"bootstrap_samples": 200},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str, Any]) -> Runs:
+    """One run started with the form, two more queued behind it."""
+    tab = browser.new_page()
+    open_form(tab, stack)
+    for dotted, text in (
+        ("model.name", small["model"]["name"]),
+        ("data.name", small["data"]["name"]),
+        ("data.max_length", 32),
+        ("adapter.r", 4),
+        ("training.epochs", 3),
+        ("training.batch_size", 8),
+    ):
+        write(tab, dotted, text)
+    field(tab, "data.max_train_rows").get_by_role("button", name="int", exact=True).click()
+    write(tab, "data.max_train_rows", 40)
+    choose(tab, "adapter.method", "dora")
+    tab.screenshot(path=pictures / "up_form_filled_in.png")
+    tab.get_by_role("button", name="Submit").click()
+    tab.get_by_role("button", name="View run").last.click()  # the first is there for screen readers
+    tab.wait_for_url("**/runs/flow-run/*")
+    dora = urlsplit(tab.url).path.rsplit("/", 1)[1]
+    tab.close()
+    lora = stack.submit({**small, "seed": 1})
+    return Runs(dora, lora, stack.submit({**small, "model": {"name": NO_MODEL}, "offline": True}))
+
+
+def open_deployment(page: Page, stack: Stack, name: str) -> None:
+    page.goto(f"{stack.prefect}/deployments/deployment/{stack.deployment(name)['id']}")
+    page.get_by_role("button", name="Run", exact=True).wait_for()
+
+
+def open_form(page: Page, stack: Stack) -> None:
+    open_deployment(page, stack, "finetune")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    field(page, "offline").wait_for()
+    field(page, "adapter.options").locator(".p-code-input").wait_for()  # drawn once more, after all else
+
+
+def open_run(page: Page, stack: Stack, flow_run: str, tab: str = "Logs") -> None:
+    page.goto(f"{stack.prefect}/runs/flow-run/{flow_run}")
+    page.get_by_text(tab, exact=True).first.click()
+
+
+def title(dotted: str) -> str:
+    """A field's title in the form: a section's is its name, a field's is what pydantic makes of it."""
+    section, _, name = dotted.rpartition(".")
+    return str(dict(sections())[section].model_json_schema()["properties"][name]["title"]) if section else name
+
+
+def field(page: Page, dotted: str) -> Locator:
+    """The form's field, with its title, description and input."""
+    place: Page | Locator = page
+    parts = dotted.split(".")
+    for depth in range(len(parts)):
+        words = re.escape(title(".".join(parts[: depth + 1])))
+        named = page.locator(TITLE, has_text=re.compile(rf"^{words}( \(Optional\))?$"))
+        place = place.locator(PROPERTY).filter(has=named)
+    assert isinstance(place, Locator)
+    return place
+
+
+def write(page: Page, dotted: str, text: object) -> None:
+    field(page, dotted).locator("textarea, input").fill(str(text))
+
+
+def options(page: Page, dotted: str) -> Locator:
+    """The choices of a field, shown."""
+    field(page, dotted).locator(".p-select-button__icon").click()  # a click beside the arrow opens and closes at once
+    return page.get_by_role("option")
+
+
+def choose(page: Page, dotted: str, choice: str) -> None:
+    options(page, dotted).get_by_text(choice, exact=True).click()
+    expect(field(page, dotted).locator(".p-select-button")).to_have_text(choice)
+
+
+def run_name(parameters: dict[str, Any], method: str) -> str:
+    """What a run of the small model on the small data is called."""
+    return " · ".join([*(Path(parameters[part]["name"]).name for part in ("model", "data")), method])
+
+
+def submitted(stack: Stack) -> int:
+    return int(stack.call("POST", "/flow_runs/count", {}))
+
+
+def mlflow_run(stack: Stack, flow_run: str) -> Any:
+    run = stack.mlflow_run(flow_run)
+    assert run, f"no MLflow run of flow run {flow_run}"
+    return run
+
+
+def artifact_keys(stack: Stack, flow_run: str) -> set[str]:
+    found = stack.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+    return {artifact["key"] for artifact in found}
+
+
+def log_rows(page: Page) -> list[str]:
+    page.locator(".log-row").first.wait_for()
+    return [text.strip() for text in page.locator(".log-row__content").all_inner_texts()]
+
+
+def upcoming(stack: Stack, deployment: str) -> list[dict[str, Any]]:
+    found = stack.call(
+        "POST",
+        "/flow_runs/filter",
+        {
+            "deployments": {"id": {"any_": [stack.deployment(deployment)["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        },
+    )
+    return list(found)
+
+
+def test_run_of_the_form_completes_under_a_name_that_says_what_it_does(
+    page: Page, stack: Stack, runs: Runs, small: dict[str, Any]
+) -> None:
+    open_run(page, stack, runs.dora)
+    expect(page.get_by_text("Running", exact=True).first).to_be_visible()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=120_000)
+    expect(page.get_by_role("navigation").get_by_text(run_name(small, "dora r4"))).to_be_visible()
+
+
+def test_run_of_the_form_was_told_what_was_typed(stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
+    told = stack.call("GET", f"/flow_runs/{runs.dora}")["parameters"]
+    assert told["model"]["name"] == small["model"]["name"]
+    assert (told["data"]["name"], told["data"]["max_train_rows"]) == (small["data"]["name"], 40)
+    assert (told["adapter"]["method"], told["adapter"]["r"], told["training"]["epochs"]) == ("dora", 4, 3)
+    assert told == RunConfig.model_validate(told).model_dump(mode="json")
+
+
+def test_form_shows_every_field_with_its_description_in_the_order_people_think(page: Page, stack: Stack) -> None:
+    page.set_viewport_size({"width": 1600, "height": 6600})
+    open_form(page, stack)
+    expected = []
+    for name, section in sections():
+        expected.append(name)
+        schema = section.model_json_schema()
+        for inner in section.model_fields:
+            expected.append(title(f"{name}.{inner}"))
+            description = schema["properties"][inner]["description"].replace("`", "")
+            assert description and field(page, f"{name}.{inner}").locator(f"{PROPERTY}__description").inner_text() == (
+                description
+            )
+        expect(field(page, name).locator(f"{PROPERTY}-object")).to_have_count(1)
+    titles = page.locator(f"{PROPERTY}__label").all_inner_texts()
+    assert [text.removesuffix(" (Optional)") for text in titles] == [*expected, "seed", "offline"]
+
+
+def test_closed_choices_of_the_form_are_lists_to_choose_from(page: Page, stack: Stack) -> None:
+    open_form(page, stack)
+    closed = {f"{name}.{inner}": choices(part, inner) for name, part in sections() for inner in part.model_fields}
+    closed = {dotted: allowed for dotted, allowed in closed.items() if allowed}
+    assert {"adapter.method", "training.scheduler", "model.dtype", "training.selection_metric"} <= set(closed)
+    for dotted, allowed in closed.items():
+        expect(options(page, dotted)).to_have_text(list(allowed))
+        page.get_by_role("option").first.click()
+
+
+def test_references_of_the_form_are_chosen_from_a_list(page: Page, stack: Stack) -> None:
+    open_form(page, stack)
+    default = list(EvaluationConfig().references)
+    expect(field(page, "evaluation.references").locator(".p-tag--dismissible")).to_have_text(default)
+    expect(options(page, "evaluation.references")).to_have_text(default)
+
+
+def test_form_asks_for_json_only_where_any_field_can_stand(page: Page, stack: Stack) -> None:
+    open_form(page, stack)
+    dotted = [f"{name}.{inner}" for name, section in sections() for inner in section.model_fields]
+    editors = [name for name in dotted if field(page, name).locator(".p-code-input").count()]
+    assert editors == ["adapter.options"]
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "reason"),
+    [("training.learning_rate", 50, "50 is greater than the maximum of 10"), ("adapter.r", 0, "0 is less than")],
+    ids=("learning_rate", "r"),
+)
+def test_bad_value_is_refused_in_the_form(page: Page, stack: Stack, dotted: str, value: float, reason: str) -> None:
+    before = submitted(stack)
+    open_form(page, stack)
+    write(page, dotted, value)
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text(f"'{dotted}'").first).to_contain_text(reason)
+    expect(field(page, dotted).locator("input")).to_have_value(str(value))
+    assert submitted(stack) == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"), [({"learning": 1}, "learning"), ({"training": {"learning_rat": 1}}, "learning_rat")]
+)
+def test_unknown_parameter_is_refused_by_name(stack: Stack, parameters: dict[str, Any], name: str) -> None:
+    path = f"/deployments/{stack.deployment('finetune')['id']}/create_flow_run"
+    assert f"'{name}'" in stack.refusal("POST", path, {"parameters": parameters})
+
+
+def test_log_of_a_run_is_its_story(page: Page, stack: Stack, runs: Runs) -> None:
+    open_run(page, stack, runs.dora)
+    page.get_by_text("Recorded:").wait_for()
+    rows = log_rows(page)
+    assert len(rows) <= 25
+    routine = ("Finished in state", "Beginning", "Deployment step", "Created task run", "Running hook")
+    assert not [text for text in rows if text.startswith(routine)]
+    story = "\n".join(rows)
+    for words in ("40 train, 12 validation, 12 test rows", "Foundation model: accuracy", "Adapter, read back"):
+        assert words in story
+
+
+def test_run_page_shows_what_the_run_made(page: Page, stack: Stack, runs: Runs) -> None:
+    open_run(page, stack, runs.dora, "Artifacts")
+    for key in ("data-check", "training-progress", "comparison", "mlflow-run"):
+        expect(page.get_by_role("link").filter(has_text=key)).to_be_visible()
+
+
+def test_comparison_shows_the_ladder(page: Page, stack: Stack, runs: Runs) -> None:
+    open_run(page, stack, runs.dora, "Artifacts")
+    page.get_by_role("link").filter(has_text="comparison").click()
+    page.get_by_role("cell", name=TITLES["tfidf"]).wait_for()
+    cells = page.get_by_role("cell").all_inner_texts()
+    for name in ("tuned", "baseline", "tfidf", "probe", "majority"):
+        assert TITLES[name] in cells
+
+
+def test_run_page_leads_to_mlflow(page: Page, stack: Stack, runs: Runs) -> None:
+    open_run(page, stack, runs.dora, "Artifacts")
+    page.get_by_role("link").filter(has_text="mlflow-run").click()
+    with page.expect_popup() as tab:
+        page.get_by_role("link", name=re.compile("MLflow run")).click()
+    run = mlflow_run(stack, runs.dora)
+    accuracy = row(tab.value, "tuned/accuracy")
+    expect(accuracy).to_contain_text(digits(run.data.metrics["tuned/accuracy"]))
+    expect(tab.value).to_have_url(re.compile(re.escape(f"{stack.mlflow}/#/experiments/1/runs/{run.info.run_id}")))
+    tab.value.close()
+
+
+def test_mlflow_leads_back_to_the_run_page(page: Page, stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
+    page.goto(f"{stack.mlflow}/{runlist.run_address('1', mlflow_run(stack, runs.dora).info.run_id)}")
+    address = page.locator("[title*='/flow-run/']").get_attribute("title")
+    assert address
+    page.goto(address)
+    expect(page.get_by_text(run_name(small, "dora r4")).first).to_be_visible()
+    expect(page).to_have_url(re.compile(f"{re.escape(stack.prefect)}.*{runs.dora}"))
+
+
+def hosts(*urls: str) -> set[str]:
+    return {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))}
+
+
+def errors(page: Page, stack: Stack, flow_run: str) -> list[str]:
+    open_run(page, stack, flow_run)
+    rows = page.locator(".log-row").filter(has=page.locator(".log-level-label--error"))
+    rows.first.wait_for()
+    return rows.locator(".log-row__content").all_inner_texts()
+
+
+def test_run_without_a_model_says_in_one_line_what_to_do(page: Page, stack: Stack, runs: Runs) -> None:
+    stack.until_state(runs.no_model, "FAILED", seconds=120)
+    first = errors(page, stack, runs.no_model)[0].strip()
+    assert "\n" not in first
+    assert NO_MODEL in first and "run once without offline" in first
+
+
+def test_trouble_is_said_once(page: Page, stack: Stack, runs: Runs) -> None:
+    stack.until_state(runs.no_model, "FAILED", seconds=120)
+    assert len(errors(page, stack, runs.no_model)) == 1
+
+
+def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
+    stack.until_state(runs.lora, "COMPLETED", seconds=120)
+    found = [mlflow_run(stack, flow_run) for flow_run in (runs.dora, runs.lora)]
+    page.set_viewport_size({"width": 1600, "height": 2400})
+    ids = json.dumps([run.info.run_id for run in found])
+    page.goto(f"{stack.mlflow}/#/compare-runs?runs={ids}&experiments=[%221%22]&{runlist.KIND}")
+    page.locator(".parcoords").wait_for()
+    names = page.get_by_role("row").filter(has=page.get_by_text("Run Name:", exact=True))
+    for method in ("dora r4", "lora r8 · lr 0.02 · seed 1"):
+        expect(names).to_contain_text(run_name(small, method))
+    first, *cells = page.evaluate(LINED_UP, "tuned/accuracy")
+    assert first == "tuned/accuracy"
+    assert [float(cell) for cell in cells] == pytest.approx(
+        [run.data.metrics["tuned/accuracy"] for run in found], abs=0.001
+    )
+
+
+def test_cancelled_run_stops_at_once_and_keeps_what_it_trained(page: Page, stack: Stack, small: dict[str, Any]) -> None:
+    flow_run = stack.submit({**small, "training": {"epochs": 5000, "batch_size": 8}})
+    open_run(page, stack, flow_run)
+    until(lambda: stack.tasks(flow_run).get("train adapter") == "RUNNING", 120, "training")
+    until(lambda: "training-progress" in artifact_keys(stack, flow_run), 30, "progress")
+    processes = flow_runs()[flow_run]
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Confirm").click()
+    until(lambda: not any(process.is_running() for process in processes), 10, "end of the process")
+    stack.until_state(flow_run, "CANCELLED", seconds=30)
+    expect(page.get_by_text("Cancelled", exact=True).first).to_be_visible()
+    run = mlflow_run(stack, flow_run)
+    assert run.info.status == "KILLED"
+    page.goto(f"{stack.mlflow}/{runlist.run_address('1', run.info.run_id).replace('?', '/artifacts/checkpoint?')}")
+    expect(page.get_by_text("adapter_model.safetensors").first).to_be_visible()
+
+
+def test_schedule_is_off_and_lists_its_next_run_once_switched_on(page: Page, stack: Stack) -> None:
+    deployment = "finetune-gpt2-rotten-tomatoes"
+    open_deployment(page, stack, deployment)
+    switch = page.get_by_role("switch").first
+    expect(switch).to_have_attribute("aria-checked", "false")
+    assert not upcoming(stack, deployment)
+    switch.click()
+    runs = until(lambda: upcoming(stack, deployment), 150, "next run")  # the scheduler looks once a minute
+    page.get_by_text("Upcoming", exact=True).click()
+    expect(page.get_by_role("link", name=runs[0]["name"])).to_be_visible()
+    switch.click()
+    until(lambda: not upcoming(stack, deployment), 10, "no run any more")
+    expect(switch).to_have_attribute("aria-checked", "false")
+
+
+def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, runs: Runs) -> None:
+    stack.until_state(runs.dora, "COMPLETED", seconds=120)
+    assert list((stack.folder / "mlruns/work").glob("*/adapter/adapter_model.safetensors"))
+
+
+def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pictures: Path) -> None:
+    assert browser.browser
+    asked: list[str] = []
+    with browser.browser.new_context() as newcomer:  # has never chosen between Prefect's two UIs
+        newcomer.on("request", lambda request: asked.append(request.url))
+        tab = newcomer.new_page()
+        tab.goto(stack.prefect)
+        tab.get_by_text("Dashboard").first.wait_for()
+        time.sleep(2)  # it would ask when all is drawn
+        tab.screenshot(path=pictures / "up_front_page.png")
+    assert hosts(*asked) == hosts(stack.prefect)
+
+
+def test_pages_asked_nobody_else(stack: Stack, runs: Runs, asked: list[str]) -> None:
+    assert len(asked) > 100
+    assert hosts(*asked) == hosts(stack.prefect, stack.mlflow)
