@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -391,13 +390,17 @@ def only_run(folder: Path, experiment: str = "peft-flow") -> Any:
     return run
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Hub:
     """A running Hub stand-in: address, folder, and how to start another with faults."""
 
     def __init__(self, root: Path, *faults: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--port", str(self.port), *faults]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -437,11 +440,3 @@ def hub(hub_root: Path) -> Iterator[Hub]:
 def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     """Environment for a child process that talks to the stand-in with an empty cache of its own."""
     return os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
-
-
-def reachable(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False

@@ -8,11 +8,11 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,7 +24,8 @@ from tasks import runlist
 from tasks.comparison import TITLES
 from tasks.config import validated
 from tasks.records import RunResult
-from tests.conftest import reachable
+from tasks.stack import answers
+from tests.conftest import free_port
 from tests.test_finetune_flow import run_flow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -77,9 +78,7 @@ def site(
         ]
     finally:
         os.chdir(before)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     store = f"sqlite:///{folder}/mlruns/mlflow.db"
     command = ["server", "--backend-store-uri", store, "--artifacts-destination", f"{folder}/mlruns/artifacts"]
@@ -87,7 +86,7 @@ def site(
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
-        while not reachable(f"{url}/health"):
+        while not answers(f"{url}/health"):
             assert time.monotonic() < deadline and server.poll() is None, "the MLflow server did not start"
             time.sleep(0.2)
         yield Site(url, results[::-1])
@@ -102,18 +101,25 @@ def asked() -> list[str]:
     return []
 
 
-@pytest.fixture(scope="module")
-def browser(site: Site, asked: list[str]) -> Iterator[BrowserContext]:
+@contextmanager
+def headless(asked: list[str]) -> Iterator[BrowserContext]:
+    """A browser that adds every address its pages ask for to `asked`."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM)
         context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-        # else an assistant covers the right third of the first page
+        # else an assistant covers the right third of MLflow's first page
         context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
         context.set_default_timeout(30_000)
         expect.set_options(timeout=30_000)
         context.on("request", lambda request: asked.append(request.url))
         yield context
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def browser(site: Site, asked: list[str]) -> Iterator[BrowserContext]:
+    with headless(asked) as context:
+        yield context
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 
 from tasks import stack as stacks
 from tasks.config import InputError
-from tests.conftest import ROOT
-from tests.stacks import FINAL, Stack, free_port, until
+from tests.conftest import ROOT, free_port
+from tests.stacks import FINAL, Stack, until
 
 PASSWORDS = {
     "PREFECT_SERVER_API_AUTH_STRING": "team:a-good-password",

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks import runlist
 from tasks.comparison import TITLES
 from tasks.config import EvaluationConfig, RunConfig, choices, sections
 from tasks.processes import flow_runs
 from tests.stacks import Stack, until
-from tests.test_browser import CHROMIUM, LINED_UP, digits, row
+from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row
 
 pytestmark = [
     pytest.mark.browser,
@@ -47,16 +47,8 @@ def asked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def browser(asked: list[str]) -> Iterator[BrowserContext]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-        # else an assistant covers the right third of MLflow's first page
-        context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
-        context.set_default_timeout(30_000)
-        expect.set_options(timeout=30_000)
-        context.on("request", lambda request: asked.append(request.url))
+    with headless(asked) as context:
         yield context
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
