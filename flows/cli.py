@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import gc
+import getpass
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,21 +18,33 @@ from tasks.config import (
     MOST_SEEDS,
     Config,
     InputError,
+    PredictionConfig,
+    RetrainConfig,
     RunConfig,
+    check_text,
     choices,
     load_config,
     sections,
     unknown_field,
 )
+from tasks.secrets import redact
 
 if TYPE_CHECKING:
-    from tasks.records import RunResult, SeedsResult
+    from tasks.records import PredictionResult, RerunResult, RetrainResult, RunResult, SeedsResult
+    from tasks.registry import Decision
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 
 EPILOG = """\
 exit codes: 0 done; 2 you must change something (one line says what); 1 anything else
 """
+
+COMMON: Any = {
+    "epilog": EPILOG,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "allow_abbrev": False,
+}
+"""What every command's parser is told."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,17 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = build_parser().parse_known_args(arguments)
         if rest:
-            is_field = rest[0].startswith("-") and options.command is run_finetune
+            is_field = rest[0].startswith("-") and "kind" in options
             name = rest[0].lstrip("-").split("=")[0]
-            raise InputError(unknown_field(name) if is_field else f"unexpected argument {rest[0]!r}")
+            raise InputError(unknown_field(name, options.kind) if is_field else f"unexpected argument {rest[0]!r}")
         return int(options.command(options))
-    except InputError as error:
-        say(str(error))
-        return USER_MUST_CHANGE
     except KeyboardInterrupt:
         say("stopped")
         return FAILED
     except Exception as error:
+        from tasks.disk import describe, is_disk_full
+
+        if is_disk_full(error):  # first: what a library could not read, or MLflow not close, may be for this reason
+            say(describe(error))
+            return FAILED
+        if isinstance(error, InputError):
+            say(str(error))
+            return USER_MUST_CHANGE
         from tasks.tracking import told_to_stop
 
         say("stopped" if told_to_stop(error) else f"failed: {type(error).__name__}: {error}")
@@ -64,17 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def say(message: str) -> None:
-    """One line on standard error."""
-    print("peft-flow:", " ".join(message.split()), file=sys.stderr)
+    """One line on standard error, without secrets, and without characters that move the cursor or clear the screen."""
+    words = " ".join(redact(message).split())
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+    if len(shown) > LONGEST_LINE:  # somebody gave a whole file as a name: field and advice are at the ends
+        shown = f"{shown[:500]} ... {shown[-300:]}"
+    print("peft-flow:", shown, file=sys.stderr)
+
+
+LONGEST_LINE = 1_500
+"""Characters. The longest line that names every fault of a data set had about a thousand."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="peft-flow",
         description="Fine-tune a classifier with PEFT, judge it against its foundation model, keep it in MLflow.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **COMMON,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = commands.add_parser(
@@ -83,9 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="train an adapter and compare it with its foundation model",
         description="Train an adapter and compare it with its foundation model. Without CONFIG.yaml: the embedded "
         "demo, which needs no network. Options replace what the file says.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **COMMON,
     )
     command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration; see configs/")
     command.add_argument(
@@ -96,37 +119,91 @@ def build_parser() -> argparse.ArgumentParser:
         f"(≥ 1, ≤ {MOST_SEEDS}; default 1)",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
-    for name, section in sections():
-        group = command.add_argument_group(name, (section.__doc__ or "").strip())
-        for field in section.model_fields:
-            add_option(group, f"{name}.{field}", section, field)
-    group = command.add_argument_group("run")
-    for field in ("seed", "offline"):
-        add_option(group, field, RunConfig, field)
+    add_fields(command, RunConfig)
     command.set_defaults(command=run_finetune)
+
+    command = commands.add_parser(
+        "retrain",
+        usage="peft-flow retrain [CONFIG.yaml] [--SECTION.FIELD VALUE ...] [--json]",
+        help="train a challenger where there is something new, and promote it where it beats the champion",
+        description="Where data, model or configuration are others than the champion's, train a challenger, and give "
+        "it the alias champion of tracking.registered_model where it is shown to be better on the same test rows.",
+        **COMMON,
+    )
+    command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="configuration; see configs/")
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
+    add_fields(command, RetrainConfig)
+    command.set_defaults(command=run_retrain)
+
+    command = commands.add_parser(
+        "predict",
+        usage="peft-flow predict MODEL INPUT OUTPUT [--FIELD VALUE ...] [--json]",
+        help="label the rows of a file with a trained adapter",
+        description="Label the rows of INPUT with a trained adapter: label, calibrated probability of each class, and "
+        "the model's version, in the order of the input. Killed, the same command goes on where it stopped.",
+        **COMMON,
+    )
+    add_fields(command, PredictionConfig, ("model", "input", "output"))
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
+    command.set_defaults(command=run_predict)
 
     command = commands.add_parser(
         "compare",
         help="test whether the adapters of two runs differ",
         description="Test on the test rows that two runs share whether their adapters differ, second minus first, and "
         "show what was set differently.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **COMMON,
     )
     command.add_argument("first", metavar="RUN", help="id of a run in MLflow, as finetune shows it at its end")
     command.add_argument("second", metavar="RUN", help="id of the other run")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     command.set_defaults(command=run_compare)
 
+    add_registry_commands(commands)
+
+    command = commands.add_parser(
+        "rerun",
+        help="do a recorded run again and say whether the same comes out",
+        description="Do a finished run again from its record in MLflow, as a new run that is linked to it, and say "
+        "whether it is bit-identical, equal within noise, or different, and then what differs.",
+        **COMMON,
+    )
+    command.add_argument("run", metavar="RUN", help="id of a run in MLflow, as finetune shows it at its end")
+    command.add_argument(
+        "--anyway", action="store_true", help="go on where its data set or model has changed, with what is there now"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of output")
+    command.set_defaults(command=run_rerun)
+
+    command = commands.add_parser(
+        "export",
+        help="write a model that runs without peft-flow",
+        description="Write a model that runs without peft and peft-flow into a new folder, once a fresh process has "
+        "found that its logits are those of the adapter.",
+        **COMMON,
+    )
+    command.add_argument(
+        "model",
+        metavar="RUN",
+        help="id of a run in MLflow, registered model (NAME, which is NAME@champion, NAME@ALIAS, NAME/3, each also "
+        "after models:/), or adapter folder",
+    )
+    command.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="new folder to write")
+    command.add_argument("--merged", action="store_true", help="a plain transformers model, with the adapter merged in")
+    command.add_argument("--onnx", action="store_true", help="model.onnx, for ONNX Runtime; needs peft-flow[onnx]")
+    command.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run Python code that comes with the foundation model; leave off unless you trust its authors",
+    )
+    command.set_defaults(command=run_export)
+
     command = commands.add_parser(
         "up",
         help="start Prefect, MLflow, the deployments and a worker",
         description="Start the Prefect server, the MLflow server over mlruns/, the deployments of prefect.yaml and a "
         "worker; say where to click, then one line for each thing that happens. Ctrl-C stops everything.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **COMMON,
     )
     command.add_argument(
         "--host",
@@ -140,10 +217,56 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_registry_commands(commands: Any) -> None:
+    for name, run, text, more in (
+        ("promote", run_promote, "make a version of a registered model its champion", "The champion so far becomes "
+         "`previous`. "),
+        ("rollback", run_rollback, "make the previous champion of a registered model champion again", "The champion so "
+         "far becomes `previous`. "),
+        ("history", run_history, "show every version of a registered model, and who promoted it and why", ""),
+    ):  # fmt: skip
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}",
+            **COMMON,
+        )
+        command.add_argument("name", metavar="NAME", help="registered model, as tracking.registered_model named it")
+        if name == "promote":
+            command.add_argument("version", metavar="VERSION", help="number of the version, as history shows it")
+        if name == "history":
+            command.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+            command.add_argument("--picture", type=Path, metavar="FILE.png", help="draw it, too, into this file")
+        else:
+            command.add_argument("--reason", required=True, metavar="TEXT", help="why, in a line; it goes on record")
+        command.set_defaults(command=run)
+
+
 def port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r}")
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r:.80}")
     return int(text)
+
+
+def add_fields(command: argparse.ArgumentParser, kind: type[Config], arguments: Sequence[str] = ()) -> None:
+    """An option for each field of `kind`, which `overrides` gives back; for `arguments`, a place without a name."""
+    inner = dict(sections(kind))
+    for name, section in inner.items():
+        group = command.add_argument_group(name, (section.__doc__ or "").strip())
+        for field in section.model_fields:
+            add_option(group, f"{name}.{field}", section, field)
+    for field in arguments:
+        text = (kind.model_fields[field].description or "").replace("%", "%%")
+        command.add_argument(f"field {field}", metavar=field.upper(), help=text)
+    group = command.add_argument_group("run")
+    for field in (name for name in kind.model_fields if name not in {*inner, *arguments}):
+        add_option(group, field, kind, field)
+    command.set_defaults(kind=kind)
+
+
+def overrides(options: argparse.Namespace) -> dict[str, str]:
+    """What was given for the fields, by dotted name."""
+    return {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
 
 
 def add_option(group: Any, dotted: str, section: type[Config], field: str) -> None:
@@ -176,14 +299,14 @@ def shown(value: object) -> str:
 
 def run_finetune(options: argparse.Namespace) -> int:
     seeds = seed_count(options.seeds)
-    overrides = {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, overrides(options), RunConfig)
 
     from tasks import environment  # noqa: F401  (before the libraries that read it)
     from tasks.data import check_input
 
     check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
     introduce(config)
+    start_prefect()
     stream = sys.stderr if options.json else sys.stdout
     settings = {name: getattr(config, name) for name in RunConfig.model_fields}
     if seeds == 1:
@@ -203,10 +326,69 @@ def run_finetune(options: argparse.Namespace) -> int:
     return DONE
 
 
+def run_retrain(options: argparse.Namespace) -> int:
+    config = load_config(options.config, overrides(options), RetrainConfig)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.approval import check_approval
+    from tasks.data import check_input
+
+    check_approval(config)
+    check_input(config.run_config())
+    introduce(config)
+    start_prefect()
+    from flows.retrain import retrain
+
+    result: RetrainResult = retrain(**{name: getattr(config, name) for name in RetrainConfig.model_fields})
+    if options.json:
+        print(result.model_dump_json())
+        return DONE
+    version = f" version {result.version}" if result.version else ""
+    champion = f"version {result.champion}" if result.champion else "none"
+    print(f"\n{result.action.upper()}  {result.name}{version}\n\n{result.reason}\n\nchampion  {champion}")
+    if result.run_id:
+        print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
+    return DONE
+
+
+def start_prefect() -> None:
+    """Where no server is set, Prefect starts its own, here with Ctrl-C blocked.
+
+    A terminal sends that to every process of the command, and this one must live on to hear how the run ended.
+    """
+    from prefect.client.orchestration import get_client
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def seed_count(text: str) -> int:
     if text not in map(str, range(1, MOST_SEEDS + 1)):
-        raise InputError(f"--seeds must be a whole number from 1 to {MOST_SEEDS}, not {text!r}")
+        raise InputError(f"--seeds must be a whole number from 1 to {MOST_SEEDS}, not {text!r:.80}")
     return int(text)
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    config = load_config(overrides=overrides(options), kind=PredictionConfig)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.job import find_job
+
+    with TemporaryDirectory() as folder:
+        find_job(config, Path(folder))  # what the user must change is said before Prefect starts
+    start_prefect()
+    from flows.predict import predict
+    from tasks.prediction import describe_result
+
+    result: PredictionResult = predict(**{name: getattr(config, name) for name in PredictionConfig.model_fields})
+    print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -221,6 +403,105 @@ def run_compare(options: argparse.Namespace) -> int:
         )
         result = compare_runs(first, second)
     print(result.model_dump_json() if options.json else comparison_text(result))
+    return DONE
+
+
+def run_promote(options: argparse.Namespace) -> int:
+    reason = given_reason(options.reason)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.registry import promote
+
+    with without_collection():
+        return tell_champion(promote(options.name, options.version, reason, by=user()))
+
+
+def run_rollback(options: argparse.Namespace) -> int:
+    reason = given_reason(options.reason)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.registry import rollback
+
+    with without_collection():
+        return tell_champion(rollback(options.name, reason, by=user()))
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection: while MLflow is imported there is none to find, and looking takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def tell_champion(decision: "Decision") -> int:
+    before = f"; the previous one is version {decision.previous}" if decision.previous else ""
+    print(f"The champion of {decision.name} is version {decision.version}{before}")
+    return DONE
+
+
+def given_reason(text: str) -> str:
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise InputError(f"--reason: {error}") from None
+    if not text.strip():
+        raise InputError("--reason must say why, in a few words")
+    return text
+
+
+def user() -> str:
+    """Who gives the command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "somebody"
+
+
+def run_history(options: argparse.Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.history import history_of, history_text
+
+    picture: Path | None = options.picture
+    if picture and (picture.suffix != ".png" or not picture.absolute().parent.is_dir()):
+        raise InputError(f"--picture must be a file NAME.png in a folder that is there, not {str(picture)!r:.80}")
+    history = history_of(options.name)
+    if picture:
+        from tasks.timeline import draw
+
+        picture.write_bytes(draw(history))
+    print(history.model_dump_json() if options.json else history_text(history))
+    return DONE
+
+
+def run_rerun(options: argparse.Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.rerun import recall, rerun_text
+
+    recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
+    start_prefect()
+    from flows.rerun import rerun
+
+    result: RerunResult = rerun(options.run, options.anyway)
+    stream = sys.stderr if options.json else sys.stdout
+    print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
+
+
+def run_export(options: argparse.Namespace) -> int:
+    if not (options.merged or options.onnx):
+        raise InputError("say what to write: --merged, --onnx or both")
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.export import describe_export, export
+
+    print(
+        describe_export(export(options.model, options.folder, options.merged, options.onnx, options.trust_remote_code))
+    )
     return DONE
 
 

@@ -3,9 +3,6 @@
 from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 from prefect import flow, runtime
@@ -14,7 +11,6 @@ from pydantic import Field
 
 from tasks.comparison import compare, headline
 from tasks.config import (
-    STORE,
     AdapterConfig,
     DataConfig,
     EvaluationConfig,
@@ -28,13 +24,12 @@ from tasks.data import prepare_data
 from tasks.datacheck import check_data
 from tasks.device import claim_gpu
 from tasks.evaluation import evaluate_adapter
-from tasks.recording import flow_tags, link_to_mlflow, record
-from tasks.records import Comparison, Delta, PreparedData, RunResult, Seconds, TrainedAdapter, digest
+from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
+from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.references import evaluate_baseline, evaluate_references
-from tasks.tracking import Logged, run_url, tracked_run
+from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
-
-WORK = STORE / "work"
+from tasks.work import WORK, work_folder
 
 
 def flow_run_name() -> str:
@@ -76,14 +71,17 @@ def finetune(
     )
     logger, clock = get_run_logger(), Clock()
     claim_gpu()
-    with tracked_run(config, flow_tags()) as run_id:
-        logger.info("MLflow run %s in experiment '%s'", run_id, tracking.experiment)
-        link_to_mlflow(run_id)
-        prepared = prepare_data(config, str(WORK))
+    live()
+    source, base = found_input(config, config)
+    work = work_folder(config, source, base)
+    with tracked_run(config, work, flow_tags()):
+        logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", tracking.experiment)
+        link_to_mlflow(work)
+        prepared = prepare_data(config, source, base, str(WORK))
         logger.info("%s", describe_data(config, prepared))
         clock.lap("prepare")
 
-        check = check_data(config, prepared, run_id)
+        check = check_data(config, prepared, work)
         clock.lap("check")
 
         baseline = evaluate_baseline(config, prepared, str(WORK))
@@ -96,50 +94,23 @@ def finetune(
             logger.info("References: accuracy %s", named)
         clock.lap("references")
 
-        work = str(work_folder(config, prepared))
-        with sole_user(work):
-            trained = train_adapter(config, prepared, run_id, work)
-            logger.info("%s", describe_training(trained))
-            clock.lap("train")
+        trained = train_adapter(config, prepared, work)
+        logger.info("%s", describe_training(trained))
+        clock.lap("train")
 
-            tuned = evaluate_adapter(config, prepared, trained)
-            logger.info("Adapter, read back from disk: accuracy %.3f", tuned.scores.accuracy)
-            clock.lap("tuned")
+        tuned = evaluate_adapter(config, prepared, trained)
+        logger.info("Adapter, read back from disk: accuracy %.3f", tuned.scores.accuracy)
+        clock.lap("tuned")
 
-            evaluations = {"tuned": tuned, "baseline": baseline, **references}
-            result = compare(config, prepared, check, evaluations, trained, work)
-            logger.info("%s. %s", result.verdict.capitalize(), headline(config, result))
-            clock.lap("compare")
+        evaluations = {"tuned": tuned, "baseline": baseline, **references}
+        result = compare(config, prepared, check, evaluations, trained, work)
+        logger.info("%s. %s", result.verdict.capitalize(), headline(config, result))
+        clock.lap("compare")
 
-            logged = record(run_id, config, prepared, evaluations, trained, result)
-            logger.info("Recorded: %s", run_url(run_id))
-            clock.lap("record")
-    return run_result(run_id, config, prepared, trained, result, logged, clock.seconds())
-
-
-def work_folder(config: RunConfig, data: PreparedData) -> Path:
-    """Where this run's files are: the same configuration on the same data and model finds them again."""
-    settings = config.model_dump(mode="json", exclude={"tracking", "offline"})
-    folder = WORK / digest([settings, data.fingerprint, data.model.revision])
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
-
-
-@contextmanager
-def sole_user(work: str) -> Iterator[None]:
-    """Hold `work` while its files are written; a second run of the same configuration waits, and says so."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{work}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        get_run_logger().info("The same configuration is being run by another process; waiting for it to finish")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        logged = record(work, config, prepared, check, evaluations, trained, result)
+        logger.info("Recorded: %s", run_url(logged.run_id))
+        clock.lap("record")
+    return run_result(config, prepared, trained, result, logged, clock.seconds())
 
 
 def describe_data(config: RunConfig, data: PreparedData) -> str:
@@ -158,7 +129,6 @@ def describe_training(trained: TrainedAdapter) -> str:
 
 
 def run_result(
-    run_id: str,
     config: RunConfig,
     data: PreparedData,
     trained: TrainedAdapter,
@@ -168,7 +138,7 @@ def run_result(
 ) -> RunResult:
     gain = result.gain
     return RunResult(
-        run_id=run_id,
+        run_id=logged.run_id,
         experiment=config.tracking.experiment,
         status="finished",
         verdict=result.verdict,
@@ -188,6 +158,7 @@ def run_result(
         adapter_path=trained.folder,
         adapter_sha256=trained.sha256,
         model_uri=logged.model_uri,
+        version=logged.version,
         data_fingerprint=data.fingerprint,
         seconds=seconds,
     )

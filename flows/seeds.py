@@ -21,10 +21,11 @@ from tasks.config import (
     TrainingConfig,
     validated,
 )
-from tasks.recording import flow_tags, link_to_mlflow
+from tasks.recording import flow_tags, found_input, link_to_mlflow, live
 from tasks.records import RunResult, SeedsResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run
+from tasks.work import work_folder
 
 SEEDS = 3
 
@@ -72,12 +73,15 @@ def finetune_seeds(
     )
     logger = get_run_logger()
     configs = seed_configs(config, seeds)
-    with tracked_run(named(config, f"{seeds} seeds"), flow_tags()) as run_id:
-        link_to_mlflow(run_id)
+    live()
+    together = named(config, f"{seeds} seeds")
+    work = work_folder(together, *found_input(config, together))
+    with tracked_run(together, work, flow_tags()):
+        link_to_mlflow(work)
         results = tuple(run_one(one) for one in configs)
-        result = summarize_seeds(run_id, config, results)
+        result = summarize_seeds(work, config, results)
         logger.info("%s. %s %s", result.verdict.capitalize(), headline(result), noise_sentence(result))
-        logger.info("Recorded: %s", run_url(run_id))
+        logger.info("Recorded: %s", run_url(result.run_id))
     return result
 
 

@@ -24,6 +24,11 @@ SET_BY_US = {
     "auto_mapping",
     "base_model_name_or_path",
     "revision",
+    # peft imports the module of this name, whatever it does
+    "megatron_config",
+    "megatron_core",
+    # with it comes trust_remote_code, which has a field of its own
+    "tokenizer_kwargs",
 }
 """Fields of peft's configurations that `adapter.options` may not set."""
 
@@ -96,7 +101,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
     fields = {field.name for field in dataclasses.fields(kind)}
     for option in adapter.options:
         if option in SET_BY_US:
-            raise InputError(f"adapter.options: {option} follows from the model and cannot be set")
+            raise InputError(f"adapter.options: {option} follows from the model, or could run code, and cannot be set")
         for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
             if option == theirs:
                 raise InputError(f"adapter.options: '{option}' has a field of its own, adapter.{ours}")
@@ -147,17 +152,6 @@ def adapted_modules(model: Any) -> tuple[str, ...]:
 
     names = (name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return tuple(dict.fromkeys(names))
-
-
-def load_checkpoint(model: Any, checkpoint: Path) -> None:
-    """Put a saved adapter and head back into the PEFT model that they came from."""
-    from peft import PeftConfig
-
-    saved = PeftConfig.from_pretrained(checkpoint)
-    if hasattr(saved, "rank_pattern"):
-        # AdaLoRA may have pruned before or after it; peft sizes the layers by this before it reads them
-        model.peft_config["default"].rank_pattern = saved.rank_pattern
-    model.load_adapter(str(checkpoint), "default")
 
 
 def save_adapter(

@@ -32,8 +32,8 @@ class End(Record):
     """Prefect did not know."""
 
 
-def close_dead_runs(end: Callable[[str, End], bool]) -> list[str]:
-    """Close every run that has a note and no living process; `end(flow_run_id, how)` says so in MLflow.
+def close_dead_runs(end: Callable[[Note, End], bool]) -> list[str]:
+    """Close every run that has a note and no living process; `end(note, how)` says so in MLflow.
 
     Returns the ids of the flow runs that showed as running: most have ended in good order and leave only their note.
     Raises what goes wrong on the way; what is not closed then is left for whoever comes next.
@@ -47,7 +47,7 @@ def close_dead_runs(end: Callable[[str, End], bool]) -> list[str]:
                 with if_dead(note) as dead:
                     if dead:
                         how = close_in_prefect(note)
-                        if end(note.flow_run_id, how) or how.found_open:
+                        if end(note, how) or how.found_open:
                             closed.append(note.flow_run_id)
                         for kind in ("json", "lock"):
                             (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)

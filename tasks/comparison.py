@@ -21,7 +21,6 @@ from tasks.records import (
     PreparedData,
     Rung,
     Scores,
-    Slice,
     TrainedAdapter,
 )
 from tasks.statistics import (
@@ -229,14 +228,14 @@ def weakest_slice(result: Comparison) -> str:
     if not large:
         return "none has enough rows"
     part = min(large, key=lambda part: part.accuracy.value)
-    return f"{slice_title(part)}, {part.accuracy.value:.3f} of {counted(part.rows, 'row')}"
+    return f"{slice_title(part.kind, part.name)}, {part.accuracy.value:.3f} of {counted(part.rows, 'row')}"
 
 
-def slice_title(part: Slice) -> str:
+def slice_title(kind: str, name: str) -> str:
     """`7 to 10 tokens`, `with negation`, `class good`, `outlet web`."""
-    if part.kind in ("negation", "truncated"):
-        return part.name
-    return f"{part.name} tokens" if part.kind == "tokens" else f"{part.kind} {part.name}"
+    if kind in ("negation", "truncated"):
+        return name
+    return f"{name} tokens" if kind == "tokens" else f"{kind} {name}"
 
 
 def ladder_table(result: Comparison) -> str:

@@ -4,14 +4,27 @@ Descriptions and bounds here are the command line's help and the form's labels; 
 """
 
 import difflib
+import math
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tasks.methods import METHODS
+from tasks.secrets import holds_secret, names_secret
 
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
 DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
@@ -41,6 +54,44 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+def check_value(value: object, levels: int = 0) -> None:
+    """ValueError for what no page or store can take: control characters, secrets, not-a-number, anything endless."""
+    if levels > MOST_LEVELS:
+        raise ValueError(f"is nested deeper than {MOST_LEVELS} levels; write it flatter")
+    if isinstance(value, str):
+        check_text(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    elif isinstance(value, int) and abs(value) >= MOST_DIGITS:
+        raise ValueError("is too large a number")
+    elif isinstance(value, Mapping | list | tuple):
+        if len(value) > MOST_ENTRIES:
+            raise ValueError(f"has {len(value):,} entries; {MOST_ENTRIES:,} are the most")
+        for name, inner in value.items() if isinstance(value, Mapping) else ((None, inner) for inner in value):
+            check_value(name, levels + 1)
+            if isinstance(name, str) and isinstance(inner, str) and names_secret(name):
+                raise ValueError(SECRET)
+            check_value(inner, levels + 1)
+    elif not isinstance(value, float | int | None):
+        raise ValueError(f"must be made of words and numbers, not of a {type(value).__name__}")
+
+
+def check_text(text: str) -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"has {len(text):,} characters; {MOST_CHARACTERS:,} are the most")
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise ValueError(f"holds the control character {character!r}; leave it out")
+    name, equals, _ = text.partition("=")
+    if holds_secret(text) or (equals and names_secret(name)):
+        raise ValueError(SECRET)
+
+
+SECRET = (
+    "holds what looks like a password or token, and configurations are kept for everybody to read; "
+    "leave it out and set it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD, PREFECT_API_AUTH_STRING)"
+)
+
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -53,10 +104,33 @@ def show_bounds(schema: dict[str, Any]) -> None:
             field["description"] = f"{field['description']} ({', '.join(bounds)})"
 
 
+MOST_CHARACTERS, MOST_ENTRIES, MOST_LEVELS = 1_000, 1_000, 8
+"""Of one text; of one list or mapping; of lists and mappings within each other. MLflow refuses longer parameters."""
+
+MOST_DIGITS = 2**63
+"""Whole numbers from here on fit into no store."""
+
+MOST_BYTES = 1_000_000
+"""Of a configuration file; the longest sensible one has a few thousand."""
+
+
 class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), json_schema_extra=show_bounds
     )
+
+    command: ClassVar[str] = "finetune"
+    """Of `peft-flow`, whose help lists the fields."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float}.intersection((kind, *get_args(kind))):
+            raise ValueError(f"must be a number, not {value}")  # pydantic would take `yes` for 1
+        if not (isinstance(kind, type) and issubclass(kind, Config)):  # whose fields are checked one by one
+            check_value(value)
+        return value
 
     @field_validator("text_columns", "target_modules", "references", "tags", mode="before", check_fields=False)
     @classmethod
@@ -67,11 +141,21 @@ class Config(BaseModel):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def stays_inside(name: str) -> str:
+    """`name`, which becomes a path in the Hub's cache; ValueError where that would lead out of it."""
+    if name.startswith("/") or "\\" in name or {"", ".", ".."}.intersection(name.split("/")):
+        raise ValueError(f"must be a name, not the path '{name}'")
+    return name
+
+
+Revision = Annotated[str, AfterValidator(stays_inside)]
+
+
 class ModelConfig(Config):
     """The foundation model that the adapter is trained on."""
 
     name: str = Field(DEMO_MODEL, min_length=1, description="Hub id or local folder of the foundation model.")
-    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a model on the Hub.")
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a model on the Hub.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number format of the frozen weights; bfloat16 is slow on most CPUs."
     )
@@ -90,7 +174,7 @@ class DataConfig(Config):
     config: str | None = Field(
         None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
     )
-    revision: str = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
     text_columns: tuple[str, ...] = Field(
         ("text",), min_length=1, max_length=2, description="One text column, or two for pairs of texts."
     )
@@ -105,6 +189,12 @@ class DataConfig(Config):
         "test",
         min_length=1,
         description="Split that is measured once, at the end; cut from train when there is none called 'test'.",
+    )
+    test_file: str | None = Field(
+        None,
+        min_length=1,
+        description="File whose rows are the test rows, in place of test_split; the data's other rows with their texts "
+        "are kept out of training. A run logs its own as comparison/test.parquet. None: test_split.",
     )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
@@ -128,6 +218,8 @@ class DataConfig(Config):
             raise ValueError(f"text_columns and label_column must be different columns, not {', '.join(columns)}")
         if taken := sorted(RESERVED_COLUMNS.intersection(self.text_columns)):
             raise ValueError(f"text_columns: the run needs the name '{taken[0]}' itself; rename that column")
+        if self.label_column == "row":
+            raise ValueError("label_column: the run needs the name 'row' itself; rename that column")
         if len({*splits, self.test_split}) < len(SPLITS):
             raise ValueError(
                 "train_split, validation_split and test_split must be three different splits, "
@@ -200,6 +292,16 @@ class EvaluationConfig(Config):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the intervals and of the verdict.")
 
 
+def check_tag(tag: str) -> str:
+    """`tag`, whose name MLflow takes; ValueError where it would refuse it, after the run has begun."""
+    name, equals, _ = tag.partition("=")
+    if not equals:
+        raise ValueError(f"must be name=value, not '{tag}'")
+    if not re.fullmatch(r"[\w.\-: /]{1,250}", name) or {"", ".", ".."}.intersection(name.split("/")):
+        raise ValueError(f"'{name}' is no name of a tag; use letters, digits and _ . - : in it")
+    return tag
+
+
 class TrackingConfig(Config):
     """Where and how the run appears in MLflow."""
 
@@ -209,14 +311,14 @@ class TrackingConfig(Config):
     run_name: str | None = Field(
         None, min_length=1, max_length=250, description="Name of the run. None: model · data · method."
     )
-    tags: tuple[Annotated[str, Field(pattern=r"^[^=]+=")], ...] = Field(
+    tags: tuple[Annotated[str, AfterValidator(check_tag)], ...] = Field(
         (), description="Tags to set on the run, each as name=value, for example team=search."
     )
     registered_model: str | None = Field(
         None,
         min_length=1,
         max_length=200,
-        pattern=r"^[^/:]+$",
+        pattern=r"^[^/:.][^/:]*$",
         description="Register the model under this name. None: do not register it.",
     )
 
@@ -259,15 +361,123 @@ class RunConfig(Config):
         return f"{self.model_copy(update={'seed': 0}).run_name()[:220]} · {part}"  # MLflow allows 250 characters
 
 
-def sections() -> Iterator[tuple[str, type[Config]]]:
+class GateConfig(Config):
+    """What a challenger must show before it takes the champion's place. A tie keeps the champion."""
+
+    smallest_gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Accuracy that the challenger must gain at least: the whole interval must lie above it.",
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the gate's intervals and tests.")
+    no_worse_slice: bool = Field(
+        True, description="Keep the champion where the challenger is significantly worse on any slice of the rows."
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, le=1e9, description="Most milliseconds to answer one text, median of 20. None: no ceiling."
+    )
+    max_memory_mb: float | None = Field(
+        None, gt=0, le=1e9, description="Most memory, in MiB, of a process that answers. None: no ceiling."
+    )
+    approval: bool = Field(
+        False, description="Pause in the Prefect UI with the comparison, and promote only when somebody resumes it."
+    )
+    approval_hours: float = Field(72, gt=0, le=8760, description="So long the pause waits; then the champion stays.")
+
+
+class RetrainConfig(RunConfig):
+    """Everything `retrain` is told: a run, and what its adapter must show to be promoted."""
+
+    command: ClassVar[str] = "retrain"
+
+    tracking: TrackingConfig = TrackingConfig(registered_model="peft-flow")
+    gate: GateConfig = GateConfig()
+    refresh_test: bool = Field(
+        False, description="Draw a new test set from the data as they are now; else the champion's stays frozen."
+    )
+    force: bool = Field(False, description="Train and promote whatever the gate says; this goes on record.")
+
+    @model_validator(mode="after")
+    def _has_a_registered_model(self) -> Self:
+        if not self.tracking.registered_model:
+            raise ValueError("tracking.registered_model must name the model that is retrained")
+        return self
+
+    def run_config(self) -> RunConfig:
+        """The run that trains the challenger."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
+class PredictionConfig(Config):
+    """Everything `predict` is told."""
+
+    command: ClassVar[str] = "predict"
+
+    model: str = Field(
+        min_length=1,
+        description="Registered model (NAME@ALIAS or NAME/3, also after models:/; NAME is NAME@champion), id of an "
+        "MLflow run, or local adapter folder.",
+    )
+    input: str = Field(
+        min_length=1,
+        description="File (csv, json, jsonl or parquet), local folder, Hub data set, or - for standard input: JSON "
+        "objects or plain texts, one a line. What comes from there cannot be resumed after a kill.",
+    )
+    output: str = Field(
+        min_length=1,
+        description="File to write, csv, jsonl or parquet by its name, or - for jsonl on standard output, which cannot "
+        "be resumed either.",
+    )
+    split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
+    config: str | None = Field(
+        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
+    )
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    text_columns: tuple[str, ...] = Field(
+        (), max_length=2, description="Columns of the input that hold the texts. Empty: called as in training."
+    )
+    abstain_below: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Give no label to a row whose most probable class has less than this probability.",
+    )
+    batch_size: int = Field(64, ge=1, le=65_536, description="Rows in one forward pass.")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What to do about a row that cannot be read or has no text: stop, or skip it and set it aside in "
+        "OUTPUT.rejected.jsonl.",
+    )
+    overwrite: bool = Field(False, description="Replace an output that is there already and is of something else.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that comes with the foundation model. Leave off unless you trust its authors.",
+    )
+    offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
+
+    def run_name(self) -> str:
+        """What is predicted by what: `reviews@champion · july.csv`."""
+        source = "standard input" if self.input == "-" else Path(self.input).name
+        return f"{Path(self.model).name if '@' not in self.model else self.model} · {source}"
+
+
+K = TypeVar("K", bound=Config)
+
+
+def sections(kind: type[Config] = RunConfig) -> Iterator[tuple[str, type[Config]]]:
     """Name and class of each section, in the order people think."""
-    for name, field in RunConfig.model_fields.items():
+    for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             yield name, field.annotation
 
 
-def load_config(path: Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
-    """The run's configuration from a YAML file and dotted `section.field` overrides, checked.
+def load_config(
+    path: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    kind: type[K] = RunConfig,  # type: ignore[assignment]
+) -> K:
+    """A configuration from a YAML file and dotted `section.field` overrides, checked.
 
     Raises InputError with one line that names the file or field and what would do.
     """
@@ -280,22 +490,71 @@ def load_config(path: Path | None = None, overrides: Mapping[str, str] | None = 
             if not isinstance(section, dict):
                 raise InputError(f"{path}: '{parent}' must be a section with fields, not {section!r}")
         section[name] = from_text(dotted, text)
-    return validated(values, f"{path}: " if path else "")
+    return checked(kind, values, f"{path}: " if path else "")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no configuration file at {path}; the ready ones are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the configuration {path}: {error}") from None
+        if not path.exists():
+            raise InputError(f"no configuration file at {path}; the ready ones are in configs/")
+        if not path.is_file():  # a pipe would be waited for, a device read for ever
+            what = "a folder" if path.is_dir() else "a pipe or device"
+            raise InputError(f"cannot read the configuration {path}: it is {what}, not a file")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"cannot read the configuration {path}: it has more than {MOST_BYTES:,} bytes")
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read the configuration {path}: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict | None):
         raise InputError(f"{path} must hold sections such as 'model:' and 'data:', not a {type(values).__name__}")
     # a section whose fields are all commented out reads as null: it is as if it were not there
     return {name: section for name, section in (values or {}).items() if section is not None}
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML in which everything stands where it counts: no name twice, no references to other places.
+
+    Of a field that is there twice YAML drops the first without a word, and ten lines of references to each other can
+    stand for billions of values.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise at(self.peek_event(), "references (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = set()
+        for name, _ in node.value:
+            if not isinstance(name.value, str):
+                raise at(name, "a name must be a word")
+            if name.value in names:
+                raise at(name, f"the name {name.value!r:.80} is there twice")
+            names.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+def at(place: Any, message: str) -> yaml.YAMLError:
+    return yaml.YAMLError(f"{message} (line {place.start_mark.line + 1})")
+
+
+def parse_yaml(text: str) -> Any:
+    """The values in `text`; YAMLError in few words, without the lines around the fault: they can hold anything."""
+    try:
+        return yaml.load(text, PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise yaml.YAMLError(f"{error.problem}{line}") from None
+    except yaml.reader.ReaderError as error:
+        raise yaml.YAMLError(f"it holds the character #x{error.character:04x}") from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # numbers of thousands of digits, the 30th of February
+        raise yaml.YAMLError(str(error)) from None
 
 
 def from_text(dotted: str, text: str) -> object:
@@ -305,26 +564,32 @@ def from_text(dotted: str, text: str) -> object:
     if not text.lstrip().startswith(("{", "[")):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{dotted}: cannot read {text!r}; write lists as [a, b] and mappings as {{a: 1}}") from None
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{dotted}: cannot read {text!r:.80}: {error}; write lists as [a, b] and mappings as {{a: 1}}"
+        ) from None
 
 
-def validated(values: Mapping[str, Any], where: str = "") -> RunConfig:
-    """`values` as a RunConfig; raises InputError naming the first wrong field and how many more there are."""
+def validated(values: Mapping[str, Any]) -> RunConfig:
+    return checked(RunConfig, values)
+
+
+def checked(kind: type[K], values: Mapping[str, Any], where: str = "") -> K:
+    """`values` as a `kind`; raises InputError naming the first wrong field and how many more there are."""
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        first, *others = (describe(problem) for problem in error.errors())
+        first, *others = (describe(problem, kind) for problem in error.errors())
         more = f" (and {len(others)} more)" if others else ""
         raise InputError(f"{where}{first}{more}") from None
 
 
-def describe(problem: Mapping[str, Any]) -> str:
+def describe(problem: Mapping[str, Any], kind: type[Config]) -> str:
     """One line for one pydantic error: the field, what is wrong with it, what was given."""
     dotted = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return unknown_field(dotted)
+        return unknown_field(dotted, kind)
     message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "list")
     message = f"{dotted}: {message[:1].lower()}{message[1:].split(' after validation')[0]}"
     if problem["type"] == "value_error":  # our own words, which say what was given
@@ -333,19 +598,24 @@ def describe(problem: Mapping[str, Any]) -> str:
     return f"{message}, not {given if len(given) <= 80 else given[:77] + '...'}"
 
 
-def unknown_field(dotted: str) -> str:
+def unknown_field(dotted: str, kind: type[Config] = RunConfig) -> str:
     """`unknown field 'training.lr'; did you mean training.learning_rate?`"""
-    if section := dict(sections()).get(dotted):
+    if len(dotted) > 100:
+        return f"unknown field '{dotted[:100]}...'; see peft-flow {kind.command} --help"
+    if section := dict(sections(kind)).get(dotted):
         return (
             f"'{dotted}' is a section; its fields are {', '.join(f'{dotted}.{name}' for name in section.model_fields)}"
         )
-    nearest = nearest_name(dotted, field_names())
-    return f"unknown field '{dotted}'; {f'did you mean {nearest}?' if nearest else 'see peft-flow finetune --help'}"
+    nearest = nearest_name(dotted, field_names(kind))
+    advice = f"did you mean {nearest}?" if nearest else f"see peft-flow {kind.command} --help"
+    if nearest == dotted:  # it has no option of its own
+        advice = f"write it as an argument without a name; see peft-flow {kind.command} --help"
+    return f"unknown field '{dotted}'; {advice}"
 
 
-def field_names() -> list[str]:
-    inner = [f"{name}.{field}" for name, section in sections() for field in section.model_fields]
-    return [*inner, *RunConfig.model_fields]
+def field_names(kind: type[Config] = RunConfig) -> list[str]:
+    inner = [f"{name}.{field}" for name, section in sections(kind) for field in section.model_fields]
+    return [*inner, *kind.model_fields]
 
 
 def nearest_name(name: str, names: Sequence[str]) -> str | None:

@@ -5,48 +5,56 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import task
-from prefect.tasks import exponential_backoff
 
 from tasks import model as models
 from tasks.adapter import check_adapter
-from tasks.config import DEMO_DATA, SPLITS, DataConfig, RunConfig
+from tasks.config import DEMO_DATA, SPLITS, RunConfig
 from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
-from tasks.hub import find, network_may_recover
+from tasks.disk import writing
+from tasks.frozen import file_revision
+from tasks.hub import NETWORK, find, patient
 from tasks.records import PreparedData, Source, digest, write_text
 from tasks.splits import read_splits
+from tasks.tokens import key_of_tokens, known_texts, tokenize
+from tasks.work import environment_key
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-MANY_ROWS = 50_000
-"""Tokenizing more takes long enough to deserve a bar: about 20,000 rows a second on two cores."""
+
+@task(
+    name="find input",
+    task_run_name="find input",
+    **NETWORK,
+)
+def find_input(config: RunConfig) -> tuple[Source, Source]:
+    """Data set and foundation model, pinned: what the run is about, by content."""
+    return find_data(config), models.find_model(config)
 
 
 @task(
     name="prepare data",
     task_run_name="prepare data",
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_condition_fn=network_may_recover,
+    **NETWORK,
 )
-def prepare_data(config: RunConfig, work: str) -> PreparedData:
-    return prepare(config, Path(work))
+def prepare_data(config: RunConfig, data: Source, model: Source, work: str) -> PreparedData:
+    return prepare(config, Path(work), (data, model))
 
 
-def prepare(config: RunConfig, work: Path) -> PreparedData:
+def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None = None) -> PreparedData:
     """The data tokenized under `work/data-KEY`, made or reused; `label` is called `labels` there, as Trainer wants.
 
-    Raises InputError for anything about data or tokenizer that the user must change.
+    Raises InputError for anything about data or tokenizer that the user must change, and DiskFull.
     """
     import numpy as np
 
-    data, model = check_input(config)
-    settings = config.data.model_dump(exclude={"name", "revision"})
+    data, model = check_input(config, found)
+    settings = config.data.model_dump(exclude={"name", "revision", "test_file"})
     # not the run's seed: runs that differ only by seed share rows, tokens and fingerprint
-    key = digest([data.name, data.revision, settings, model.name, model.revision])
+    key = digest([data.name, data.content, settings, model.name, model.revision, environment_key()])
     folder = (work / f"data-{key}").resolve()
     if (folder / "prepared.json").exists():
         return PreparedData.model_validate_json((folder / "prepared.json").read_bytes()).model_copy(
@@ -55,8 +63,11 @@ def prepare(config: RunConfig, work: Path) -> PreparedData:
     splits = read_splits(data, config.data)
     tokenizer = models.load_tokenizer(model, config.model)
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".data-", dir=work) as temporary:
-        tokenized = tokenize(splits.datasets, tokenizer, config.data, Path(temporary))
+    needed = bytes_of(splits.datasets)
+    tokens_key = key_of_tokens(model, config.data)
+    known = known_texts(work, tokens_key, config.data.text_columns)
+    with writing(folder, needed), tempfile.TemporaryDirectory(prefix=".data-", dir=work) as temporary:
+        tokenized = tokenize(splits.datasets, tokenizer, config.data, Path(temporary), known)
         finished = Path(temporary) / "finished"
         tokenized.save_to_disk(str(finished))
         lengths = {name: np.asarray(split["full_length"][:]) for name, split in tokenized.items()}
@@ -67,6 +78,7 @@ def prepare(config: RunConfig, work: Path) -> PreparedData:
             folder=str(folder),
             source=data,
             model=model,
+            tokens_key=tokens_key,
             fingerprint=fingerprint(splits.datasets, config.data.text_columns, splits.label_names),
             test_fingerprint=fingerprint(splits.datasets, config.data.text_columns, splits.label_names, ("test",)),
             label_names=splits.label_names,
@@ -89,59 +101,33 @@ def prepare(config: RunConfig, work: Path) -> PreparedData:
     return prepared
 
 
-def check_input(config: RunConfig) -> tuple[Source, Source]:
+def bytes_of(splits: "DatasetDict") -> int:
+    """About what these splits need on disk, tokenized: the token columns are as large as their texts, all is written
+    twice, and the larger half is gone in the end."""
+    return sum(4 * split.data.nbytes * len(split) // max(1, split.data.num_rows) for split in splits.values())
+
+
+def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -> tuple[Source, Source]:
     """Data set and model of this run, found and checked: what costs little and what a user can get wrong.
 
     Raises InputError. The rows are remembered, so that a following `prepare` does not read them again.
     """
-    model = models.find_model(config)
+    model = found[1] if found else models.find_model(config)
     check_adapter(models.check_model(model, config), model, config)
-    data = find_data(config)
-    read_splits(data, config.data)
+    data = found[0] if found else find_data(config)
+    patient(read_splits)(data, config.data)
     return data, model
 
 
 def find_data(config: RunConfig) -> Source:
+    test_revision = file_revision(config.data.test_file) if config.data.test_file else None
     if config.data.name == DEMO_DATA:
         from tasks.demo import demo_reviews
 
-        return find("dataset", str(demo_reviews()), "main", offline=True)
-    return find("dataset", config.data.name, config.data.revision, config.offline)
-
-
-def tokenize(splits: "DatasetDict", tokenizer: Any, config: DataConfig, scratch: Path) -> "DatasetDict":
-    """The splits with the tokenizer's columns, `length`, and `full_length`: tokens before any were cut off."""
-    import datasets
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        texts = models.model_texts([batch[column] for column in config.text_columns], tokenizer)
-        encoded = tokenizer(*texts, truncation=True, max_length=config.max_length)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        return {**encoded, "length": lengths, "full_length": full_lengths(texts, encoded, tokenizer, config.max_length)}
-
-    if sum(map(len, splits.values())) > MANY_ROWS:
-        datasets.enable_progress_bars()
-    tokenized = splits.map(
-        encode,
-        batched=True,
-        desc="tokenizing",
-        cache_file_names={role: str(scratch / f"{role}.arrow") for role in splits},
-    )
-    return tokenized.rename_column("label", "labels")
-
-
-def full_lengths(texts: Sequence[Sequence[str]], encoded: Any, tokenizer: Any, max_length: int) -> list[int]:
-    """Tokens of each text before it was cut to `max_length`, special tokens included."""
-    if encoded.encodings and len(texts) == 1:  # a fast tokenizer keeps what it cut off
-        special = tokenizer.num_special_tokens_to_add(pair=False)
-        return [len(row) + sum(len(piece) - special for piece in row.overflowing) for row in encoded.encodings]
-    # of a pair it keeps every combination of pieces: those that may have been cut are tokenized again
-    full = [len(ids) for ids in encoded["input_ids"]]
-    if rows := [row for row, length in enumerate(full) if length >= max_length]:
-        whole = tokenizer(*([column[row] for row in rows] for column in texts), truncation=False, verbose=False)
-        for row, ids in zip(rows, whole["input_ids"], strict=True):
-            full[row] = len(ids)
-    return full
+        found = find("dataset", str(demo_reviews()), "main", offline=True)
+    else:
+        found = find("dataset", config.data.name, config.data.revision, config.offline)
+    return found.model_copy(update={"test_revision": test_revision})
 
 
 def fingerprint(

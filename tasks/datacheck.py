@@ -1,13 +1,11 @@
 """What is odd about the data, found before anything expensive: in the run's log, in Prefect and in MLflow."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import task
-from prefect.tasks import exponential_backoff
 
 from tasks import tracking
 from tasks.config import SPLITS, DataConfig, RunConfig
@@ -22,7 +20,7 @@ from tasks.duplicates import (
     normal,
     repeated_rows,
 )
-from tasks.hub import network_may_recover
+from tasks.hub import NETWORK
 from tasks.records import DataCheck, Place, PreparedData, SameText, write_text
 from tasks.statistics import DISAGREEMENT, detectable_difference
 
@@ -57,11 +55,9 @@ USEFUL_DIFFERENCE = 0.1
 @task(
     name="check data",
     task_run_name="check data",
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_condition_fn=network_may_recover,
+    **NETWORK,
 )
-def check_data(config: RunConfig, data: PreparedData, run_id: str) -> DataCheck:
+def check_data(config: RunConfig, data: PreparedData, work: str) -> DataCheck:
     """What `prepare` found and what the test rows can show, told everywhere."""
     from prefect.artifacts import create_markdown_artifact
     from prefect.logging import get_run_logger
@@ -74,10 +70,11 @@ def check_data(config: RunConfig, data: PreparedData, run_id: str) -> DataCheck:
         logger.info("%s", sentence)
     tables = (Path(data.folder) / PAGE_FILE).read_text(encoding="utf-8")
     page = check_page(config.data.name, check.warnings, sentence, tables)
-    with tempfile.TemporaryDirectory() as folder:
-        check.write(Path(folder) / CHECK_FILE)
-        write_text(Path(folder) / PAGE_FILE, page)
-        tracking.log_data_check(run_id, check, Path(folder))
+    folder = Path(work) / "data_check"
+    folder.mkdir(parents=True, exist_ok=True)
+    check.write(folder / CHECK_FILE)
+    write_text(folder / PAGE_FILE, page)
+    tracking.log_files(work, "data_check", folder)
     create_markdown_artifact(page, key="data-check", description=next(iter(check.warnings), "nothing to warn of"))
     return check
 
@@ -119,6 +116,7 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
         same_texts=shared_texts(splits, config.text_columns),
         duplicates={split: len(repeated_rows(rows, split)) for split in SPLITS},
         leaked={split: tuple(leaked_rows(rows, split)["row"].tolist()) for split in ("validation", "test")},
+        kept_out=splits.kept_out,
         near_empty=tuple(Place(split=row.split, row=row.row) for row in near_empty.itertuples()),
         max_length=config.max_length,
         truncated=truncated,

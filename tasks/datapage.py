@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tasks.comparison import markdown_table
 from tasks.config import SPLITS
 from tasks.duplicates import counted, listed
+from tasks.frozen import describe_kept_out
 from tasks.records import DataCheck, SameText
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def tables_page(
         "## Splits",
         markdown_table(header, splits),
         "Tokens: shortest, median and longest text, before any were cut off.",
+        *([f"{describe_kept_out(check.kept_out)}.".capitalize()] if check.kept_out else []),
         "## Texts that several rows have",
         *shared_section(check.same_texts, total),
         "## Token lengths",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from tasks.disk import check_space, writing
+
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -20,6 +22,7 @@ SPLIT_SIZES = {"train": 1600, "validation": 400, "test": 600}
 LABELS = ("negative", "positive")
 END_OF_TEXT = "<|endoftext|>"
 POSITIONS = 128  # tokens the model can see; the longest document has 82
+REVIEWS_BYTES, MODEL_BYTES = 250_000, 4_000_000  # on disk
 
 
 def _choices(text: str) -> list[str]:
@@ -156,7 +159,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 def write_reviews(folder: Path, seed: int = 0) -> None:
     """Write train.csv, validation.csv and test.csv, columns text and label, as a new folder."""
-    with _whole_folder(folder) as scratch:
+    with writing(folder, REVIEWS_BYTES), _whole_folder(folder) as scratch:
         for split, rows in _reviews(seed).items():
             with open(scratch / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([("text", "label"), *rows])
@@ -233,7 +236,7 @@ def pretrain_model(folder: Path, seed: int = 0, steps: int = 1000, batch_size: i
         _fit(model, rows, batch_size)
     finally:
         torch.set_num_threads(threads)
-    with _whole_folder(folder) as scratch:
+    with writing(folder, MODEL_BYTES), _whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 
@@ -259,5 +262,6 @@ def demo_model() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second run waits for what a first one makes
         if not folder.is_dir():
+            check_space(folder, MODEL_BYTES)
             pretrain_model(folder)
     return folder

@@ -96,6 +96,9 @@ def keep_schedules(client: "SyncPrefectClient", before: Any, after: Any) -> None
             client.create_deployment_schedules(after.id, [(schedule.schedule, schedule.active)])
 
 
+FLOWS = ("finetune", "finetune-seeds", "retrain", "predict", "rerun")
+"""All that are ours, by the name that Prefect knows them by."""
+
 AUTOMATION = "peft-flow: runs without a sign of life"
 
 
@@ -113,9 +116,7 @@ def make_automation(client: "SyncPrefectClient") -> None:
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.heartbeat", *ends},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-        match_related=ResourceSpecification(
-            {"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "finetune-seeds"]}
-        ),
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,

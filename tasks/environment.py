@@ -1,13 +1,18 @@
 """Defaults that libraries read from the environment when they are imported. Import this module before them."""
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import platform
 import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 from tasks.config import InputError
+from tasks.disk import describe, is_disk_full
+from tasks.secrets import redact
 
 DEFAULTS = {
     # nobody is told what our users do; without the first, Prefect also prints a traceback when offline
@@ -17,6 +22,9 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # tasks/tracking.py asks again itself: what MLflow's client repeats on its own can arrive twice
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # the server inside the first run migrates its database, which took 15 s on a busy two-core machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -45,6 +53,25 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message=message)
 
+make_record = logging.getLogRecordFactory()
+
+
+def record_without_secrets(*arguments: Any, **named: Any) -> logging.LogRecord:
+    """What any library logs, without the secrets in it: Prefect and MLflow keep it where others can read it."""
+    record = make_record(*arguments, **named)
+    with contextlib.suppress(Exception):  # a message that does not fit its arguments is logging's to report
+        message = record.getMessage()
+        if (shown := redact(message)) != message:
+            record.msg, record.args = shown, ()
+    if record.exc_info and record.exc_info[1]:
+        text = logging.Formatter().formatException(record.exc_info)
+        if (shown := redact(text)) != text:
+            record.exc_text = shown  # which handlers print in place of the exception
+    return record
+
+
+logging.setLogRecordFactory(record_without_secrets)
+
 
 class Story(logging.Filter):
     """A run's log says what the run found; that its steps begin and end is on its page already.
@@ -60,20 +87,26 @@ class Story(logging.Filter):
         if error is not None and error is self.said:
             return False
         self.said = error or self.said
-        if isinstance(error, InputError):
-            record.msg, record.args, record.exc_info = str(error), (), None
+        if isinstance(error, InputError) or (isinstance(error, Exception) and is_disk_full(error)):
+            record.msg = redact(str(error) if isinstance(error, InputError) else describe(error))
+            record.args, record.exc_info, record.exc_text = (), None, None
         elif isinstance(error, Exception) and record.levelno >= logging.ERROR:
             advice = "Run it again; if that does not help, the traceback below says where it went wrong"
-            record.msg, record.args = f"{type(error).__name__}: {error}. {advice}", ()
+            record.msg, record.args = redact(f"{type(error).__name__}: {error}. {advice}"), ()
         message = record.getMessage()
         if message.startswith(STOPPED):
-            record.msg, record.args = "The run was told to stop. Run it again to start it anew", ()
+            record.msg, record.args = "The run was told to stop. Run it again and it goes on where it stopped", ()
             return record.name.startswith("prefect.flow_runs")
         return not message.startswith(ROUTINE)
 
 
+# MLflow logs an error of its database with its traceback, and raises it as well
+logging.getLogger("mlflow.store.db.utils").addFilter(
+    lambda record: not (record.exc_info and record.exc_info[1] and is_disk_full(record.exc_info[1]))
+)
+
 ROUTINE = ("Beginning ", "Finished in state ", "Created task run ", "View at ")
-STOPPED = "Crash detected! Execution was aborted by a termination signal"
+STOPPED = "Crash detected! Execution was aborted by"  # a termination signal, an interrupt signal
 
 story = Story()
 for name in ("prefect.flow_runs", "prefect.task_runs"):
@@ -94,16 +127,31 @@ def hide_short_bars() -> None:
 
 
 def describe_environment() -> str:
-    """What a run needs to be done again elsewhere: Python, machine, device, threads and every package, by line."""
+    """What a run needs to be done again elsewhere, by line: Python, system, device, threads, CPU, this program, and
+    every package. tasks/rerun.py reads it."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    from tasks.work import code_key
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     packages = sorted(
         {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name},
         key=str.lower,
     )
     facts = (
-        f"# python {sys.version.split()[0]} on {platform.platform()}",
+        f"# python {sys.version.split()[0]}",
+        f"# system {platform.platform()}",
         f"# device {device}, {torch.get_num_threads()} threads",
+        f"# cpu {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        f"# code {code_key()}",
     )
     return "\n".join((*facts, *packages)) + "\n"
+
+
+def cpu_name() -> str:
+    """Its model, which decides how numbers are added up; Python itself knows it on some systems only."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 
 from tasks.config import RunConfig
-from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256
+from tasks.disk import writing
+from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ def model_rows(split: Any, tokenizer: Any) -> dict[str, list[list[int]]]:
 def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float) -> Evaluation:
     """Probabilities (rows, classes) for the rows of `split` as a parquet file, whole or not at all, and their scores.
 
-    Raises FloatingPointError where a probability is no finite number.
+    Raises FloatingPointError where a probability is no finite number, and DiskFull.
     """
     import numpy as np
     import pandas as pd
@@ -51,8 +52,12 @@ def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")  # runs at the same time may share the file
     frame = pd.DataFrame({"row": np.asarray(split["row"]), "label": labels, "probabilities": list(table)})
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
+    with writing(path, table.nbytes + 16 * len(table)):
+        try:
+            frame.to_parquet(partial, index=False)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return Evaluation(
         predictions=str(path),
         sha256=file_sha256(path),
@@ -100,7 +105,13 @@ def paired_predictions(files: Mapping[str, str]) -> Predictions:
     description="The adapter read back from disk in a fresh, offline process, on the test rows",
 )
 def evaluate_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> Evaluation:
-    return measure_adapter(config, data, trained)
+    done = Path(trained.folder).parent / "tuned.json"
+    kept = read_record(Evaluation, done)
+    if kept and Path(kept.predictions).is_file() and file_sha256(Path(kept.predictions)) == kept.sha256:
+        return kept
+    measured = measure_adapter(config, data, trained)
+    measured.write(done)
+    return measured
 
 
 def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> Evaluation:

@@ -1,6 +1,14 @@
-"""What happened to a run, as Prefect events: automations can wait for them. docs/automations.md shows two."""
+"""What happened to a run or a registered model, as Prefect events. docs/automations.md shows what can wait for them."""
 
+import base64
+import json
+import os
+import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.request import Request, urlopen
+from uuid import uuid4
 
 from tasks.progress import warn
 
@@ -30,3 +38,55 @@ def announce(status: str, run_id: str, name: str, flow_run_id: str, facts: Mappi
         )
     except Exception as error:
         warn("automations do not hear of the end of this run: %s", error)
+
+
+def announce_decision(action: str, name: str, facts: Mapping[str, str]) -> None:
+    """Emit `peft-flow.model.promoted`, `.kept` or `.rolled-back` for registered model `name`, with what was decided.
+
+    `facts` are payload and labels as above; the resource is `peft-flow.model.NAME`. Where no server is set (by the
+    address in PREFECT_API_URL) and no flow is at hand, nobody listens, and nothing happens.
+    """
+    event: dict[str, Any] = {
+        "event": f"peft-flow.model.{action.replace(' ', '-')}",
+        "resource": {
+            "prefect.resource.id": f"peft-flow.model.{name}",
+            "prefect.resource.name": name,
+            **{f"peft-flow.{fact}": value for fact, value in facts.items()},
+        },
+        "payload": {"name": name, "action": action, **facts},
+    }
+    try:
+        if in_flow():
+            from prefect.events import emit_event
+
+            emit_event(**event)
+        elif address := os.environ.get("PREFECT_API_URL"):
+            post(address, event)
+    except Exception as error:
+        warn("automations do not hear that version %s of %s was %s: %s", facts.get("version"), name, action, error)
+
+
+def in_flow() -> bool:
+    """Whether this is part of a flow run; Prefect is not imported to find out."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return bool(FlowRunContext.get() or TaskRunContext.get())
+
+
+POST_SECONDS = 2.0
+"""So long a command waits for Prefect's server to take an event."""
+
+
+def post(address: str, event: Mapping[str, Any]) -> None:
+    """One event to the server at `address`, without the two seconds that importing Prefect takes, and its retries."""
+    headers = {"Content-Type": "application/json"}
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    body = [{"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "related": [], **event}]
+    request = Request(f"{address.rstrip('/')}/events", json.dumps(body).encode(), headers, method="POST")
+    with urlopen(request, timeout=POST_SECONDS):
+        pass

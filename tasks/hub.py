@@ -2,12 +2,15 @@
 
 import glob
 import hashlib
+import json
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tasks.config import DATA_FILES, InputError
+from tasks.disk import causes
 from tasks.records import Source
 
 Kind = Literal["model", "dataset"]
@@ -18,12 +21,22 @@ SECTION = {"model": "model", "dataset": "data"}
 ATTEMPTS = 3
 TIMEOUT_SECONDS = 10
 
+SILENT_SECONDS = 30
+"""A Hub that has answered nothing for this long is given up: libraries would go on asking for minutes, file by file."""
+
+MOST_FILES = 10_000
+"""In a local folder. Every one is read to know its content."""
+
 REMEMBERED_SECONDS = 300
 """A run asks for the same model and data set several times, and must be told the same; the next run asks anew."""
 
 
+P = ParamSpec("P")
+Loaded = TypeVar("Loaded")
+
+
 class HubUnreachable(InputError):
-    """The Hub did not answer and what was asked for is not in the cache."""
+    """The Hub did not answer, or broke off, and what was asked for is not in the cache."""
 
 
 def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
@@ -33,15 +46,21 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     not answer, the cached revision is used if there is one.
     Raises InputError when there is no such thing or no access to it, HubUnreachable when asking again may help.
     """
-    field, path = f"{SECTION[kind]}.name", Path(name).expanduser()
-    if path.exists():
-        if kind == "model" and path.is_file():
-            raise InputError(f"{field}: {name} is a file; give the folder that holds config.json and the weights")
-        return Source(name=str(path.resolve()), revision=content_sha256(path), is_local=True, local_files_only=True)
+    field = f"{SECTION[kind]}.name"
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            (check_model_folder if kind == "model" else check_data_path)(path)
+            return Source(name=str(path.resolve()), revision=content_sha256(path), is_local=True, local_files_only=True)
+    except OSError as error:  # no permission; a name longer than names can be
+        raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
+    except RuntimeError:
+        raise InputError(f"{field}: {name} cannot be read: there is no such user; check the path") from None
     if looks_like_path(name):
         raise InputError(f"{field}: there is no file or folder {name}; check the path")
     problem = InputError(f"{field}: {name} is not in the local cache and offline is set; run once without offline")
     if not offline:
+        limit_waiting()
         try:
             full_name, commit = ask_hub(kind, name, revision, int(time.time() // REMEMBERED_SECONDS))
             return Source(name=full_name, revision=commit, is_local=False, local_files_only=False)
@@ -56,6 +75,23 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     return Source(name=cached[0], revision=cached[1], is_local=False, local_files_only=True)
 
 
+def check_model_folder(path: Path) -> None:
+    """Refuses what is no model before all of it is read: somebody's home folder takes hours."""
+    if path.is_file():
+        raise InputError(f"model.name: {path} is a file; give the folder that holds config.json and the weights")
+    if not (path / "config.json").is_file():
+        raise InputError(f"model.name: {path} holds no config.json; give the folder with config.json and the weights")
+
+
+def check_data_path(path: Path) -> None:
+    """Refuses what holds no data before all of it is read, and before a pipe is waited for."""
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"data.name: {path} is neither a file nor a folder")
+    if not any(file.suffix.lower() in DATA_FILES for file in ([path] if path.is_file() else visible_files(path))):
+        what = "is not a" if path.is_file() else "holds no"
+        raise InputError(f"data.name: {path} {what} {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
+
+
 def looks_like_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or name.endswith(DATA_FILES)
 
@@ -66,7 +102,7 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
 
     The answer is remembered while `time_slice` stays the same.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -80,7 +116,7 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
     section = SECTION[kind]
     for attempt in range(ATTEMPTS):
         try:
-            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
+            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
             # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
             hf_hub_download(
                 info.id,
@@ -112,31 +148,119 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
             if status < 500 and status != 429:
                 raise InputError(f"{section}.name: the Hub refused {name}: {first_line(error)}") from None
             trouble: Exception = error
+        except json.JSONDecodeError:
+            trouble = ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub")
         except Exception as error:
             if not is_network_trouble(error):
                 raise
             trouble = error
-        if "Timeout" in type(trouble).__name__:  # it takes long enough once
+        if timed_out(trouble):  # it takes long enough once
             break
         if attempt + 1 < ATTEMPTS:
             time.sleep(2**attempt)
     raise ConnectionError(first_line(trouble)) from None
 
 
+def timeout_seconds() -> float:
+    """How long the Hub may say nothing: what the user gave its client, if that is more than ours."""
+    from huggingface_hub import constants
+
+    return max(TIMEOUT_SECONDS, constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+class Silence:
+    """How long the Hub has left requests of this process unanswered, and the end of waiting for it."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        """When the first request was sent that has no answer yet."""
+        self.asked = 0.0
+        """When the last one was."""
+
+    def end(self, *_: Any) -> None:
+        self.began = None
+
+    def request(self, request: Any) -> None:
+        """Before each request of the Hub's client, some of which would wait for ever."""
+        now, most = time.monotonic(), timeout_seconds()
+        if self.began is None or now - self.asked > SILENT_SECONDS:  # long after the last one: try anew
+            self.began = now
+        if now - self.began >= SILENT_SECONDS:
+            raise TimeoutError(f"it has not answered for {now - self.began:.0f} s")
+        self.asked = now
+        given = request.extensions.get("timeout", {})
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: min(given.get(kind) or most, most) for kind in kinds}
+
+
+silence = Silence()
+
+
+@lru_cache
+def limit_waiting() -> None:
+    """From now on the Hub's client waits `timeout_seconds` for a sign of life, and SILENT_SECONDS in all."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client() -> Any:
+        made = default_client_factory()
+        hooks = made.event_hooks
+        made.event_hooks = {
+            "request": [*hooks["request"], silence.request],
+            "response": [*hooks["response"], silence.end],
+        }
+        return made
+
+    set_client_factory(client)
+
+
+def patient(load: Callable[Concatenate[Source, P], Loaded]) -> Callable[Concatenate[Source, P], Loaded]:
+    """`load(source, ...)`, called again when the Hub broke off: its client itself gives up at the first cut connection
+    for most kinds of questions.
+
+    Of what this process has loaded before, all of it is in the cache: from there it comes when the Hub stays away.
+    Else nothing is taken from the cache alone, where optional files may be missing that the Hub has.
+    """
+    whole: set[tuple[str, str]] = set()
+
+    @wraps(load)
+    def loaded(source: Source, /, *arguments: P.args, **named: P.kwargs) -> Loaded:
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = load(source, *arguments, **named)
+                whole.add((source.name, source.revision))
+                return answer
+            except HubUnreachable as error:
+                trouble = error
+            if timed_out(trouble) or not is_network_trouble(trouble):
+                break
+            if attempt + 1 < ATTEMPTS:
+                time.sleep(2**attempt)
+        if (source.name, source.revision) in whole:
+            return load(source.model_copy(update={"local_files_only": True}), *arguments, **named)
+        raise trouble
+
+    return loaded
+
+
 def is_network_trouble(error: BaseException) -> bool:
     """Whether waiting may help: a refused, cut or timed-out connection, or a server error."""
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or current.__context__
-    return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes)
+    return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes(error))
+
+
+def timed_out(error: BaseException) -> bool:
+    return any("Timeout" in type(cause).__name__ for cause in causes(error))
 
 
 def network_may_recover(task: object, run: object, state: Any) -> bool:
     """Prefect's question whether to retry: yes where the network failed, no where the user or the code is at fault."""
+    silence.end()  # the next try has all patience again
     error = state.result(raise_on_failure=False)
     return isinstance(error, HubUnreachable) or (not isinstance(error, InputError) and is_network_trouble(error))
+
+
+NETWORK: Any = {"retries": 3, "retry_delay_seconds": [2, 4, 8], "retry_condition_fn": network_may_recover}
+"""For `@task(...)` of whatever speaks to Hub, MLflow or Prefect: its own tries come first, then these."""
 
 
 def of_http_client(error: BaseException) -> bool:
@@ -171,11 +295,25 @@ def content_sha256(path: Path) -> str:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot.
+
+    Raises InputError where they are so many that this is another folder than was meant, and for what is no file: a
+    library that opens a pipe waits for ever.
+    """
+    files = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.append(path)
+        elif path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a pipe or device, not a file; remove it")
+        if len(files) > MOST_FILES:
+            raise InputError(
+                f"{folder} holds more than {MOST_FILES:,} files; give the model's or data set's own folder"
+            )
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def first_line(error: BaseException | str) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    """What an error says first; with the next line where that only announces it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]

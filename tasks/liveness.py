@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -28,9 +29,11 @@ class Note(Record):
     flow_run_id: str
     pid: int
     since: datetime
+    work: str | None = None
+    """Folder of the run, once it has one; see tasks/work.py."""
 
 
-def hold(flow_run_id: str) -> None:
+def hold(flow_run_id: str, work: str | None = None) -> None:
     """Make this process the living one of the flow run; a retried run takes over from the attempt before."""
     LIVE.mkdir(parents=True, exist_ok=True)
     with FileLock(GATE.resolve()):
@@ -38,7 +41,7 @@ def hold(flow_run_id: str) -> None:
             lock = FileLock((LIVE / f"{flow_run_id}.lock").resolve())
             lock.acquire()
             _held[flow_run_id] = lock
-        note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=datetime.now(UTC))
+        note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=datetime.now(UTC), work=work)
         note.write(LIVE / f"{flow_run_id}.json")
 
 
@@ -66,7 +69,14 @@ def if_dead(note: Note) -> Iterator[bool]:
     if note.flow_run_id in _held:
         yield False
         return
-    lock = FileLock((LIVE / f"{note.flow_run_id}.lock").resolve())
+    with if_free((LIVE / f"{note.flow_run_id}.lock").resolve()) as free:
+        yield free
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Whether nobody holds the lock file; nobody else does while the block lasts."""
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

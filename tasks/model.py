@@ -1,14 +1,14 @@
 """Find a foundation model; build tokenizer and classifier from it; refuse what it cannot do."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks import serving
 from tasks.config import DEMO_MODEL, InputError, ModelConfig, RunConfig
 from tasks.environment import hide_short_bars
-from tasks.hub import HubUnreachable, find, first_line, is_network_trouble
+from tasks.hub import HubUnreachable, find, first_line, is_network_trouble, patient
 from tasks.methods import VIRTUAL_TOKENS
 from tasks.records import Source
 
@@ -34,6 +34,7 @@ def hub_arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
     }
 
 
+@patient
 def load_tokenizer(source: Source, config: ModelConfig) -> Any:
     """Tokenizer with a pad token: GPT-style models have none and pad with their end-of-text token."""
     from transformers import AutoTokenizer
@@ -55,7 +56,10 @@ def load_tokenizer(source: Source, config: ModelConfig) -> Any:
 def unusable(what: str, source: Source, error: Exception) -> Exception:
     """The error to raise when a library could not read `what` of the model."""
     if is_network_trouble(error) and not source.local_files_only:
-        return HubUnreachable(f"the Hub broke off while sending the {what} of model {source.name}; try again")
+        return HubUnreachable(
+            f"model.name: the Hub broke off while sending the {what} of {source.name}; "
+            "run the same command again, whole files are kept"
+        )
     if isinstance(error, OSError) and error.errno not in (None, 2):
         return error
     if "trust_remote_code" in str(error):
@@ -66,6 +70,7 @@ def unusable(what: str, source: Source, error: Exception) -> Exception:
     return InputError(f"model {source.name}: its {what} cannot be read: {first_line(error)}{hint}")
 
 
+@patient
 def load_config(source: Source, config: ModelConfig) -> Any:
     """The architecture's configuration, without weights."""
     from transformers import AutoConfig
@@ -77,6 +82,7 @@ def load_config(source: Source, config: ModelConfig) -> Any:
         raise unusable("configuration", source, error) from error
 
 
+@patient
 def load_foundation(
     source: Source, config: RunConfig, label_names: Sequence[str], tokenizer: Any
 ) -> tuple[Any, list[str]]:
@@ -96,14 +102,16 @@ def load_foundation(
         )
     except Exception as error:
         raise unusable("weights (safetensors)", source, error) from error
+    return model, fresh_modules(check_weights(model, info, source), model.base_model_prefix)
+
+
+def check_weights(model: Any, info: Mapping[str, Any], source: Source) -> list[str]:
+    """Names of the weights that the checkpoint lacks, or has in another shape, by what `from_pretrained` said.
+
+    Refuses one that lacks more of the body than a pooler: its layers would be noise, silently.
+    """
     missing = list(info["missing_keys"])
     misshapen = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    check_weights(missing, misshapen, model, source)
-    return model, fresh_modules([*missing, *misshapen], model.base_model_prefix)
-
-
-def check_weights(missing: Sequence[str], misshapen: Sequence[str], model: Any, source: Source) -> None:
-    """Refuse a checkpoint that lacks more of the body than a pooler: its layers would be noise, silently."""
     body = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
     lost = [name for name in (*misshapen, *missing) if name in body]
     if len(lost) > 2 or body.intersection(misshapen):
@@ -111,6 +119,7 @@ def check_weights(missing: Sequence[str], misshapen: Sequence[str], model: Any, 
             f"model {source.name}: {len(lost)} of its {len(body)} weights are not in its files or have another shape, "
             f"{lost[0]} for one; is config.json that of these weights?"
         )
+    return [*missing, *misshapen]
 
 
 def base_model_settings(source: Source, config: ModelConfig) -> dict[str, Any]:
@@ -138,8 +147,10 @@ def fresh_modules(parameters: Sequence[str], prefix: str) -> list[str]:
 def check_model(source: Source, config: RunConfig) -> Any:
     """The classifier's shape, without weights, after refusing what this model cannot do: InputError with the field."""
     architecture = load_config(source, config.model)
+    check_layers(architecture, source)
     tokenizer = load_tokenizer(source, config.model)
     model = empty_classifier(architecture, source, config)
+    check_vocabulary(tokenizer, model, source)
     limit = min(positions(model), tokenizer.model_max_length)
     if config.adapter.method == "prompt_tuning":
         limit -= config.adapter.options.get("num_virtual_tokens", VIRTUAL_TOKENS)
@@ -148,12 +159,32 @@ def check_model(source: Source, config: RunConfig) -> Any:
             f"data.max_length: {config.data.max_length} is more than the {limit} positions of {source.name}"
         )
     if source.is_local:
-        check_files(source)
+        check_files(source, config, tokenizer)
     return model
 
 
-def check_files(source: Source) -> None:
-    """A local model's weight files are there and whole; raises InputError naming the file."""
+def check_layers(architecture: Any, source: Source) -> None:
+    layers = getattr(architecture, "num_hidden_layers", 1)
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:  # more would be built for hours
+        raise InputError(f"model {source.name}: its config.json says {layers!r:.80} layers; 1 to {MOST_LAYERS} can be")
+
+
+MOST_LAYERS = 1_000
+"""The deepest models in use have about a hundred."""
+
+
+def check_vocabulary(tokenizer: Any, model: Any, source: Source) -> None:
+    """Refuses a tokenizer of another model: training would end at the first word that the model has no place for."""
+    words, places = max(tokenizer.vocab_size, tokenizer.pad_token_id + 1), model.get_input_embeddings().num_embeddings
+    if words > places:
+        raise InputError(
+            f"model {source.name}: its tokenizer knows {words:,} words and its weights only {places:,}; "
+            "is the tokenizer that of these weights?"
+        )
+
+
+def check_files(source: Source, config: RunConfig, tokenizer: Any) -> None:
+    """A local model's weight files are there, whole, and those of its configuration; InputError says which is not."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(Path(source.name).glob("*.safetensors"))
@@ -167,6 +198,17 @@ def check_files(source: Source) -> None:
             raise InputError(
                 f"model {source.name}: {file.name} is damaged ({first_line(error)}); copy it again"
             ) from None
+    try:
+        model, info = serving.load_classifier(
+            base_model_settings(source, config.model),
+            ("one", "two"),
+            tokenizer.pad_token_id,
+            local_files_only=True,
+            device_map="meta",
+        )
+    except Exception as error:
+        raise unusable("weights (safetensors)", source, error) from error
+    check_weights(model, info, source)
 
 
 def empty_classifier(architecture: Any, source: Source, config: RunConfig) -> Any:
@@ -179,7 +221,7 @@ def empty_classifier(architecture: Any, source: Source, config: RunConfig) -> An
             return AutoModelForSequenceClassification.from_config(
                 architecture, trust_remote_code=config.model.trust_remote_code
             )
-    except ValueError as error:
+    except Exception as error:  # whatever the architecture makes of values that it did not expect
         raise InputError(f"model {source.name} cannot classify sequences: {first_line(error)}") from None
 
 

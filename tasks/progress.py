@@ -1,12 +1,10 @@
-"""Live progress: on the Prefect run page, and as curves in MLflow."""
+"""What a run says while it goes on: a line in its log, and how far it is, on the Prefect run page."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-from tasks.records import Point
+from typing import Any
 
 UPDATE_SECONDS = 2.0
 """Each update is a call to an API, about 20 ms; more often tells nobody more and slows training."""
@@ -50,48 +48,27 @@ def progress_artifact(key: str) -> Iterator[Callable[[float, str], None]]:
     yield show
 
 
-class Send(Protocol):
-    def __call__(self, *points: Point) -> None: ...
+def amount(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`"""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
-@contextmanager
-def live_curve(send: Send) -> Iterator[Callable[[Point], None]]:
-    """A function that takes the points of a curve and sends them on, many at once, at most every 2 s.
-
-    What waits is sent at the end, also after an error. A store that fails is asked once more at the end, and only
-    then: the work goes on, and the points are in the history that it returns.
-    """
-    waiting: list[Point] = []
-    sent = time.monotonic()
-    failed = False
-
-    def flush() -> None:
-        nonlocal failed, sent
-        sent = time.monotonic()
-        try:
-            while waiting:
-                send(*waiting[:MOST_POINTS])
-                del waiting[:MOST_POINTS]
-        except Exception as error:
-            failed = True
-            warn("the curves in MLflow are incomplete: %s", error)
-
-    def draw(point: Point) -> None:
-        waiting.append(point)
-        if not failed and time.monotonic() - sent >= UPDATE_SECONDS:
-            flush()
-
-    try:
-        yield draw
-    finally:
-        flush()
+def tell(message: str, *values: object) -> None:
+    log(logging.INFO, message, *values)
 
 
-MOST_POINTS = 100
-"""Points in one call: MLflow takes 1000 values at once, and a point has up to seven."""
+def warn(message: str, *values: object) -> None:
+    log(logging.WARNING, message, *values)
 
 
-def warn(message: str, error: Exception) -> None:
+def log(level: int, message: str, *values: object) -> None:
+    """Into the log of the run at hand, where there is one."""
     from prefect.exceptions import MissingContextError
     from prefect.logging import get_run_logger
 
@@ -99,4 +76,4 @@ def warn(message: str, error: Exception) -> None:
         logger: Any = get_run_logger()
     except MissingContextError:
         logger = logging.getLogger(__name__)
-    logger.warning(message, error)
+    logger.log(level, message, *values)

@@ -1,16 +1,24 @@
 """The raw splits of a data set, read from anywhere: which there are, which are used, and that they can be."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from tasks.config import DATA_FILES, SPLITS, DataConfig, InputError
+from tasks.disk import is_disk_full
+from tasks.folders import kept_files, read_apart
 from tasks.hub import HubUnreachable, first_line, is_network_trouble, visible_files
 from tasks.records import Source, digest
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+MOST_LEVELS = 100
+"""Of lists and objects within each other in a json file."""
 
 
 def load(source: Source, config: DataConfig) -> "DatasetDict":
@@ -36,7 +44,7 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
                 f"data.name: {source.name} is only partly in the local cache and the Hub was not asked; "
                 "run once with the Hub reachable"
             ) from error
-        if isinstance(error, OSError) and error.errno:
+        if is_disk_full(error) or (isinstance(error, OSError) and error.errno):
             raise
         if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
             raise InputError(f"data.name: the split '{empty[1]}' of {source.name} has no rows; add some") from error
@@ -46,17 +54,11 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
 
 
 def load_local(source: Source, config: DataConfig) -> "DatasetDict":
-    """The splits of a file (all of it is train) or folder; raises InputError when it holds no data."""
+    """The splits of a file (all of it is train) or folder, which holds one; InputError where that is empty."""
     import datasets
 
     path = Path(source.name)
     files = data_files(path)
-    if not files:
-        what = "is not a" if path.is_file() else "holds no"
-        raise InputError(f"data.name: {path} {what} {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
-    for file in files:
-        if not file.stat().st_size:
-            raise InputError(f"data.name: {file} is empty; it needs a text and a label column")
     options: dict[str, Any] = {
         # datasets knows a file by its path and time only: content that changed and kept its time would not be read
         "cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision)),
@@ -64,15 +66,80 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
         **({"keep_default_na": False} if {file.suffix.lower() for file in files} == {".csv"} else {}),
     }
     if path.is_dir():
-        loaded = datasets.load_dataset(str(path), config.config, **options)
+        builder = datasets.load_dataset_builder(str(path), config.config, **options)
+        kept = kept_files(builder)
+        for file in files:
+            if str(file) not in kept or not kept[str(file)].exists():
+                check_file(file)
+        loaded = kept and read_apart(builder, kept)
+        loaded = loaded or datasets.load_dataset(str(path), config.config, **options)
         if any(file.suffix == ".parquet" for file in files):
-            builder = datasets.load_dataset_builder(str(path), config.config, **options)
             check_class_names(loaded, builder.config.data_files, config)
         return loaded
+    check_file(path)
     if config.config:
         raise InputError(f"data.config: only Hub data sets and folders have configurations, not the file {path.name}")
     kind = path.suffix[1:].lower().replace("jsonl", "json")
     return datasets.load_dataset(kind, data_files={"train": str(path)}, **options)
+
+
+def check_file(file: Path) -> None:
+    """InputError for a file that would end the process, or be taken for something else than it is."""
+    if not file.stat().st_size:
+        raise InputError(f"data.name: {file} is empty; it needs a text and a label column")
+    checks = {".csv": check_header, ".parquet": check_parquet}
+    checks.get(file.suffix.lower(), check_json)(file)
+
+
+def check_header(file: Path) -> None:
+    """Refuses a csv file whose columns nobody can tell apart: pandas would rename or shift them without a word."""
+    import pandas as pd
+
+    # without a header each line must be as long as the first; else the first column would be taken for row names
+    lines = pd.read_csv(file, header=None, nrows=2, dtype=str, keep_default_na=False)
+    refuse_twins(file, lines.iloc[0].tolist())
+
+
+def check_json(file: Path) -> None:
+    """Refuses what ends the whole process in pyarrow, null for a row and values in values for ever, and what it takes
+    for text although it is none."""
+    depth = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip() == b"null":
+                raise InputError(f"data.name: {file} holds null instead of an object (line {number}); remove it")
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"data.name: {file} cannot be read: {error} (line {number}); save it as UTF-8"
+                ) from None
+            for bracket in NO_BRACKETS.sub(b"", line):
+                depth += 1 if bracket in b"[{" else -1
+                if depth > MOST_LEVELS:
+                    raise InputError(
+                        f"data.name: {file} is nested deeper than {MOST_LEVELS} levels (line {number}); "
+                        "give one object for each row"
+                    )
+
+
+NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^\[\]{}"]+|"')
+"""Of JSON: strings, and all else that is no bracket."""
+
+
+def check_parquet(file: Path) -> None:
+    """Refuses a parquet file without rows or with a column twice, in our words."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_metadata(file)
+    if not metadata.num_rows:
+        raise InputError(f"data.name: {file} has no rows; add some")
+    refuse_twins(file, metadata.schema.to_arrow_schema().names)
+
+
+def refuse_twins(file: Path, columns: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"data.name: {file} has the column {twice[0]!r:.80} twice; rename or remove one")
 
 
 def data_files(path: Path) -> list[Path]:
@@ -118,15 +185,33 @@ def reason(error: BaseException) -> str:
     """The innermost cause: `datasets` wraps it in 'An error occurred while generating the dataset'."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, yaml.YAMLError):
+        return "the head of its README.md is not valid YAML"
     told = str(error).removeprefix("An error occurred while generating the dataset").strip()
     return first_line(told or type(error).__name__)
 
 
+def check_letters(loaded: "DatasetDict", source: Source) -> None:
+    """Refuses a column that says it is text and is not: nothing of it could be read later."""
+    import pyarrow
+
+    for split in loaded.values():
+        try:
+            split.data.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}; save it as UTF-8") from None
+
+
 def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", list[str]]:
-    """The configured splits that exist. Only a split left at its usual name may be missing: it is cut later."""
+    """The configured splits that exist; with `test_file`, without test.
+
+    Only a split left at its usual name may be missing: it is cut later.
+    """
     from datasets import DatasetDict
 
     wanted = dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
+    if config.test_file:
+        del wanted["test"]
     available = ", ".join(sorted(loaded))
     for role, name in wanted.items():
         if name not in loaded and (role == "train" or name != role):
@@ -151,5 +236,7 @@ def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
                 )
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
+            if kind.startswith("Json"):
+                kind = "different kinds of value"
             if kind not in ("string", "large_string", "null"):
                 raise InputError(f"data.text_columns: column '{column}' in {role} holds {kind}, not text")

@@ -1,20 +1,47 @@
 """Put the result where people look: the MLflow run, complete, and the Prefect run page."""
 
+import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import runtime, task
-from prefect.tasks import exponential_backoff
 
 from tasks.card import model_card
 from tasks.comparison import description
-from tasks.config import RunConfig
+from tasks.config import SPLITS, RunConfig
+from tasks.data import find_input
+from tasks.duplicates import stable_keys
 from tasks.evaluation import paired_predictions
-from tasks.hub import network_may_recover
-from tasks.records import Comparison, Evaluation, PreparedData, TrainedAdapter, write_text
-from tasks.tracking import FLOW_RUN_TAG, FLOW_RUN_URL_TAG, Logged, experiment_url, log_everything, run_url
+from tasks.frozen import frozen_rows
+from tasks.hub import NETWORK
+from tasks.liveness import hold
+from tasks.records import (
+    Comparison,
+    DataCheck,
+    Difference,
+    Evaluation,
+    Logged,
+    PreparedData,
+    Source,
+    TrainedAdapter,
+    write_text,
+)
+from tasks.tracking import (
+    FLOW_RUN_TAG,
+    FLOW_RUN_URL_TAG,
+    describe,
+    experiment_url,
+    log,
+    log_files,
+    run_id_of,
+    run_url,
+    send_all,
+    tracked_run,
+)
+from tasks.work import work_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,24 +50,214 @@ if TYPE_CHECKING:
 @task(
     name="record",
     task_run_name="record",
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_condition_fn=network_may_recover,
+    **NETWORK,
 )
 def record(
-    run_id: str,
+    work: str,
     config: RunConfig,
     data: PreparedData,
+    check: DataCheck,
     evaluations: Mapping[str, Evaluation],
     trained: TrainedAdapter,
     result: Comparison,
 ) -> Logged:
-    """Everything about the run in MLflow, and the comparison in Prefect."""
+    """Everything about the run in MLflow, which is waited for, and the comparison in Prefect."""
     write_text(Path(trained.folder) / "README.md", model_card(config, data, trained, result))
+    log_result(work, config, data, check, evaluations, trained, result)
+    sent = send_all(work)
+    assert sent.run_id
+    show_in_prefect(sent.run_id, result)
+    return Logged(run_id=sent.run_id, model_uri=f"models:/{sent.model_id}", version=sent.version)
+
+
+def log_result(
+    work: str,
+    config: RunConfig,
+    data: PreparedData,
+    check: DataCheck,
+    evaluations: Mapping[str, Evaluation],
+    trained: TrainedAdapter,
+    result: Comparison,
+) -> None:
+    """Model first, so that the metrics can be tied to it; the verdict last."""
     table = prediction_table(data, evaluations)
-    logged = log_everything(run_id, config, data, evaluations, trained, result, table, description(result))
-    show_in_prefect(run_id, result)
-    return logged
+    log(work, "model", model_values(work, config, data, trained, table))
+    log(work, "params", found_parameters(data, trained))
+    log(work, "metrics", final_metrics(evaluations, trained, result), of_model=True)
+    log(work, "metrics", data_metrics(check))
+    for split in SPLITS:
+        log(work, "inputs", input_values(work, config, data, split))
+    log_comparison(work, evaluations, result, table, frozen_rows(config, data))
+    if config.tracking.registered_model:
+        log_seen(work, data)
+    log_files(work, "adapter", Path(trained.folder))
+    tags = {
+        "data_fingerprint": data.fingerprint,
+        "test_fingerprint": data.test_fingerprint,
+        "adapter_sha256": trained.sha256,
+        "verdict": result.verdict,
+    }
+    log(work, "tags", tags)
+    describe(work, description(result))
+
+
+def model_values(
+    work: str, config: RunConfig, data: PreparedData, trained: TrainedAdapter, table: "pd.DataFrame"
+) -> dict[str, Any]:
+    """What the logged model is made of."""
+    return {
+        "adapter": os.path.relpath(trained.folder, work),
+        "base_model": data.model.name,
+        "text_columns": list(data.text_columns),
+        "label_names": list(data.label_names),
+        "example": table[list(data.text_columns)].head(2).to_numpy().tolist(),
+        "registered_model": config.tracking.registered_model,
+    }
+
+
+def input_values(work: str, config: RunConfig, data: PreparedData, split: str) -> dict[str, Any]:
+    """One split as a data set of the run, with our fingerprint as its digest; MLflow tells splits apart by name."""
+    source, revision = data.source.name, data.source.revision
+    return {
+        "folder": os.path.relpath(data.folder, work),
+        "split": split,
+        "columns": [*data.text_columns, "labels"],
+        "name": f"{Path(config.data.name).name[:200]} {split}",
+        "digest": data.fingerprint[:32],
+        "where": {"source": source} if data.source.is_local else {"path": source, "revision": revision},
+    }
+
+
+TABLES = ("ladder", "slices", "flips", "mistakes", "label_errors", "predictions")
+"""In the order in which MLflow's page for several runs offers them."""
+
+
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Where MLflow looks for tables that it can show for several runs at once."""
+
+
+def tables_tag(names: Sequence[str]) -> str:
+    return json.dumps([{"path": f"comparison/{name}.json", "type": "table"} for name in names])
+
+
+def log_comparison(
+    work: str,
+    evaluations: Mapping[str, Evaluation],
+    result: Comparison,
+    table: "pd.DataFrame",
+    test: "pd.DataFrame",
+) -> None:
+    """The comparison's files under `comparison`; its tables are those that MLflow can show for several runs at once.
+
+    `test.parquet` are the test rows, for a later run's `data.test_file`.
+    Not `mlflow.log_table`: it appends to what is there, so that a retried task would log every line twice.
+    """
+    folder, staged = Path(result.folder), Path(work) / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    for file in (*folder.glob("*.*"), *folder.glob("tables/*.json")):
+        shutil.copy(file, staged)
+    for name, evaluation in evaluations.items():
+        shutil.copyfile(evaluation.predictions, staged / f"{name}.parquet")
+    table.to_json(staged / "predictions.json", orient="split", index=False)
+    test.to_parquet(staged / "test.parquet", index=False)
+    log_files(work, "comparison", staged)
+    log(work, "tags", {TABLES_TAG: tables_tag(TABLES)})
+    plots = folder.parent / "plots"
+    log_files(work, "plots", plots)
+    # once more at the top: the compare page shows these next to each other, and no files in folders
+    log_files(work, "", folder / "comparison.md", plots / "ladder.png")
+
+
+def log_seen(work: str, data: PreparedData) -> None:
+    """Keys of the texts that a registered model has learned from: these rows are no test for it, years later."""
+    import pandas as pd
+    from datasets import load_from_disk
+
+    splits = load_from_disk(data.folder)
+    keys = {
+        key
+        for role in ("train", "validation")
+        for key in stable_keys([splits[role][name][:] for name in data.text_columns])
+    }
+    file = Path(work) / "staged/seen.parquet"
+    pd.DataFrame({"text": sorted(keys)}).to_parquet(file, index=False)
+    log_files(work, "comparison", file)
+
+
+def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, str]:
+    """What the run found out: exact revisions, the layers adapted, and the size of what was trained."""
+    return {
+        "model.revision": data.model.revision,
+        "data.revision": data.source.revision,
+        **({"data.test_revision": data.source.test_revision} if data.source.test_revision else {}),
+        "adapter.target_modules": ",".join(trained.target_modules),
+        "trainable_parameters": str(trained.trainable_parameters),
+        "total_parameters": str(trained.total_parameters),
+    }
+
+
+def final_metrics(
+    evaluations: Mapping[str, Evaluation], trained: TrainedAdapter, result: Comparison
+) -> dict[str, float]:
+    """The same keys in every run, so that the compare page lines them up; less what a run was not asked for."""
+    accuracy, gain = result.rung("tuned").accuracy, result.gain
+    # the run's page lists them in this order
+    metrics = named("tuned", result.rung("tuned").scores.model_dump())
+    metrics |= {"tuned/accuracy_low": accuracy.low, "tuned/accuracy_high": accuracy.high}
+    for name, interval in (("accuracy", gain.accuracy), ("macro_f1", gain.macro_f1), ("log_loss", gain.log_loss)):
+        metrics |= {f"delta/{name}": interval.value}
+        metrics |= {f"delta/{name}_low": interval.low, f"delta/{name}_high": interval.high}
+    metrics |= {"delta/p_value": gain.p_value, "delta/fixed": gain.fixed, "delta/broken": gain.broken}
+    metrics |= named("baseline", result.rung("baseline").scores.model_dump())
+    for rung in result.ladder:
+        if rung.adapter_gain and rung.name != "baseline":
+            metrics |= named(f"reference/{rung.name}", rung.scores.model_dump() | gain_metrics(rung.adapter_gain))
+    metrics |= named("calibration", result.calibration.model_dump())
+    if result.leaked:
+        metrics["test/accuracy_without_leaked"] = result.accuracy_without_leaked["tuned"]
+    adapter_bytes = sum(file.stat().st_size for file in Path(trained.folder).rglob("*.safetensors"))
+    return metrics | {
+        "cost/baseline_seconds": evaluations["baseline"].seconds,
+        "cost/train_seconds": trained.seconds,
+        "cost/tuned_seconds": evaluations["tuned"].seconds,
+        "cost/train_examples_per_second": trained.examples_per_second,
+        "cost/peak_memory_mb": trained.peak_memory_mb,
+        "cost/adapter_mb": adapter_bytes / 2**20,
+        "train/steps": trained.steps,
+        "train/best_step": trained.best_step,
+    }
+
+
+def gain_metrics(gain: Difference) -> dict[str, float]:
+    accuracy = gain.accuracy
+    return {
+        "gain": accuracy.value,
+        "gain_low": accuracy.low,
+        "gain_high": accuracy.high,
+        "gain_p_value": gain.p_value,
+    }
+
+
+def named(group: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in values.items()}
+
+
+def data_metrics(check: DataCheck) -> dict[str, float]:
+    """The figures of the run's data check.
+
+    They go to the run with its results: the compare page draws its parallel coordinates to the metric that runs
+    logged first, and these are the same in all runs on the same data.
+    """
+    metrics: dict[str, float] = {
+        "data/leaked_test_rows": len(check.leaked["test"]),
+        "data/conflicting_texts": sum(text.conflicting for text in check.same_texts),
+        "data/duplicate_rows": sum(check.duplicates.values()),
+        "data/kept_out_rows": sum(check.kept_out.values()),
+    }
+    if check.detectable is not None:
+        metrics["test/detectable_difference"] = check.detectable
+    return metrics
 
 
 def prediction_table(data: PreparedData, evaluations: Mapping[str, Evaluation]) -> "pd.DataFrame":
@@ -67,11 +284,29 @@ def show_in_prefect(run_id: str, result: Comparison) -> None:
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
 
 
-def link_to_mlflow(run_id: str) -> None:
+def link_to_mlflow(work: str) -> None:
     """Put the MLflow run's address onto the Prefect run page, while there is much to see live."""
     from prefect.artifacts import create_link_artifact
 
+    run_id = run_id_of(work)
+    if run_id is None:  # MLflow has not answered yet; the comparison will have the link
+        return
     create_link_artifact(run_url(run_id), f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
+
+
+def found_input(config: RunConfig, run: RunConfig) -> tuple[Source, Source]:
+    """Data set and foundation model of `config`; where they are not found, `run` is a failed run in MLflow too."""
+    try:
+        return find_input(config)
+    except Exception:
+        with tracked_run(run, work_folder(run), flow_tags()):
+            raise
+
+
+def live() -> None:
+    """Show that this process works on the flow run, before anything of it can be left behind."""
+    if flow_run := runtime.flow_run.id:
+        hold(flow_run)
 
 
 def flow_tags() -> dict[str, str]:

@@ -3,11 +3,17 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.config import RunConfig
+from tasks.disk import writing
+
 Verdict = Literal["improved", "no evidence", "worse"]
+Outcome = Literal["bit-identical", "equal within noise", "different"]
+"""Of a run that was done again."""
 
 
 class Record(BaseModel):
@@ -29,6 +35,13 @@ class Source(Record):
     is_local: bool
     local_files_only: bool
     """Take it from this machine's cache: the run is offline or the Hub did not answer."""
+    test_revision: str | None = None
+    """`sha256:...` of the content of `data.test_file`, wherever it lies; None where the test rows are the source's."""
+
+    @property
+    def content(self) -> str:
+        """All that is read, by content: what a key is made from."""
+        return f"{self.revision} {self.test_revision}" if self.test_revision else self.revision
 
 
 class PreparedData(Record):
@@ -39,6 +52,8 @@ class PreparedData(Record):
     """The data set that they were made from."""
     model: Source
     """The foundation model whose tokenizer made them."""
+    tokens_key: str = ""
+    """Digest of all that decides what a text's tokens are: under the same, they need not be made again."""
     fingerprint: str
     """sha256 over texts, labels and label names of the three splits; equal content, equal fingerprint."""
     test_fingerprint: str
@@ -88,6 +103,8 @@ class DataCheck(Record):
     """Rows of each split whose text an earlier row of the same split has."""
     leaked: dict[str, tuple[int, ...]]
     """Rows of validation and of test whose text is in train."""
+    kept_out: dict[str, int] = {}
+    """With `data.test_file`: rows of train, and of validation where there is one, left out for their text is in it."""
     near_empty: tuple[Place, ...]
     max_length: int
     """Tokens kept of each text."""
@@ -255,6 +272,15 @@ class Comparison(Record):
         return self.gain.verdict
 
 
+class Logged(Record):
+    """What the MLflow run holds at its end."""
+
+    run_id: str
+    model_uri: str
+    version: str | None
+    """Version in the model registry, when tracking.registered_model asks for one."""
+
+
 class Delta(Record):
     accuracy: float
     low: float
@@ -290,8 +316,65 @@ class RunResult(Record):
     adapter_path: str
     adapter_sha256: str
     model_uri: str
+    version: str | None
+    """In the model registry, when tracking.registered_model asks for one."""
     data_fingerprint: str
     seconds: Seconds
+
+
+class Footprint(Record):
+    """What it costs to have an adapter answer, on this machine."""
+
+    latency_ms: float
+    """Median milliseconds for one text."""
+    memory_mb: float
+    """Peak memory of the process, in MiB; with a GPU, of the GPU."""
+
+
+class Finding(Record):
+    """One rule of the gate, and what came of it."""
+
+    rule: str
+    passed: bool
+    told: str
+    """In a sentence."""
+
+
+class Gate(Record):
+    """Everything that the decision rests on."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+    champion: Interval | None
+    """Accuracy on these rows; Wilson. None where there was no champion to compare with."""
+    challenger: Interval | None
+    difference: Difference | None
+    """Challenger minus champion."""
+
+    @property
+    def passed(self) -> bool:
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def reason(self) -> str:
+        """What stood against it; where nothing did, what it has shown."""
+        against = [finding.told for finding in self.findings if not finding.passed]
+        return "; ".join(against or [self.findings[0].told])
+
+
+class RetrainResult(Record):
+    """What `peft-flow retrain --json` prints."""
+
+    name: str
+    """Of the registered model."""
+    action: Literal["promoted", "kept", "skipped"]
+    reason: str
+    champion: str | None
+    """Version that is the champion now."""
+    version: str | None
+    """The challenger's; None where nothing was trained."""
+    run_id: str | None
+    gate: Gate | None
 
 
 class StoredRun(Record):
@@ -325,6 +408,41 @@ class RunComparison(Record):
     """The second minus the first."""
     parameters: dict[str, tuple[str | None, str | None]]
     """Those in which the runs differ; None where a run has no such parameter."""
+
+
+class RecordedRun(Record):
+    """A finished run with all that it needs to be done again."""
+
+    run: StoredRun
+    config: RunConfig
+    environment: str
+    """As tasks/environment.py describes it."""
+    data_fingerprint: str
+    adapter_sha256: str
+
+
+class Change(Record):
+    """Something that was not the same when a run was done again; None where it was not recorded, or is not there."""
+
+    kind: Literal["packages", "code", "hardware", "data", "model"]
+    name: str
+    first: str | None
+    second: str | None
+
+
+class RerunResult(Record):
+    """What `peft-flow rerun --json` prints."""
+
+    run_id: str
+    """The new run."""
+    rerun_of: str
+    outcome: Outcome
+    changes: tuple[Change, ...]
+    """A run can be bit-identical all the same."""
+    adapters: tuple[str, str]
+    """sha256 of both, the first run's first."""
+    comparison: RunComparison | None
+    """None where the test rows are not the same."""
 
 
 class Spread(Record):
@@ -386,11 +504,51 @@ class SeedsResult(Record):
         return next(rung for rung in self.ladder if rung.name == name)
 
 
+class PredictionResult(Record):
+    """What `peft-flow predict --json` prints."""
+
+    output: str
+    rows: int
+    """Rows in the output; those that were set aside are not."""
+    rejected: int
+    rejected_path: str | None
+    """Where they are, if there are any."""
+    abstained: int
+    labels: dict[str, int]
+    """Rows that got each label, in the order of the classes."""
+    model_version: str
+    sha256: str | None
+    """Of the output; None for standard output."""
+
+
 def write_text(path: Path, text: str) -> None:
-    """`path` holds `text`, whole or not at all: a process killed in between leaves the old file."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, encoded: bytes) -> None:
+    """`path` holds `encoded`, whole or not at all: a process killed in between leaves the old file.
+
+    Raises DiskFull.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")  # no other process or thread writes it
+    with writing(path, len(encoded)):
+        try:
+            temporary.write_bytes(encoded)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(kind: type[R], path: Path) -> R | None:
+    """What `Record.write` wrote; None where there is none, or one of another version."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def digest(value: object) -> str:

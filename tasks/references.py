@@ -14,18 +14,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import task
 from prefect.logging import get_run_logger
-from prefect.tasks import exponential_backoff
+from prefect.serializers import PickleSerializer
 
 from tasks import model as models
 from tasks.config import Reference, RunConfig
 from tasks.evaluation import model_rows, write_evaluation
-from tasks.hub import first_line, is_network_trouble, network_may_recover
+from tasks.hub import NETWORK, first_line, is_network_trouble
 from tasks.records import Evaluation, PreparedData, digest
+from tasks.registry import settle
 from tasks.splits import stratified_rows
 from tasks.tracking import Champion, download_adapter, find_champion
+from tasks.work import environment_key
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def refuse_pickle(self: PickleSerializer, blob: bytes) -> Any:
+    """Ours are JSON, but the file of a kept result says itself how it is to be read."""
+    raise ValueError("a result that Prefect has kept is a pickle, which can hide code; delete the folder storage of it")
+
+
+PickleSerializer.loads = refuse_pickle  # type: ignore[method-assign]
 
 Name = Literal["baseline"] | Reference
 
@@ -62,12 +72,20 @@ def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dic
     """Those of `evaluation.references` that there are for this run, by name."""
     found: dict[str, Evaluation] = {}
     for name in config.evaluation.references:
-        champion = find_champion(config) if name == "champion" else None
+        champion = current_champion(config.tracking.registered_model) if name == "champion" else None
         if name == "champion" and not champion:
             continue
         if measured := evaluated(name, config, data, work, champion):
             found[name] = measured
     return found
+
+
+def current_champion(name: str | None) -> Champion | None:
+    """Of the registered model; a promotion that broke off is completed first."""
+    if not name:
+        return None
+    settle(name)
+    return find_champion(name)
 
 
 def evaluated(
@@ -88,9 +106,7 @@ def cache_key(context: Any, parameters: dict[str, Any]) -> str:
 @task(
     name="evaluate",
     task_run_name="evaluate {name}",
-    retries=3,  # some download weights
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_condition_fn=network_may_recover,
+    **NETWORK,
     cache_key_fn=cache_key,
     persist_result=True,
     result_serializer="json",
@@ -110,9 +126,10 @@ def evaluate(
 def measurement_key(name: Name, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
     """Name of a measurement by all that it depends on; runs that differ in nothing else share it."""
     # the fingerprint says which texts, source and settings say which places in the source they have
-    settings = config.data.model_dump(exclude={"name", "revision", "max_length"})
-    texts = [data.fingerprint, data.source.revision, settings]
+    settings = config.data.model_dump(exclude={"name", "revision", "test_file", "max_length"})
+    texts = [data.fingerprint, data.source.content, settings]
     tokens = [Path(data.folder).name, data.model.revision, config.model.model_dump(), config.evaluation.batch_size]
+    texts.append(environment_key())  # what other packages, code or threads gave may be a little different
     match name:
         case "baseline":
             return digest([*texts, *tokens, config.seed])

@@ -1,40 +1,76 @@
 """Runs that differ only by seed: their mean, their spread, and what between two single runs is seed noise."""
 
+import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.tasks import exponential_backoff
 
 from tasks.comparison import SHORT_TITLES, TITLES, markdown_table, shown
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import paired_predictions
-from tasks.hub import network_may_recover
-from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, Verdict
+from tasks.hub import NETWORK
+from tasks.recording import TABLES_TAG, tables_tag
+from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, Verdict, write_text
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
-from tasks.tracking import experiment_url, log_seeds, run_url
+from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
 
 
 @task(
     name="summarize seeds",
     task_run_name="summarize seeds",
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_condition_fn=network_may_recover,
+    **NETWORK,
 )
-def summarize_seeds(run_id: str, config: RunConfig, results: tuple[RunResult, ...]) -> SeedsResult:
-    """What the runs say together, in MLflow's run `run_id`, their parent, and on the Prefect run page."""
+def summarize_seeds(work: str, config: RunConfig, results: tuple[RunResult, ...]) -> SeedsResult:
+    """What the runs say together, in the MLflow run that is their parent, and on the Prefect run page."""
     from prefect.artifacts import create_markdown_artifact
 
+    run_id = send_all(work).run_id
+    assert run_id
     result, link = judge_seeds(run_id, config, results), run_url(run_id)
     page = seeds_markdown(config, result)
-    log_seeds(result, page, ladder_means(result), description(result))
+    log_seeds(work, result, page)
+    send_all(work)
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
     return result
+
+
+def log_seeds(work: str, result: SeedsResult, page: str) -> None:
+    """Complete the parent of several seeds' runs: means under the names that single runs use, and their spread."""
+    folder = Path(work) / "staged"
+    folder.mkdir(exist_ok=True)
+    write_text(folder / "comparison.md", page)
+    write_text(folder / "ladder.json", json.dumps(ladder_means(result)))
+    log_files(work, "comparison", folder)
+    log(work, "params", {"seeds": str(len(result.runs))})
+    log(work, "metrics", seed_metrics(result))
+    tags = {
+        "data_fingerprint": result.data_fingerprint,
+        "verdict": result.verdict,
+        TABLES_TAG: tables_tag(["ladder"]),
+    }
+    log(work, "tags", tags)
+    describe(work, description(result))
+
+
+def seed_metrics(result: SeedsResult) -> dict[str, float]:
+    metrics = {"delta/accuracy": result.gain.mean.value}
+    for rung in result.ladder:
+        group = rung.name if rung.name in ("tuned", "baseline") else f"reference/{rung.name}"
+        for name in ("accuracy", "macro_f1", "log_loss"):
+            metrics[f"{group}/{name}"] = getattr(rung, name).mean.value
+    accuracy = result.rung("tuned").accuracy
+    return metrics | {
+        "seeds/count": len(result.runs),
+        "seeds/accuracy_std": accuracy.deviation,
+        "seeds/accuracy_low": accuracy.mean.low,
+        "seeds/accuracy_high": accuracy.mean.high,
+        "seeds/noise": result.noise,
+    }
 
 
 def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) -> SeedsResult:

@@ -5,6 +5,7 @@ imports nothing of this project. What was measured and what is served are theref
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +53,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def load_classifier(
-    base_model: dict[str, Any], label_names: Sequence[str], pad_token_id: int, local_files_only: bool
+    base_model: dict[str, Any],
+    label_names: Sequence[str],
+    pad_token_id: int,
+    local_files_only: bool,
+    device_map: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Foundation model with a classification head, and what `from_pretrained` said about its weights.
 
     The head is drawn from torch's generator: seed it first. Weights come from safetensors only, never from pickle.
+    With `device_map="meta"` names and shapes of the weights are matched and none is read.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -73,6 +79,7 @@ def load_classifier(
         ignore_mismatched_sizes=True,
         use_safetensors=True,
         local_files_only=local_files_only,
+        device_map=device_map,
         adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter, even offline
         output_loading_info=True,
     )
@@ -134,6 +141,16 @@ def probabilities(logits: "Tensor", temperature: float = 1.0) -> "np.ndarray":
     return array
 
 
+def tokenize(columns: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> Any:
+    """What `classify` takes, for text columns: rows of at most `max_length` tokens."""
+    rows = tokenizer(*model_texts(columns, tokenizer), truncation=True, max_length=max_length)
+    for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
+        if not ids:  # an empty text, without special tokens around it
+            ids.append(tokenizer.pad_token_id)
+            mask.append(1)
+    return rows
+
+
 def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.DataFrame") -> "pd.DataFrame":
     """`label`, its `probability`, and one `probability_NAME` for each class, a row for each row of `frame`."""
     import pandas as pd
@@ -148,11 +165,7 @@ def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.Dat
     texts = [frame[column].astype(str).tolist() for column in columns]
     if not len(frame):
         return pd.DataFrame(columns=["label", "probability", *(f"probability_{name}" for name in names)])
-    rows = tokenizer(*model_texts(texts, tokenizer), truncation=True, max_length=settings["max_length"])
-    for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
-        if not ids:  # an empty text, without special tokens around it
-            ids.append(tokenizer.pad_token_id)
-            mask.append(1)
+    rows = tokenize(texts, tokenizer, settings["max_length"])
     table = probabilities(classify(model, tokenizer, rows, settings["batch_size"]), settings["temperature"])
     result = pd.DataFrame(
         {"label": [names[i] for i in table.argmax(1)], "probability": table.max(1)}, index=frame.index
@@ -160,10 +173,41 @@ def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.Dat
     return result.assign(**{f"probability_{name}": table[:, i] for i, name in enumerate(names)})
 
 
+MOST_ROWS, MOST_CHARACTERS = 10_000, 1_000_000
+"""Of one request to a server, which answers in a minute or not at all; of one text."""
+
+
+def check_request(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
+    """Raises ValueError, with the row from 0, for what the model would have to guess about."""
+    if is_server() and not 1 <= len(frame) <= MOST_ROWS:
+        raise ValueError(f"the request has {len(frame):,} rows; send at least one and at most {MOST_ROWS:,}")
+    for column in columns:
+        for row, text in enumerate(frame[column]):
+            if problem := why_no_text(text):
+                raise ValueError(f"column {column}, row {row}: {problem}")
+
+
+def is_server() -> bool:
+    """Whether this process is MLflow's server; in other programs a table may have any number of rows."""
+    return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
+
+
+def why_no_text(value: object) -> str:
+    if value is None or (isinstance(value, float) and value != value):  # NaN, which pandas makes of nothing
+        return "there is no text; leave the row out"
+    if not isinstance(value, str):
+        return f"must be text in quotes, not a {type(value).__name__}"
+    if len(value) > MOST_CHARACTERS:
+        return f"the text has {len(value):,} characters; {MOST_CHARACTERS:,} are the most"
+    return ""
+
+
 def define_served_model() -> None:
     """Tell MLflow what this file serves; runs only where MLflow executes its own copy of the file."""
     import mlflow
     import pandas as pd
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
     class AdapterClassifier(mlflow.pyfunc.PythonModel):
         """Adapter on its foundation model; `model_config={"base_model": PATH}` says where that lies."""
@@ -176,6 +220,12 @@ def define_served_model() -> None:
 
         # a table, as the signature says; from other type hints MLflow would derive a signature of its own
         def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+            try:
+                check_request(model_input, self.settings["text_columns"])
+            except (
+                ValueError
+            ) as error:  # of anything else than this class MLflow's server says nothing but "unexpected"
+                raise MlflowException(str(error), error_code=BAD_REQUEST) from error
             return predict(self.model, self.tokenizer, self.settings, model_input)
 
     mlflow.models.set_model(AdapterClassifier())

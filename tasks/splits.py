@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_sharing, named_rows, refuse_hopeless, same_texts
-from tasks.reading import check_columns, choose_splits, load
+from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
+from tasks.reading import check_columns, check_letters, choose_splits, load
 from tasks.records import Source
 
 if TYPE_CHECKING:
@@ -32,12 +33,18 @@ class Splits(NamedTuple):
     same_texts: "pd.DataFrame"
     """All rows, as `duplicates.same_texts` gives them."""
     notes: tuple[str, ...]
+    kept_out: dict[str, int]
+    """Rows of train and validation left out for having the text of a row of `data.test_file`."""
 
 
 @lru_cache(maxsize=1)
 def read_splits(source: Source, config: DataConfig) -> Splits:
     """Train, validation and test rows of `source`, complete and checked; raises InputError naming split and row."""
-    chosen, notes = choose_splits(load(source, config), config)
+    loaded = load(source, config)
+    check_letters(loaded, source)
+    chosen, notes = choose_splits(loaded, config)
+    if config.test_file:
+        chosen["test"] = read_test_file(source, config)
     check_columns(chosen, config)
     encoded, label_names, label_faults = encode_labels(chosen, config)
     text_faults = [fault for role, split in encoded.items() for fault in empty_texts(role, split, config.text_columns)]
@@ -45,15 +52,20 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
         # all at once, and what else would be found: the file is repaired in one go
         sharing = describe_sharing(same_texts(encoded, config.text_columns), label_names)
         raise InputError(". ".join((*text_faults, *label_faults, *sharing)))
+    kept_out = keep_out(encoded, config.text_columns) if config.test_file else {}
+    if config.test_file:
+        notes.append(f"{len(encoded['test'])} test rows from data.test_file; {describe_kept_out(kept_out)}")
     splits, cut_notes = cut_missing(encoded, len(label_names), config.split_seed)
     splits, limit_notes = limit_rows(splits, config, len(label_names))
     check_classes(splits, label_names)
-    rows = same_texts(splits, config.text_columns)
-    refuse_hopeless(rows, label_names)
     slices = slice_values(chosen.get("test", chosen["train"]), splits["test"]["row"][:], config)
     for name, values in slices.items():
         splits["test"] = splits["test"].add_column(f"slice {name}", values)
-    return Splits(splits, label_names, tuple(slices), rows, (*notes, *cut_notes, *limit_notes))
+    if config.test_file:
+        splits["test"] = renumbered(splits["test"], chosen["test"])
+    rows = same_texts(splits, config.text_columns)
+    refuse_hopeless(rows, label_names)
+    return Splits(splits, label_names, tuple(slices), rows, (*notes, *cut_notes, *limit_notes), kept_out)
 
 
 def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", tuple[str, ...], list[str]]:
@@ -153,6 +165,25 @@ def check_names(names: Sequence[str], train_rows: int, config: DataConfig) -> No
             "a class needs several rows (regression is not supported)"
         )
 
+    for name in names:
+        if len(name) > MOST_LETTERS or not name.isprintable():
+            raise InputError(
+                f"data.label_column: the class {name!r:.80} is no name to show in tables; use a word or two "
+                f"of at most {MOST_LETTERS} letters"
+            )
+    numbers = [name for name in names if name.isdecimal()]
+    if numbers and len(numbers) == len(names) - 1:
+        (word,) = set(names).difference(numbers)
+        if word.lower() in ("nan", "na", "n/a", "null", "none"):
+            raise InputError(
+                f"data.label_column: {word!r} among the numbers {shortened(numbers)} means 'not labelled'; "
+                "remove such rows"
+            )
+
+
+MOST_LETTERS = 200
+"""In the name of a class."""
+
 
 def numbers_first(name: str) -> tuple[bool, int, str]:
     """Sort key that puts class 9 before class 10, whether the file says numbers or words made of digits."""
@@ -250,7 +281,7 @@ def slice_values(source: "Dataset", rows: Sequence[int], config: DataConfig) -> 
     """Categorical columns that `source` has besides texts and label: what each of `rows` holds there, as text."""
     found: dict[str, list[str]] = {}
     for name, feature in source.features.items():
-        taken = name in (*config.text_columns, config.label_column) or f"slice {name}" in config.text_columns
+        taken = name in ("row", *config.text_columns, config.label_column) or f"slice {name}" in config.text_columns
         if not taken and is_categorical(feature) and len(found) < MOST_SLICE_COLUMNS:
             values = few_values(source.select_columns([name]).select(rows), name)
             if 2 <= len(set(values)) <= len(rows) / 2:

@@ -36,7 +36,7 @@ from tasks.processes import (
     flow_runs,
     refuse_taken_port,
 )
-from tasks.tracking import close_dead_runs, close_silent_runs, make_store
+from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -85,12 +85,12 @@ def up(options: Options) -> None:
     if not DEPLOYMENTS.exists():
         raise InputError(f"there is no {DEPLOYMENTS} in {Path.cwd()}; go to the folder of peft-flow")
     refuse_open_doors(options)
-    make_store()
     began = time.monotonic()
     with alone(options) as register:
         refuse_taken_port(options.host, options.prefect_port, PREFECT, "--prefect-port")
         refuse_taken_port(options.host, options.mlflow_port, MLFLOW, "--mlflow-port")
         os.environ |= clients_environment(options)
+        make_store()
         processes = Processes(register)
         try:
             start(options, processes)
@@ -387,6 +387,7 @@ def tidy() -> None:
     for flow_run_id in close_dead_runs():
         say(f"{'closed':<10}  a run whose process was gone  {run_page(flow_run_id)}")
     set_right()
+    send_what_waits()
     close_silent_runs()
     for name in close_lost_runs(POOL, worker_name()):
         say(f"{'closed':<10}  {name}: its process was gone")

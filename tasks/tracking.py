@@ -1,41 +1,33 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
 import importlib.metadata
-import json
 import os
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import yaml
 
 from tasks import closing, liveness, runlist
-from tasks.artifacts import folder_of
-from tasks.config import SPLITS, STORE, InputError, RunConfig
+from tasks.artifacts import folder_of, repository
+from tasks.config import STORE, InputError, RunConfig, checked, parse_yaml
+from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
-from tasks.hub import is_network_trouble
-from tasks.progress import warn
-from tasks.records import (
-    Comparison,
-    DataCheck,
-    Difference,
-    Evaluation,
-    Point,
-    PreparedData,
-    Record,
-    SeedsResult,
-    StoredRun,
-    TrainedAdapter,
-)
+from tasks.hub import first_line, is_network_trouble
+from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
+from tasks.progress import tell, warn
+from tasks.records import Record, RecordedRun, StoredRun, write_text
+from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from mlflow import MlflowClient
 
 UI = "http://127.0.0.1:5000"
 """Where `peft-flow up` shows a local store."""
@@ -48,7 +40,7 @@ NOT_COMPARED: Any = {
     "tracking": True,
     "offline": True,
     "model": {"trust_remote_code", "revision"},
-    "data": {"revision"},
+    "data": {"revision", "test_file"},
     "adapter": {"target_modules"},
 }
 """Configuration that is recorded in config.yaml but is no parameter: nobody compares it, or what the run made of it
@@ -102,340 +94,107 @@ def serve_command() -> list[str]:
 def experiment_of(run_id: str) -> str:
     from mlflow import MlflowClient
 
+    if run_id in _experiments:
+        return _experiments[run_id]
     return str(MlflowClient(tracking_uri()).get_run(run_id).info.experiment_id)
 
 
 @contextmanager
-def tracked_run(config: RunConfig, tags: Mapping[str, str]) -> Iterator[str]:
-    """The id of the flow run's MLflow run, which ends as the block does; a retried flow run goes on in the same one.
+def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterator[None]:
+    """The MLflow run of the folder `work`, which ends as the block does; one that was interrupted goes on.
 
     FINISHED; FAILED on an exception; KILLED when the process is told to stop (SIGTERM, Ctrl-C, a cancelled flow).
-    Whatever of this cannot be said, because the process or the server is gone, the next run says: before it starts,
-    it closes the runs that died.
+    Everything goes to the folder's journal first and from there to MLflow, which may be gone meanwhile. Whatever cannot
+    be said because this process is gone, the next run says: before it starts, it closes the runs that died.
+    Another process that runs the same is waited for.
     """
-    import mlflow
+    flow_run, parent = tags.get(FLOW_RUN_TAG), enclosing()
+    make_store()
+    with as_one(work):
+        if flow_run:
+            liveness.hold(flow_run, work)
+        tidy_up()
+        journal = open_journal(config, work, parent if parent in _open else None)
+        status = "FAILED"
+        try:
+            begin(journal, config, tags)
+            yield
+            status = "FINISHED"
+        except BaseException as error:
+            status = "KILLED" if told_to_stop(error) else "FAILED"
+            raise
+        finally:
+            end_here(journal, status)
+            _open.pop(work)
 
-    open_experiment(config.tracking.experiment)
-    flow_run = tags.get(FLOW_RUN_TAG)
-    if flow_run:
-        liveness.hold(flow_run)
+
+_experiments: dict[str, str] = {}
+"""Of the runs of this process, by id: MLflow may be gone again when their addresses are shown."""
+
+
+def end_here(journal: Journal, status: str) -> None:
+    """What the run could not say of its end, the next command says."""
     try:
-        close_dead_runs()
-    except Exception as error:
-        warn("runs that died cannot be closed yet: %s", error)
-    earlier = run_of_flow(flow_run) if flow_run else None
+        journal.add("end", {"status": status})
+        if try_to_send(str(journal.folder), at_once=True):
+            return
+    except OSError as error:  # a full disk
+        warn("%s", error)
+    warn("The next command will tell MLflow that this run has ended")
+
+
+LEFTOVERS = (LINES, HEAD, SENT, "trained.json", "tuned.json", "micro_batch.json", "checkpoints", "checkpoint")
+"""What says how far a run has come, the journal first."""
+
+_open: dict[str, Journal] = {}
+"""Journals that this process writes to, by folder."""
+
+
+def open_journal(config: RunConfig, work: str, parent: str | None) -> Journal:
+    """The journal of the run that was interrupted in this folder, else a new one."""
+    journal = Journal(Path(work))
+    is_over = journal.status == "FINISHED" and not journal.waiting and is_delivered(work)
+    if journal.status and not is_over:
+        what = "was begun before and interrupted; it goes on from there"
+        if journal.status == "FINISHED":  # its process is still about to end, or did not come to that
+            what = "has just been finished; its result is used"
+        tell("The same run %s (MLflow run %s, files in %s)", what, journal.sent.run_id or "to come", work)
+    else:
+        forget(work, LEFTOVERS)
+        head = Head(
+            key=uuid4().hex,
+            name=config.run_name(),
+            experiment=config.tracking.experiment,
+            started=now(),
+            parent=parent,
+        )
+        journal = Journal.create(Path(work), head)
+    _open[work] = journal
+    return journal
+
+
+def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
+    """What the run was told, at its start, so that a run that fails shows it too.
+
+    Raises InputError for what MLflow refuses; without an answer from it, the run goes on.
+    """
     told = dict(tag.split("=", 1) for tag in config.tracking.tags)
     tags = {"mlflow.source.name": "peft-flow", NOTE: link_to_prefect(tags), **told, **tags}
-    # inside another run of this thread it becomes that one's child
-    run = mlflow.start_run(earlier, run_name=config.run_name(), nested=True, tags=tags)
-    status = "FAILED"
+    journal.add("begin", {"flow_run_id": tags.get(FLOW_RUN_TAG), "tags": tags})
+    values = flatten(config.model_dump(mode="json", exclude=NOT_COMPARED))
+    journal.add("params", {name: str(value) for name, value in values.items()})
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    for name, text in (("config.yaml", settings), ("environment.txt", describe_environment())):
+        write_text(journal.folder / name, text)
+        journal.add("files", {"to": "", "paths": [name]})
     try:
-        log_configuration(config)
-        yield run.info.run_id
-        status = "FINISHED"
-    except BaseException as error:
-        status = "KILLED" if told_to_stop(error) else "FAILED"
+        send(journal)
+    except InputError:
         raise
-    finally:
-        try:
-            mlflow.end_run(status)
-            announce_end(run.info.run_id)
-        except Exception as error:
-            warn("MLflow could not be told that the run has ended; the next run will do so: %s", error)
-
-
-def link_to_prefect(tags: Mapping[str, str]) -> str:
-    """The last line of a run's description: MLflow shows tags as plain text."""
-    return f"[Run page in Prefect]({tags[FLOW_RUN_URL_TAG]})" if FLOW_RUN_URL_TAG in tags else ""
-
-
-def close_dead_runs() -> list[str]:
-    """Give every run of this folder whose process is gone its end, in MLflow and Prefect; ids of their flow runs."""
-    return closing.close_dead_runs(end_dead_run)
-
-
-ENDS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
-"""How a run that could not say so itself ended, by the final state of its flow run."""
-
-
-def end_dead_run(flow_run_id: str, how: closing.End) -> bool:
-    """Whether the flow run's MLflow run showed as running, which it does no longer."""
-    import mlflow
-    from mlflow import MlflowClient
-
-    mlflow.set_tracking_uri(tracking_uri())
-    with few_retries():
-        run_id = run_of_flow(flow_run_id)
-        api = MlflowClient(tracking_uri())
-        if run_id is None or api.get_run(run_id).info.status != "RUNNING":  # it died before it had one; it had ended
-            return False
-        api.set_terminated(run_id, ENDS[how.state], end_time=int(1000 * how.time.timestamp()))
-        announce_end(run_id)
-        return True
-
-
-def close_silent_runs() -> None:
-    """End in MLflow what has ended in Prefect, for runs that left no note in this folder: they ran elsewhere."""
-    from mlflow import MlflowClient
-
-    api, here = MlflowClient(tracking_uri()), {note.flow_run_id for note in liveness.notes()}
-    experiments = [experiment.experiment_id for experiment in api.search_experiments()]
-    for run in api.search_runs(experiments, "attributes.status = 'RUNNING'"):
-        flow_run = run.data.tags.get(FLOW_RUN_TAG)
-        if flow_run and flow_run not in here and (how := closing.settled_end(flow_run)):
-            end_dead_run(flow_run, how)
-
-
-def announce_end(run_id: str) -> None:
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
-    run = api.get_run(run_id)
-    flow_run = run.data.tags.get(FLOW_RUN_TAG)
-    if not flow_run:  # not run by Prefect
-        return
-    facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
-    for name in ("tuned/accuracy", "delta/accuracy"):
-        if name in run.data.metrics:
-            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:.4f}"
-    if "verdict" in run.data.tags:
-        facts["verdict"] = run.data.tags["verdict"]
-    announce(run.info.status, run_id, run.info.run_name, flow_run, facts)
-
-
-def told_to_stop(error: BaseException) -> bool:
-    """Whether a signal or a cancelled flow is at the bottom of it: then Prefect's server may be gone first, and
-    what is raised on the way out says only that it does not answer."""
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or current.__context__
-    return any(not isinstance(cause, Exception) for cause in causes)
-
-
-def run_of_flow(flow_run_id: str) -> str | None:
-    """The MLflow run that a flow run has opened, before it was retried or died."""
-    import mlflow
-
-    found = mlflow.search_runs(
-        filter_string=f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'",
-        search_all_experiments=True,
-        output_format="list",
-        max_results=1,
-    )
-    return str(found[0].info.run_id) if found else None
-
-
-def log_configuration(config: RunConfig) -> None:
-    """What the active run was told, at its start, so that a run that fails shows it too."""
-    import mlflow
-
-    mlflow.log_params(flatten(config.model_dump(mode="json", exclude=NOT_COMPARED)))
-    mlflow.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "config.yaml")
-    mlflow.log_text(describe_environment(), "environment.txt")
-
-
-def open_experiment(name: str) -> None:
-    """Make `name` the experiment of this process, creating store and experiment when they are new."""
-    import mlflow
-    from filelock import FileLock
-    from mlflow.exceptions import MlflowException
-
-    mlflow.set_tracking_uri(tracking_uri())
-    make_store()
-    # two first runs at once would both create the database
-    with FileLock(STORE / ".mlflow.lock"), few_retries():
-        try:
-            if store_is_ours() and mlflow.get_experiment_by_name(name) is None:
-                mlflow.create_experiment(name, artifact_location="mlflow-artifacts:/")  # see tasks/artifacts.py
-            furnish(mlflow.set_experiment(name))
-        except MlflowException as error:
-            if "deleted" in str(error):
-                raise InputError(
-                    f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name"
-                ) from None
-            raise
-
-
-def make_store() -> None:
-    try:
-        (STORE / "artifacts").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
-        ) from None
-
-
-def furnish(experiment: Any) -> None:
-    """Description and saved view of the experiment's run list, where it has none; what people changed there stays."""
-    import mlflow
-
-    for name, value in runlist.experiment_tags(experiment.experiment_id).items():
-        if name not in experiment.tags:
-            mlflow.set_experiment_tag(name, value)
-
-
-@contextmanager
-def few_retries() -> Iterator[None]:
-    """At the start, a wrong address must be told from a busy server within seconds, not minutes, and in one line."""
-    from mlflow.exceptions import MlflowException
-
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = before or "2"
-    try:
-        yield
-    except MlflowException as error:
-        if not store_is_ours() and is_network_trouble(error):
-            raise InputError(f"MLFLOW_TRACKING_URI: {public_uri()} does not answer; start it or unset it") from error
-        raise
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-def log_curve(run_id: str, *points: Point) -> None:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
-    now = int(1000 * time.time())
-    metrics = [Metric(name, value, now, point.step) for point in points for name, value in point.metrics.items()]
-    MlflowClient(tracking_uri()).log_batch(run_id, metrics=metrics)
-
-
-def log_data_check(run_id: str, check: DataCheck, folder: Path) -> None:
-    """What `folder` says about the data, before anything expensive: a run that stops later shows it too."""
-    from mlflow import MlflowClient
-
-    MlflowClient(tracking_uri()).log_artifacts(run_id, str(folder), "data_check")
-
-
-def log_checkpoint(run_id: str, folder: Path, step: int) -> None:
-    """What a run that was stopped had trained."""
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
-    api.log_artifacts(run_id, str(folder), "checkpoint")
-    describe(run_id, f"**Stopped** after step {step}; what was trained is under `checkpoint`")
-
-
-def describe(run_id: str, text: str) -> None:
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
-    link = link_to_prefect(api.get_run(run_id).data.tags)
-    api.set_tag(run_id, NOTE, "  \n".join(filter(None, (text, link))))  # two spaces: a line break in markdown
-
-
-DATA_CHECK = "data_check/data_check.json"
-
-
-def data_metrics(run_id: str) -> dict[str, float]:
-    """The figures of the run's data check.
-
-    They go to the run with its results: the compare page draws its parallel coordinates to the metric that runs
-    logged first, and these are the same in all runs on the same data.
-    """
-    from mlflow.artifacts import load_dict
-
-    check = DataCheck.model_validate(load_dict(f"runs:/{run_id}/{DATA_CHECK}"))
-    metrics: dict[str, float] = {
-        "data/leaked_test_rows": len(check.leaked["test"]),
-        "data/conflicting_texts": sum(text.conflicting for text in check.same_texts),
-        "data/duplicate_rows": sum(check.duplicates.values()),
-    }
-    if check.detectable is not None:
-        metrics["test/detectable_difference"] = check.detectable
-    return metrics
-
-
-class Logged(Record):
-    """What the MLflow run now holds."""
-
-    model_uri: str
-    version: str | None
-    """Version in the model registry, when tracking.registered_model asks for one."""
-
-
-def log_everything(
-    run_id: str,
-    config: RunConfig,
-    data: PreparedData,
-    evaluations: Mapping[str, Evaluation],
-    trained: TrainedAdapter,
-    result: Comparison,
-    table: "pd.DataFrame",
-    description: str,
-) -> Logged:
-    """Complete the active run `run_id`: model first, so that the metrics can be tied to it; the verdict last."""
-    import mlflow
-
-    model = log_model(config, data, trained, table)
-    mlflow.log_params(found_parameters(data, trained))
-    mlflow.log_metrics(final_metrics(evaluations, trained, result), run_id=run_id, model_id=model.model_id)
-    mlflow.log_metrics(data_metrics(run_id), run_id=run_id)
-    for split in SPLITS:
-        mlflow.log_input(dataset_input(config, data, split), context=split)
-    log_comparison(evaluations, result, table)
-    mlflow.log_artifacts(trained.folder, "adapter")
-    mlflow.set_tags(
-        {
-            "data_fingerprint": data.fingerprint,
-            "test_fingerprint": data.test_fingerprint,
-            "adapter_sha256": trained.sha256,
-            "verdict": result.verdict,
-        }
-    )
-    describe(run_id, description)
-    version = model.registered_model_version
-    return Logged(model_uri=model.model_uri, version=str(version) if version else None)
-
-
-TABLES = ("ladder", "slices", "flips", "mistakes", "label_errors", "predictions")
-"""In the order in which MLflow's page for several runs offers them."""
-
-
-TABLES_TAG = "mlflow.loggedArtifacts"
-"""Where MLflow looks for tables that it can show for several runs at once."""
-
-
-def tables_tag(names: Sequence[str]) -> str:
-    return json.dumps([{"path": f"comparison/{name}.json", "type": "table"} for name in names])
-
-
-def log_comparison(evaluations: Mapping[str, Evaluation], result: Comparison, table: "pd.DataFrame") -> None:
-    """The comparison's files under `comparison`; its tables are those that MLflow can show for several runs at once.
-
-    Not `mlflow.log_table`: it appends to what is there, so that a retried task would log every line twice.
-    """
-    import mlflow
-
-    folder = Path(result.folder)
-    with tempfile.TemporaryDirectory() as staged:
-        for file in (*folder.glob("*.*"), *folder.glob("tables/*.json")):
-            shutil.copy(file, staged)
-        for name, evaluation in evaluations.items():
-            shutil.copyfile(evaluation.predictions, Path(staged, f"{name}.parquet"))
-        table.to_json(Path(staged, "predictions.json"), orient="split", index=False)
-        mlflow.log_artifacts(staged, "comparison")
-    mlflow.set_tag(TABLES_TAG, tables_tag(TABLES))
-    plots = folder.parent / "plots"
-    mlflow.log_artifacts(str(plots), "plots")
-    # once more at the top: the compare page shows these next to each other, and no files in folders
-    for file in (folder / "comparison.md", plots / "ladder.png"):
-        mlflow.log_artifact(str(file))
-
-
-def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, Any]:
-    """What the run found out: exact revisions, the layers adapted, and the size of what was trained."""
-    return {
-        "model.revision": data.model.revision,
-        "data.revision": data.source.revision,
-        "adapter.target_modules": ",".join(trained.target_modules),
-        "trainable_parameters": trained.trainable_parameters,
-        "total_parameters": trained.total_parameters,
-    }
+    except Exception as error:
+        if refusal := why_refused(error):
+            raise InputError(refusal) from error
+        put_off(str(journal.folder), error)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -448,90 +207,389 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def final_metrics(
-    evaluations: Mapping[str, Evaluation], trained: TrainedAdapter, result: Comparison
-) -> dict[str, float]:
-    """The same keys in every run, so that the compare page lines them up; less what a run was not asked for."""
-    accuracy, gain = result.rung("tuned").accuracy, result.gain
-    # the run's page lists them in this order
-    metrics = named("tuned", result.rung("tuned").scores.model_dump())
-    metrics |= {"tuned/accuracy_low": accuracy.low, "tuned/accuracy_high": accuracy.high}
-    for name, interval in (("accuracy", gain.accuracy), ("macro_f1", gain.macro_f1), ("log_loss", gain.log_loss)):
-        metrics |= {f"delta/{name}": interval.value}
-        metrics |= {f"delta/{name}_low": interval.low, f"delta/{name}_high": interval.high}
-    metrics |= {"delta/p_value": gain.p_value, "delta/fixed": gain.fixed, "delta/broken": gain.broken}
-    metrics |= named("baseline", result.rung("baseline").scores.model_dump())
-    for rung in result.ladder:
-        if rung.adapter_gain and rung.name != "baseline":
-            metrics |= named(f"reference/{rung.name}", rung.scores.model_dump() | gain_metrics(rung.adapter_gain))
-    metrics |= named("calibration", result.calibration.model_dump())
-    if result.leaked:
-        metrics["test/accuracy_without_leaked"] = result.accuracy_without_leaked["tuned"]
-    adapter_bytes = sum(file.stat().st_size for file in Path(trained.folder).rglob("*.safetensors"))
-    return metrics | {
-        "cost/baseline_seconds": evaluations["baseline"].seconds,
-        "cost/train_seconds": trained.seconds,
-        "cost/tuned_seconds": evaluations["tuned"].seconds,
-        "cost/train_examples_per_second": trained.examples_per_second,
-        "cost/peak_memory_mb": trained.peak_memory_mb,
-        "cost/adapter_mb": adapter_bytes / 2**20,
-        "train/steps": trained.steps,
-        "train/best_step": trained.best_step,
-    }
+def run_id_of(work: str) -> str | None:
+    """Id of the MLflow run; None while MLflow has not answered yet."""
+    return journal_of(work).sent.run_id
 
 
-def gain_metrics(gain: Difference) -> dict[str, float]:
-    accuracy = gain.accuracy
-    return {
-        "gain": accuracy.value,
-        "gain_low": accuracy.low,
-        "gain_high": accuracy.high,
-        "gain_p_value": gain.p_value,
-    }
+def journal_of(work: str) -> Journal:
+    return _open.get(work) or Journal(Path(work))
 
 
-def named(group: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{name}": value for name, value in values.items()}
+def link_to_prefect(tags: Mapping[str, str]) -> str:
+    """The last line of a run's description: MLflow shows tags as plain text."""
+    return f"[Run page in Prefect]({tags[FLOW_RUN_URL_TAG]})" if FLOW_RUN_URL_TAG in tags else ""
 
 
-def dataset_input(config: RunConfig, data: PreparedData, split: str) -> Any:
+def tidy_up() -> None:
+    """What others could not do any more: give dead runs their end, and MLflow what waits for it."""
+    try:
+        close_dead_runs()
+    except Exception as error:
+        warn("runs that died cannot be closed yet: %s", error)
+    send_what_waits()
+
+
+def close_dead_runs() -> list[str]:
+    """Give every run of this folder whose process is gone its end, in MLflow and Prefect; ids of their flow runs."""
+    return closing.close_dead_runs(end_dead_run)
+
+
+def send_what_waits() -> None:
+    """Everything that is still to reach MLflow, from runs that no process works on."""
+    for file in sorted(WORK.glob(f"*/{LINES}")):
+        work = str(file.parent.resolve())
+        if work in _open or not waits(file.parent):
+            continue
+        with if_unused(work) as unused:
+            if unused and not try_to_send(work):
+                return  # the others meet the same trouble
+
+
+ENDS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
+"""How a run that could not say so itself ended, by the final state of its flow run."""
+
+
+def end_dead_run(note: liveness.Note, how: closing.End) -> bool:
+    """Whether the run had not ended, which it has now."""
+    if note.work is None or note.work in _open:  # it died before it had a run in MLflow; it is being continued here
+        return False
+    with if_unused(note.work) as unused:
+        journal = Journal(Path(note.work))
+        if not unused or journal.status != "RUNNING" or journal.flow_run_id != note.flow_run_id:
+            return False
+        journal.add("end", {"status": ENDS[how.state]}, at=int(1000 * how.time.timestamp()))
+        try_to_send(note.work)
+        return True
+
+
+def close_silent_runs() -> None:
+    """End in MLflow what has ended in Prefect, for runs that left no note in this folder: they ran elsewhere."""
+    from mlflow import MlflowClient
+
+    api, here = MlflowClient(tracking_uri()), {note.flow_run_id for note in liveness.notes()}
+    experiments = [experiment.experiment_id for experiment in api.search_experiments()]
+    for run in api.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        flow_run = run.data.tags.get(FLOW_RUN_TAG)
+        if flow_run and flow_run not in here and (how := closing.settled_end(flow_run)):
+            end_run(api, run.info.run_id, ENDS[how.state], int(1000 * how.time.timestamp()))
+
+
+def end_run(api: "MlflowClient", run_id: str, status: str, at: int) -> None:
+    """Its status in MLflow, and the event for automations."""
+    api.set_terminated(run_id, status, end_time=at)
+    run = api.get_run(run_id)
+    flow_run = run.data.tags.get(FLOW_RUN_TAG)
+    if not flow_run:  # not run by Prefect
+        return
+    facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
+    for name in ("tuned/accuracy", "delta/accuracy"):
+        if name in run.data.metrics:
+            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:.4f}"
+    if "verdict" in run.data.tags:
+        facts["verdict"] = run.data.tags["verdict"]
+    announce(status, run_id, run.info.run_name, flow_run, facts)
+
+
+def told_to_stop(error: BaseException) -> bool:
+    """Whether a signal or a cancelled flow is at the bottom of it: then Prefect's server may be gone first, and
+    what is raised on the way out says only that it does not answer."""
+    return any(not isinstance(cause, Exception) for cause in causes(error))
+
+
+# --- from the journal to MLflow ---------------------------------------------------------------------------------------
+
+UPDATE_SECONDS = 2.0
+"""Between two attempts; more often tells nobody more and slows training."""
+
+MOST_SHARE = 0.02
+"""Of the time that passes, for sending: a slow server slows the live curves, not the training."""
+
+PATIENCE_SECONDS = 300
+"""So long a run waits at its end for an MLflow that does not answer."""
+
+_next_attempt: dict[str, float] = {}
+_put_off = set[str]()
+"""Folders of runs that were told that MLflow does not answer."""
+
+
+def try_to_send(work: str, at_once: bool = False) -> bool:
+    """Whether MLflow has all of the journal. It is asked only now and then, unless `at_once`; raises nothing."""
+    begun = time.monotonic()
+    if not at_once and begun < _next_attempt.get(work, 0):
+        return False
+    try:
+        send(journal_of(work))
+    except Exception as error:
+        put_off(work, error)
+        return False
+    finally:
+        done = time.monotonic()
+        _next_attempt[work] = done + max(UPDATE_SECONDS, (done - begun) / MOST_SHARE)
+    if work in _put_off:
+        _put_off.discard(work)
+        tell("MLflow answers again and has everything")
+    return True
+
+
+def put_off(work: str, error: Exception) -> None:
+    """Say it once, whatever number of attempts fail."""
+    if work not in _put_off:
+        _put_off.add(work)
+        warn(
+            "MLflow (%s) does not take what the run tells it (%s). The run goes on, and all of it waits in %s",
+            public_uri(),
+            reason(error),
+            work,
+        )
+
+
+def reason(error: BaseException) -> str:
+    """In a few words: `Connection refused` is at the bottom of three exceptions, each of which quotes the next."""
+    told = [cause.strerror for cause in causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return told[-1] if told else first_line(error)
+
+
+def send_all(work: str) -> Sent:
+    """MLflow has all of the journal; one that does not answer is waited for. Raises what goes wrong in the end."""
+    journal, until, pause = journal_of(work), time.monotonic() + PATIENCE_SECONDS, 1.0
+    while True:
+        try:
+            send(journal)
+            return journal.sent
+        except Exception as error:
+            if why_refused(error) or time.monotonic() + pause > until or not may_recover(error):
+                raise RuntimeError(
+                    f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
+                    "run the same command again when it answers, nothing is computed twice"
+                ) from error
+            put_off(work, error)
+            time.sleep(pause)
+            pause = min(2 * pause, 15)
+
+
+def may_recover(error: Exception) -> bool:
+    """Whether waiting may help: a server that is gone, overloaded or starting, a database that is locked.
+
+    Or a row that another run has just added: two runs on the same data log the same data set, and MLflow looks for it
+    before it adds it. The next time it is found.
+    """
+    from mlflow.exceptions import MlflowException
+
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    return is_network_trouble(error) or status >= 500 or status == 429 or "IntegrityError" in str(error)
+
+
+def why_refused(error: Exception) -> str:
+    """What to say where MLflow turns us away for good."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+        return (
+            f"MLFLOW_TRACKING_URI: {public_uri()} refuses access; check MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    return ""
+
+
+def send(journal: Journal) -> None:
+    """Tell MLflow what it does not have yet, in order; raises what goes wrong. What was sent stays sent."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send_lines(journal)
+    except (Deleted, MlflowException) as error:
+        gone = isinstance(error, Deleted) or error.error_code == "RESOURCE_DOES_NOT_EXIST"
+        if not gone or not journal.sent.run_id:
+            raise
+        journal.mark(Sent())  # another store, or the run was deleted: everything once more, as a new run
+        send_lines(journal)
+
+
+class Deleted(Exception):
+    """Somebody has deleted the run in MLflow."""
+
+
+def send_lines(journal: Journal) -> None:
+    import mlflow
+    from mlflow import MlflowClient
+
+    waiting = journal.waiting
+    if not waiting:
+        return
+    mlflow.set_tracking_uri(tracking_uri())
+    api = MlflowClient(tracking_uri())
+    if journal.sent.run_id is None:
+        journal.mark(created(api, journal))
+    begun = journal.sent
+    _experiments[str(begun.run_id)] = str(begun.experiment_id)
+    while waiting:
+        first = waiting[0]
+        batch = list(takewhile(is_point, waiting))[:MOST_POINTS] or [first]
+        sent = SENDERS[first.kind](api, journal, batch)
+        journal.mark(sent.model_copy(update={"lines": sent.lines + len(batch)}))
+        waiting = waiting[len(batch) :]
+
+
+def is_point(line: Line) -> bool:
+    return line.kind == "metrics" and not line.of_model
+
+
+MOST_POINTS = 100
+"""Points in one call: MLflow takes 1000 values at once, and a point has up to seven."""
+
+KEY_TAG = "peft_flow.key"
+
+
+def created(api: "MlflowClient", journal: Journal) -> Sent:
+    """The MLflow run of the journal: created, or found where an answer was lost on its way."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    head = journal.head
+    experiment_id = open_experiment(api, head.experiment)
+    parent = None
+    if head.parent:
+        above = journal_of(head.parent)
+        if above.sent.run_id is None:
+            above.mark(created(api, above))
+        parent = above.sent.run_id
+    found = runs_of(api, experiment_id, head.key)
+    if not found:
+        tags = {KEY_TAG: head.key} | ({"mlflow.parentRunId": parent} if parent else {})
+        api.create_run(experiment_id, head.started, resolve_tags(tags), head.name)
+        found = runs_of(api, experiment_id, head.key)
+    return Sent(run_id=found[0].info.run_id, experiment_id=experiment_id)
+
+
+def runs_of(api: "MlflowClient", experiment_id: str, key: str) -> list[Any]:
+    """The first is the run; others were created by calls that were answered too late, and are nobody's."""
+    runs = api.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+    return sorted(runs, key=lambda run: run.info.run_id)
+
+
+def send_begin(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
+    from mlflow.entities import RunTag
+
+    sent, (line,) = journal.sent, lines
+    assert sent.run_id
+    run = api.get_run(sent.run_id)
+    if run.info.lifecycle_stage == "deleted":
+        raise Deleted(f"run {sent.run_id} was deleted")
+    if run.info.status != "RUNNING":
+        api.update_run(sent.run_id, "RUNNING")
+    api.log_batch(sent.run_id, tags=[RunTag(name, value) for name, value in line.values["tags"].items()])
+    return sent
+
+
+def send_values(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
+    """Parameters or tags."""
+    from mlflow.entities import Param, RunTag
+
+    sent, (line,) = journal.sent, lines
+    entity = {"params": Param, "tags": RunTag}[line.kind]
+    api.log_batch(sent.run_id, **{line.kind: [entity(name, value) for name, value in line.values.items()]})
+    return sent
+
+
+def send_metrics(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
+    """With the time at which they were written down: a value that MLflow has is not added again."""
+    from mlflow.entities import Metric
+
+    sent = journal.sent
+    metrics = [
+        Metric(name, value, line.time, line.step, model_id=sent.model_id if line.of_model else None)
+        for line in lines
+        for name, value in line.values.items()
+    ]
+    api.log_batch(sent.run_id, metrics=metrics)
+    return sent
+
+
+def send_files(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
+    sent, (line,) = journal.sent, lines
+    for name in line.values["paths"]:
+        path, to = journal.folder / name, line.values["to"] or None
+        if path.is_dir():
+            api.log_artifacts(sent.run_id, str(path), to)
+        elif path.exists():
+            api.log_artifact(sent.run_id, str(path), to)
+    return sent
+
+
+def send_inputs(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
     """One split as an MLflow data set, with our fingerprint as its digest; MLflow tells splits apart by name."""
     import mlflow
     from datasets import load_from_disk
+    from mlflow.entities import DatasetInput, InputTag
 
-    rows = load_from_disk(data.folder)[split].select_columns([*data.text_columns, "labels"])
-    source, revision = data.source.name, data.source.revision
-    where = {"source": source} if data.source.is_local else {"path": source, "revision": revision}
-    name = f"{Path(config.data.name).name[:200]} {split}"
-    return mlflow.data.from_huggingface(rows, name=name, targets="labels", digest=data.fingerprint[:32], **where)
+    sent, (line,) = journal.sent, lines
+    known = line.values
+    rows = load_from_disk(str(journal.folder / known["folder"]))[known["split"]].select_columns(known["columns"])
+    found = mlflow.data.from_huggingface(
+        rows, name=known["name"], targets="labels", digest=known["digest"], **known["where"]
+    )
+    given = DatasetInput(found._to_mlflow_entity(), [InputTag("mlflow.data.context", known["split"])])
+    api.log_inputs(sent.run_id, [given])
+    return sent
 
 
-def log_model(config: RunConfig, data: PreparedData, trained: TrainedAdapter, table: "pd.DataFrame") -> Any:
+def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
     """The adapter as a pyfunc model that returns label and probabilities; the foundation model is not copied.
 
-    Not `mlflow.transformers.log_model`: with an adapter it reloads layers and head randomly initialised.
+    Not `mlflow.transformers.log_model`: with an adapter it reloads layers and head randomly initialised. A model that
+    was begun and not finished is finished, one that is there is not logged again: this is `mlflow.pyfunc.log_model`
+    step by step, each of which may have been the last.
     """
     import mlflow
-    from mlflow.models import ModelSignature
+    import pandas as pd
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     from tasks import serving
 
-    answers = ["probability", *(f"probability_{name}" for name in data.label_names)]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, name) for name in data.text_columns]),
-        outputs=Schema([ColSpec(DataType.string, "label"), *(ColSpec(DataType.double, name) for name in answers)]),
+    sent, (line,) = journal.sent, lines
+    assert sent.run_id and sent.experiment_id
+    known = line.values
+    begun = api.search_logged_models([sent.experiment_id], f"source_run_id = '{sent.run_id}'")
+    run = api.get_run(sent.run_id)
+    model = (
+        begun[0]
+        if begun
+        else api.create_logged_model(
+            sent.experiment_id, name="model", source_run_id=sent.run_id, params=run.data.params
+        )
     )
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=serving.__file__,
-        artifacts={"adapter": trained.folder},
-        model_config={"base_model": data.model.name},
-        signature=signature,
-        input_example=table[list(data.text_columns)].head(2),
-        pip_requirements=[f"{name}=={public_version(name)}" for name in SERVING_PACKAGES],
-        registered_model_name=config.tracking.registered_model,
-    )
+    if model.status != LoggedModelStatus.READY:
+        outputs = run.outputs.model_outputs if run.outputs else []
+        if model.model_id not in [output.model_id for output in outputs]:
+            api.log_outputs(sent.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        answers = ["probability", *(f"probability_{name}" for name in known["label_names"])]
+        identity = {"model_uuid": model.model_id, "model_id": model.model_id, "run_id": sent.run_id}
+        with TemporaryDirectory() as folder:
+            mlflow.pyfunc.save_model(
+                f"{folder}/model",
+                mlflow_model=Model(artifact_path=model.artifact_location, **identity),
+                python_model=serving.__file__,
+                artifacts={"adapter": str(journal.folder / known["adapter"])},
+                model_config={"base_model": known["base_model"]},
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec(DataType.string, name) for name in known["text_columns"]]),
+                    outputs=Schema(
+                        [ColSpec(DataType.string, "label"), *(ColSpec(DataType.double, name) for name in answers)]
+                    ),
+                ),
+                input_example=pd.DataFrame(known["example"], columns=known["text_columns"]),
+                pip_requirements=[f"{name}=={public_version(name)}" for name in SERVING_PACKAGES],
+            )
+            api.log_model_artifacts(model.model_id, f"{folder}/model")
+        api.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    model_id = model.model_id
+    version = None
+    if name := known["registered_model"]:
+        there = [found for found in api.search_model_versions(f"name='{name}'") if found.run_id == sent.run_id]
+        version = str(there[0].version if there else mlflow.register_model(f"models:/{model_id}", name).version)
+    return sent.model_copy(update={"model_id": model_id, "version": version})
 
 
 SERVING_PACKAGES = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas", "numpy")
@@ -542,15 +600,150 @@ def public_version(package: str) -> str:
     return importlib.metadata.version(package).split("+")[0]
 
 
+def send_end(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:
+    sent, (line,) = journal.sent, lines
+    assert sent.run_id and sent.experiment_id
+    for stray in runs_of(api, sent.experiment_id, journal.head.key):
+        if stray.info.run_id != sent.run_id:
+            api.delete_run(stray.info.run_id)
+    if line.values["status"] == "FINISHED" and any(other.values.get("to") == "checkpoint" for other in journal.lines):
+        # left by an interruption that nothing else tells of any more
+        artifacts = api.get_run(sent.run_id).info.artifact_uri
+        repository(f"{artifacts}/checkpoint", tracking_uri()).delete_artifacts()
+    end_run(api, sent.run_id, line.values["status"], line.time)
+    return sent
+
+
+SENDERS: dict[str, Callable[["MlflowClient", Journal, Sequence[Line]], Sent]] = {
+    "begin": send_begin,
+    "params": send_values,
+    "metrics": send_metrics,
+    "tags": send_values,
+    "files": send_files,
+    "inputs": send_inputs,
+    "model": send_model,
+    "end": send_end,
+}
+
+
+def make_database() -> None:
+    """`mlruns/mlflow.db`, whole or not at all: MLflow makes one table after the other, and can never use a database
+    whose making was killed or did not fit on the disk."""
+    database = STORE / "mlflow.db"
+    if tracking_uri() != default_store() or database.exists():
+        return
+    from filelock import FileLock
+    from mlflow.store.db.utils import _initialize_tables
+    from sqlalchemy import create_engine
+
+    with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
+        if database.exists():
+            return
+        for leftover in STORE.glob(".mlflow.db.partial*"):
+            leftover.unlink()
+        partial = STORE / ".mlflow.db.partial"
+        engine = create_engine(f"sqlite:///{partial}")
+        try:
+            _initialize_tables(engine)
+        finally:
+            engine.dispose()
+        partial.replace(database)
+
+
+def open_experiment(api: "MlflowClient", name: str) -> str:
+    """Id of the experiment, which is created with its description and saved view when it is new."""
+    from filelock import FileLock
+
+    with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
+        found = api.get_experiment_by_name(name)
+        if found and found.lifecycle_stage == "deleted":
+            raise InputError(f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name")
+        if not found:
+            # for a store in a file, see tasks/artifacts.py
+            found = api.get_experiment(
+                api.create_experiment(name, artifact_location="mlflow-artifacts:/" if store_is_ours() else None)
+            )
+        furnish(api, found)
+    return str(found.experiment_id)
+
+
+def furnish(api: "MlflowClient", experiment: Any) -> None:
+    """Description and saved view of the experiment's run list, where it has none; what people changed there stays."""
+    for name, value in runlist.experiment_tags(experiment.experiment_id).items():
+        if name not in experiment.tags:
+            api.set_experiment_tag(experiment.experiment_id, name, value)
+
+
+def make_store() -> None:
+    try:
+        (STORE / "artifacts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
+        ) from None
+    make_database()
+
+
+# --- what a run has to tell -------------------------------------------------------------------------------------------
+
+
+def log(work: str, kind: Kind, values: Mapping[str, Any], step: int = 0, of_model: bool = False) -> None:
+    """Into the run's journal, and to MLflow when it is time; `of_model` ties metrics to the logged model."""
+    journal_of(work).add(kind, dict(values), step, of_model=of_model)
+    try_to_send(work)
+
+
+def log_files(work: str, to: str, *paths: Path) -> None:
+    """Files, or folders with all that is in them, for `to` among the run's artifacts. They must stay as they are."""
+    log(work, "files", {"to": to, "paths": [os.path.relpath(path, work) for path in paths]})
+
+
+def describe(work: str, text: str) -> None:
+    """The run's description, with the link to its Prefect page."""
+    tags = next(line.values["tags"] for line in reversed(journal_of(work).lines) if line.kind == "begin")
+    link = link_to_prefect(tags)
+    log(work, "tags", {NOTE: "  \n".join(filter(None, (text, link)))})  # two spaces: a line break in markdown
+
+
+# --- what others have told --------------------------------------------------------------------------------------------
+
+
+class Refused(InputError):
+    """MLflow knows us and does not let us."""
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """A server that does not answer is the user's to start, one that turns us away the user's to ask: InputError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if refusal := why_refused(error):
+            raise Refused(refusal) from error
+        if not store_is_ours() and is_network_trouble(error):
+            raise InputError(f"MLFLOW_TRACKING_URI: {public_uri()} does not answer; start it or unset it") from error
+        raise
+
+
+def is_there() -> bool:
+    """Whether there is a store; MLflow would make an empty one of whatever it is asked for."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (STORE / "mlflow.db").exists()
+
+
+def check_store() -> None:
+    if not is_there():
+        raise InputError(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")
+
+
 def stored_run(run_id: str, folder: Path) -> StoredRun:
     """A finished run, with its adapter's predictions downloaded into `folder`; InputError where it has none."""
     from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (STORE / "mlflow.db").exists():
-        raise InputError(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")
-    with few_retries():
+    check_store()
+    with in_one_line():
         try:
             run = MlflowClient(tracking_uri()).get_run(run_id)
         except MlflowException as error:
@@ -563,104 +756,310 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
     if "seeds" in parameters:
         raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
     if run.info.status != "FINISHED":
-        raise InputError(f"run {run_id} has not finished ({run.info.status}) and cannot be compared; run it again")
+        raise InputError(f"run {run_id} has not finished ({run.info.status}); run it again, or choose another run")
     if "verdict" not in tags:
         raise InputError(f"run {run_id} was not made by peft-flow finetune")
     if "test_fingerprint" not in tags:
         raise InputError(f"run {run_id} is of an older version, which did not say what its test rows are; run it again")
-    try:
-        file = download_artifacts(
-            run_id=run_id, artifact_path=PREDICTIONS, dst_path=str(folder), tracking_uri=tracking_uri()
-        )
-    except (MlflowException, OSError) as error:
-        raise InputError(f"run {run_id}: its predictions {PREDICTIONS} cannot be read: {error}") from error
     return StoredRun(
         run_id=run_id,
         name=run.info.run_name,
         verdict=tags["verdict"],
         parameters=parameters,
         test_fingerprint=tags["test_fingerprint"],
-        predictions=file,
+        predictions=str(fetched(run_id, PREDICTIONS, folder)),
     )
+
+
+def fetched(run_id: str, artifact: str, folder: Path) -> Path:
+    """A file of the run, downloaded into `folder`; InputError where it is gone."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(
+            download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder), tracking_uri=tracking_uri())
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(f"run {run_id}: its file {artifact} cannot be read: {first_line(error)}") from error
+
+
+def recorded_run(run_id: str, folder: Path) -> RecordedRun:
+    """All that a finished run needs to be done again; InputError where something of it is missing."""
+    from mlflow import MlflowClient
+
+    stored = stored_run(run_id, folder)
+    tags = MlflowClient(tracking_uri()).get_run(run_id).data.tags
+    needed = ("data_fingerprint", "adapter_sha256")
+    if not {*needed} <= tags.keys() or not {"model.revision", "data.revision"} <= stored.parameters.keys():
+        raise InputError(f"run {run_id} is of an older version, which did not record all that a rerun needs")
+    config, environment = (
+        fetched(run_id, name, folder).read_text(encoding="utf-8") for name in ("config.yaml", "environment.txt")
+    )
+    return RecordedRun(
+        run=stored,
+        config=checked(RunConfig, parse_yaml(config), f"run {run_id}, config.yaml: "),
+        environment=environment,
+        **{name: tags[name] for name in needed},
+    )
+
+
+def note_outcome(run_id: str, tags: Mapping[str, str], line: str, page: Path) -> None:
+    """What became known of a run after it had ended: tags, a file, and the first line of its description."""
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    text = api.get_run(run_id).data.tags.get(NOTE, "")
+    if not text.startswith(line):  # else it has been said before
+        tags = {**tags, NOTE: f"{line}  \n{text}"}  # two spaces: a line break in markdown
+    api.log_artifact(run_id, str(page))
+    for name, value in tags.items():
+        api.set_tag(run_id, name, value)
 
 
 PREDICTIONS = "comparison/tuned.parquet"
 """Artifact with what the adapter said about the test rows."""
 
 
-def log_seeds(result: SeedsResult, page: str, ladder: dict[str, Any], description: str) -> None:
-    """Complete the parent of several seeds' runs: means under the names that single runs use, and their spread."""
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, RunTag
-
-    api, now = MlflowClient(tracking_uri()), int(1000 * time.time())
-    tags = {
-        "data_fingerprint": result.data_fingerprint,
-        "verdict": result.verdict,
-        TABLES_TAG: tables_tag(["ladder"]),
-    }
-    api.log_text(result.run_id, page, "comparison/comparison.md")
-    api.log_dict(result.run_id, ladder, "comparison/ladder.json")
-    describe(result.run_id, description)
-    api.log_batch(
-        result.run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in seed_metrics(result).items()],
-        params=[Param("seeds", str(len(result.runs)))],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-    )
-
-
-def seed_metrics(result: SeedsResult) -> dict[str, float]:
-    metrics = {"delta/accuracy": result.gain.mean.value}
-    for rung in result.ladder:
-        group = rung.name if rung.name in ("tuned", "baseline") else f"reference/{rung.name}"
-        for name in ("accuracy", "macro_f1", "log_loss"):
-            metrics[f"{group}/{name}"] = getattr(rung, name).mean.value
-    accuracy = result.rung("tuned").accuracy
-    return metrics | {
-        "seeds/count": len(result.runs),
-        "seeds/accuracy_std": accuracy.deviation,
-        "seeds/accuracy_low": accuracy.mean.low,
-        "seeds/accuracy_high": accuracy.mean.high,
-        "seeds/noise": result.noise,
-    }
-
-
-CHAMPION = "champion"
-"""Alias, in MLflow's model registry, of the version that the next one has to beat."""
+CHAMPION, PREVIOUS = "champion", "previous"
+"""Aliases, in MLflow's model registry: of the version in use, which the next one has to beat, and of the one before."""
 
 
 class Champion(Record):
     uri: str
     """`models:/NAME/VERSION`"""
+    version: str
     source: str
     """The logged model behind it: a version number is given anew after its model was deleted, this name never."""
+    run_id: str | None
+    """Of the run that trained it."""
 
 
-def find_champion(config: RunConfig) -> Champion | None:
-    """What carries the alias in the registry of `tracking.registered_model`, where there is one."""
+def find_champion(name: str) -> Champion | None:
+    """What carries the alias among the versions of registered model `name`, where there is one."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    name = config.tracking.registered_model
-    if not name:
+    if not is_there():
         return None
     try:
         found = MlflowClient(tracking_uri()).get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+        if error.error_code in ABSENT:  # no such model; no such alias
             return None
         raise
-    return Champion(uri=f"models:/{name}/{found.version}", source=str(found.source))
+    version = str(found.version)
+    return Champion(
+        uri=f"models:/{name}/{version}", version=version, source=str(found.source), run_id=found.run_id or None
+    )
+
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers where it does not have what it is asked for."""
+
+
+class RegisteredVersion(Record):
+    """One version of a registered model."""
+
+    version: str
+    created: int
+    """Milliseconds since 1970."""
+    run_id: str | None
+    source: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    description: str
+
+
+def registered_versions(name: str) -> list[RegisteredVersion]:
+    """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not name.strip() or {"/", ":"}.intersection(name):
+        raise InputError(f"registered models have a name without '/' and ':', not {name!r:.80}")
+    check_store()
+    api = MlflowClient(tracking_uri())
+    with in_one_line():
+        try:
+            aliases = api.get_registered_model(name).aliases  # a search leaves them out
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
+            known = ", ".join(model.name for model in api.search_registered_models(max_results=10))
+            there = f"it has {known}" if known else "none was registered yet; see tracking.registered_model"
+            raise InputError(f"there is no registered model {name!r:.80} in {public_uri()}; {there}") from None
+        quote = '"' if "'" in name else "'"
+        found = api.search_model_versions(f"name={quote}{name}{quote}", max_results=MOST_VERSIONS)
+    versions = [
+        RegisteredVersion(
+            version=str(one.version),
+            created=one.creation_timestamp,
+            run_id=one.run_id or None,
+            source=str(one.source),
+            aliases=tuple(sorted(alias for alias, version in aliases.items() if str(version) == str(one.version))),
+            tags=one.tags,
+            description=one.description or "",
+        )
+        for one in found
+    ]
+    return sorted(versions, key=lambda version: int(version.version))
+
+
+MOST_VERSIONS = 10_000
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    from mlflow import MlflowClient
+
+    with in_one_line():
+        MlflowClient(tracking_uri()).set_registered_model_alias(name, alias, version)
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    with in_one_line():
+        for tag, value in tags.items():
+            api.set_model_version_tag(name, version, tag, value)
+
+
+def describe_version(name: str, version: str, text: str) -> None:
+    from mlflow import MlflowClient
+
+    with in_one_line():
+        MlflowClient(tracking_uri()).update_model_version(name, version, text)
+
+
+class RunFacts(Record):
+    """What a run says of itself, whatever made it."""
+
+    run_id: str
+    name: str
+    url: str
+    """Of its page in MLflow."""
+    started: int
+    """Milliseconds since 1970."""
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def run_facts(run_id: str) -> RunFacts | None:
+    """None for a run that is not there any more."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with in_one_line():
+        try:
+            run = MlflowClient(tracking_uri()).get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise
+    return RunFacts(
+        run_id=run_id,
+        name=run.info.run_name or "",
+        url=f"{ui()}/{runlist.run_address(run.info.experiment_id, run_id)}",
+        started=run.info.start_time,
+        parameters=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+    )
+
+
+def runs_tagged(tag: str, value: str) -> set[str]:
+    """Ids of the runs, of all experiments, that carry the tag with this value."""
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking_uri())
+    experiments = [experiment.experiment_id for experiment in api.search_experiments()]
+    return {run.info.run_id for run in api.search_runs(experiments, f"tags.`{tag}` = '{value}'")}
+
+
+def attach(run_id: str, to: str, *files: Path) -> None:
+    """Files for the artifacts of a run that has ended, in its folder `to`."""
+    from mlflow import MlflowClient
+
+    for file in files:
+        MlflowClient(tracking_uri()).log_artifact(run_id, str(file), to)
+
+
+def download(run_id: str, path: str, folder: Path) -> Path | None:
+    """A copy of one artifact of a run under `folder`; None where the run has none of this name."""
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+
+    parent = path.rpartition("/")[0] or None
+    api = MlflowClient(tracking_uri())
+    if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(
+        download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=tracking_uri())
+    )
+
+
+def find_adapter(name: str) -> tuple[str, str]:
+    """Address, for `download_adapter`, and version of what a user calls `name`: NAME/3, or the id of a run.
+
+    NAME alone is its champion; NAME@ALIAS and NAME/3 may stand after `models:/`. Raises InputError where there is none.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    check_store()
+    api, asked = MlflowClient(tracking_uri()), name.removeprefix("models:/")
+    with in_one_line():
+        try:
+            if re.fullmatch("[0-9a-f]{32}", asked):
+                if not api.list_artifacts(asked, "adapter"):
+                    raise InputError(f"model: run {asked} holds no adapter; give one that peft-flow finetune finished")
+                return f"runs:/{asked}/adapter", asked
+            if re.fullmatch("m-[0-9a-f]{32}", asked):  # a logged model, as finetune shows it
+                return f"models:/{asked}", str(api.get_logged_model(asked).source_run_id or asked)
+            registered, slash, number = asked.partition("/")
+            registered, _, alias = (registered, "", "") if slash else asked.partition("@")
+            found = (
+                api.get_model_version(registered, number)
+                if slash
+                else api.get_model_version_by_alias(registered, alias or CHAMPION)
+            )
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
+            raise InputError(
+                f"model: there is no run, registered model, version or alias {name!r:.100} in {public_uri()}, "
+                "and no such folder; MLflow shows what there is"
+            ) from None
+    return f"models:/{registered}/{found.version}", f"{registered}/{found.version}"
 
 
 def download_adapter(uri: str, folder: Path) -> Path:
-    """The adapter folder of a model that `log_model` logged, copied into `folder`; OSError where it has none."""
+    """The adapter folder of a model that `log_model` logged, or of a run's artifacts, copied into `folder`; OSError
+    where it has none."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())
     files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    adapter = files / "artifacts/adapter"
+    adapter = files if uri.startswith("runs:/") else files / "artifacts/adapter"
     if not adapter.is_dir():
         raise FileNotFoundError(f"{uri} holds no adapter")
     return adapter
+
+
+def find_test_table(uri: str, folder: Path) -> Path | None:
+    """The table of test rows, with their texts, of the run that made this model; None where it is gone."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    run_id = uri.split("/")[1] if uri.startswith("runs:/") else mlflow.models.get_model_info(uri).run_id
+    try:
+        return fetched(run_id, TEST_TABLE, folder)
+    except InputError:
+        return None
+
+
+TEST_TABLE = "comparison/predictions.json"
+"""Artifact with a line for each test row."""

@@ -2,28 +2,29 @@
 
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
-from prefect.logging import get_run_logger
 
 from tasks import adapter as adapters
 from tasks import model as models
+from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
-from tasks.evaluation import PROBE_ROWS
-from tasks.progress import live_curve, progress_artifact
-from tasks.records import Point, PreparedData, TrainedAdapter, file_sha256
-from tasks.tracking import log_checkpoint, log_curve
+from tasks.evaluation import PROBE_ROWS, free_device_memory
+from tasks.progress import amount, progress_artifact, tell, warn
+from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
+from tasks.tracking import describe, log, log_files
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback, TrainingArguments
 
 CURVE_POINTS = 100
 """Training loss is reported about this many times a run: enough for a curve, few enough to cost nothing."""
@@ -50,46 +51,151 @@ class Progress(NamedTuple):
     def sentence(self) -> str:
         if self.step == self.total_steps:
             return f"all {self.step} steps done"
-        left = self.seconds_left
-        amount = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
-        return f"step {self.step} of {self.total_steps}, about {amount} left"
+        return f"step {self.step} of {self.total_steps}, about {amount(self.seconds_left)} left"
 
 
-Report = Callable[[Progress], None]
+class Watcher(NamedTuple):
+    """Who is told how training goes."""
+
+    report: Callable[[Progress], None]
+    stopped: Callable[[Path, int], None] = lambda folder, step: None
+    """The weights of a training that was told to stop are in `folder`, after `step`."""
+    too_big: Callable[[int, int, int], None] = lambda batch_size, accumulation, step: None
+    """Batches had to become smaller: rows in one, batches in a step, and the step that training goes on from."""
+    say: Callable[[str], None] = lambda line: None
+    stop: Callable[[], bool] = lambda: False
+    """Whether to stop when the step at hand is done and saved."""
+
+
+@contextmanager
+def polite_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, once: training then stops when the step at hand is saved. Twice: at once."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        print("\nStopping when this step is saved. Press Ctrl-C again to stop at once", file=sys.stderr)
+
+    # where Ctrl-C does something else than usual, or in a thread, it is somebody else's
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @task(name="train adapter", task_run_name="train adapter")
-def train_adapter(config: RunConfig, data: PreparedData, run_id: str, work: str) -> TrainedAdapter:
-    """Training with live curves in MLflow run `run_id`, a progress artifact in Prefect and a bar in the terminal."""
-    with progress_artifact("training-progress") as show, live_curve(partial(log_curve, run_id)) as draw:
+def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAdapter:
+    """Training with live curves in the run's MLflow run, a progress artifact in Prefect and a bar in the terminal.
+
+    What was trained before, in this folder and from the same configuration, goes on where it stopped.
+    """
+    done = Path(work) / DONE
+    if (kept := read_record(TrainedAdapter, done)) and is_whole(kept):
+        tell("The adapter was trained before the interruption")
+        return kept
+    with progress_artifact("training-progress") as show, polite_stop() as stop:
 
         def report(progress: Progress) -> None:
             if progress.point:
-                draw(progress.point)
+                log(work, "metrics", progress.point.metrics, progress.point.step)
             show(100 * progress.step / progress.total_steps, progress.sentence())
 
         def stopped(folder: Path, step: int) -> None:
-            log_checkpoint(run_id, folder, step)
-            get_run_logger().warning(
-                "Stopped after step %d. What was trained is kept, in MLflow under checkpoint and in %s", step, folder
-            )
+            log_files(work, "checkpoint", folder)
+            describe(work, f"**Stopped** after step {step}; what was trained is under `checkpoint`")
+            warn("Stopped after step %d. What was trained is kept, in MLflow under checkpoint and in %s", step, folder)
 
-        return fit_adapter(config, data, Path(work), report, stopped)
+        def too_big(batch_size: int, accumulation: int, step: int) -> None:
+            sizes = {"train/batch_size": batch_size, "train/gradient_accumulation_steps": accumulation}
+            log(work, "metrics", sizes, step)
+
+        watcher = Watcher(report, stopped, too_big, warn, stop)
+        trained = fit_adapter(config, data, Path(work), watcher)
+        trained.write(done)
+        if stop():  # asked for in the last moments: everything is kept
+            raise KeyboardInterrupt
+        return trained
 
 
-def fit_adapter(
-    config: RunConfig,
-    data: PreparedData,
-    work: Path,
-    report: Report,
-    stopped: Callable[[Path, int], None] = lambda folder, step: None,
-) -> TrainedAdapter:
-    """Train on the train split, keep the checkpoint that scores best on validation, save it under `work/adapter`.
+DONE = "trained.json"
+"""File of the work folder that says that there is nothing left to train."""
 
-    The test split is not touched. Raises FloatingPointError when the loss stops being a number. When the process is
-    told to stop, the weights as they are go to `work/checkpoint`, like a finished adapter but not calibrated, and
-    `stopped(folder, step)` is called before the signal goes on its way.
+
+def is_whole(trained: TrainedAdapter) -> bool:
+    file = Path(trained.folder) / "adapter_model.safetensors"
+    return file.is_file() and file_sha256(file) == trained.sha256 and Path(trained.probe).is_file()
+
+
+def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
+    """Train on the train split, keep the weights that score best on validation, save them under `work/adapter`.
+
+    Goes on from the newest intact checkpoint in `work/checkpoints`. Where the GPU's memory is too small for a batch,
+    smaller ones make up the same optimizer step. The test split is not touched. Raises FloatingPointError when the
+    loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`, like
+    a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
     """
+    while True:
+        micro = read_record(MicroBatch, work / MICRO_BATCH) or MicroBatch.asked_for(config)
+        try:
+            return fit_with(micro, config, data, work, watcher)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = micro.smaller()
+            if not smaller:
+                raise RuntimeError(
+                    "the GPU's memory is too small even for one row at a time; try a smaller data.max_length, "
+                    "model.dtype bfloat16 or a smaller model"
+                ) from error
+            smaller.write(work / MICRO_BATCH)
+            step = newest_step(work / "checkpoints")
+        free_device_memory()  # not inside `except`: there the traceback holds the model
+        watcher.say(
+            f"The GPU's memory is too small for {micro.batch_size} rows at a time: training goes on with "
+            f"{smaller.batch_size}, and {smaller.accumulation} of these batches make one step, as many rows as before"
+        )
+        watcher.too_big(smaller.batch_size, smaller.accumulation, step)
+
+
+MICRO_BATCH = "micro_batch.json"
+
+
+class MicroBatch(Record):
+    """How an optimizer step is cut to fit into memory; its rows and their order stay the same."""
+
+    batch_size: int
+    accumulation: int
+
+    @classmethod
+    def asked_for(cls, config: RunConfig) -> "MicroBatch":
+        training = config.training
+        return cls(batch_size=training.batch_size, accumulation=training.gradient_accumulation_steps)
+
+    def smaller(self) -> "MicroBatch | None":
+        """About half as many rows at a time, a whole number of times in the step."""
+        sizes = [size for size in range(1, self.batch_size // 2 + 1) if self.batch_size % size == 0]
+        if not sizes:
+            return None
+        return MicroBatch(batch_size=sizes[-1], accumulation=self.accumulation * (self.batch_size // sizes[-1]))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -102,37 +208,32 @@ def fit_adapter(
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    validated = ValidationLogits()
-    trainer = build_trainer(config, model, tokenizer, splits, work / "checkpoints", report, validated)
+    trainer = build_trainer(config, micro, model, tokenizer, splits, work / "checkpoints", watcher)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
-    started = time.monotonic()
     try:
-        outcome = trainer.train()
+        trainer.go_on()
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
         whole.restore()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         adapters.save_adapter(model, tokenizer, config, data, work / "checkpoint", temperature=1.0)
-        stopped(work / "checkpoint", trainer.state.global_step)
+        watcher.stopped(work / "checkpoint", trainer.state.global_step)
         raise
-    seconds = time.monotonic() - started
+    seconds, best = trainer.seconds, trainer.best
     # on a GPU, Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    best = trainer.state.best_model_checkpoint
-    if best and not best.endswith(f"-{trainer.state.global_step}"):
-        adapters.load_checkpoint(model, Path(best))
+    trainer.use_best()
     model.eval()
-    best_step = step_of(best) if best else trainer.state.global_step
-    temperature = fit_temperature(*validated.by_step[best_step])
+    temperature = fit_temperature(best.logits, best.labels)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
     folder = work / "adapter"
     adapters.save_adapter(model, tokenizer, config, data, folder, temperature)
     save_file({"logits": probe}, work / "probe.safetensors")
     trainable, total = model.get_nb_trainable_parameters()
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    for leftover in ("checkpoints", "checkpoint"):
+        shutil.rmtree(work / leftover, ignore_errors=True)
     return TrainedAdapter(
         folder=str(folder),
         sha256=file_sha256(folder / "adapter_model.safetensors"),
@@ -143,10 +244,10 @@ def fit_adapter(
         target_modules=adapters.adapted_modules(model),
         fresh_modules=tuple(fresh),
         steps=trainer.state.global_step,
-        best_step=best_step,
+        best_step=best.step,
         temperature=temperature,
         seconds=round(seconds, 3),
-        examples_per_second=round(outcome.metrics["train_samples_per_second"], 2),
+        examples_per_second=round(trainer.examples / seconds, 2),
         peak_memory_mb=peak_memory_mb(),
     )
 
@@ -178,58 +279,35 @@ class WholeWeights:
             weight.data.copy_(before)
 
 
-class ValidationLogits:
-    """What the model said about the validation rows at the best step so far and at the latest.
-
-    Calibration then needs no further pass over them.
-    """
-
-    def __init__(self) -> None:
-        self.by_step: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        """Logits (rows, classes) and labels (rows,), in any order of rows."""
-
-    def keep(self, state: Any, logits: "np.ndarray", labels: "np.ndarray") -> None:
-        best = step_of(state.best_model_checkpoint) if state.best_model_checkpoint else None
-        self.by_step = {step: kept for step, kept in self.by_step.items() if step == best}
-        self.by_step[state.global_step] = (logits, labels)
-
-
-def step_of(checkpoint: str) -> int:
-    """Trainer's folders are called `checkpoint-STEP`."""
-    return int(checkpoint.rsplit("-", 1)[1])
-
-
 def build_trainer(
-    config: RunConfig,
-    model: Any,
-    tokenizer: Any,
-    splits: Any,
-    folder: Path,
-    report: Report,
-    validated: ValidationLogits,
-) -> "Trainer":
+    config: RunConfig, micro: MicroBatch, model: Any, tokenizer: Any, splits: Any, folder: Path, watcher: Watcher
+) -> Any:
     import numpy as np
     from scipy.special import softmax
-    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
     from tasks.metrics import score
+    from tasks.resume import resumable
 
-    callbacks: list[TrainerCallback] = [progress_callback(report)]
+    callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
     if config.adapter.method == "adalora":
         callbacks.append(adalora_callback())
     if config.training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(config.training.early_stopping_patience))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        validated.keep(trainer.state, prediction.predictions, prediction.label_ids)
+        trainer.latest = (prediction.predictions, prediction.label_ids)
         return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids).model_dump()
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]
     validation = splits["validation"].sort("length")  # batches of like length; scores do not depend on the order
-    trainer = Trainer(
+    trainer = resumable(
+        folder,
+        watcher.say,
+        watcher.stop,
         model=model,
-        args=training_arguments(config, planned_steps(config, len(splits["train"])), folder),
+        args=training_arguments(config, micro, planned_steps(config, len(splits["train"])), folder),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
         train_dataset=splits["train"].select_columns(columns),
         eval_dataset=validation.select_columns(columns),
@@ -244,7 +322,7 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(config: RunConfig, steps: int, folder: Path) -> "TrainingArguments":
+def training_arguments(config: RunConfig, micro: MicroBatch, steps: int, folder: Path) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -253,9 +331,9 @@ def training_arguments(config: RunConfig, steps: int, folder: Path) -> "Training
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=micro.batch_size,
         per_device_eval_batch_size=config.evaluation.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_accumulation_steps=micro.accumulation,
         learning_rate=training.learning_rate,
         # the last step must have a learning rate, also where there is only one
         warmup_steps=min(math.ceil(training.warmup_fraction * steps), steps - 1),
@@ -264,8 +342,7 @@ def training_arguments(config: RunConfig, steps: int, folder: Path) -> "Training
         # rows of like length share a batch: half the padding of random batches, still shuffled by seed
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,
+        save_strategy="no",  # tasks/resume.py decides when
         metric_for_best_model=f"eval_{training.selection_metric}",
         greater_is_better=training.selection_metric != "log_loss",
         logging_steps=max(1, steps // CURVE_POINTS),
@@ -311,7 +388,7 @@ def planned_steps(config: RunConfig, rows: int) -> int:
     return training.max_steps or per_epoch * training.epochs
 
 
-def progress_callback(report: Report) -> "TrainerCallback":
+def progress_callback(report: Callable[[Progress], None]) -> "TrainerCallback":
     from tqdm import tqdm
     from transformers import TrainerCallback
 
@@ -319,20 +396,21 @@ def progress_callback(report: Report) -> "TrainerCallback":
         """A bar with the time left on standard error, and `report` for everyone else."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar = tqdm(total=state.max_steps, desc="training", unit="step", file=sys.stderr, mininterval=0.5)
-            self.started = time.monotonic()
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                unit="step",
+                file=sys.stderr,
+                mininterval=0.5,
+            )
+            self.begun, self.started = state.global_step, time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.bar.update(state.global_step - self.bar.n)
             report(self.progress(state, None))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            loss = logs.get("loss", logs.get("eval_loss", 0.0))
-            if not math.isfinite(loss):
-                self.bar.close()
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {state.global_step}; try a lower training.learning_rate"
-                )
             if "loss" in logs:
                 self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             point = curve_point({**logs, "step": state.global_step})
@@ -345,7 +423,7 @@ def progress_callback(report: Report) -> "TrainerCallback":
             report(Progress(state.global_step, state.global_step, 0.0, None))
 
         def progress(self, state: Any, point: Point | None) -> Progress:
-            done = max(state.global_step, 1)
+            done = max(state.global_step - self.begun, 1)
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             return Progress(state.global_step, state.max_steps, left, point)
 

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 # before any library reads it: nothing of the tests may come from, or stay in, the user's own caches
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peft-flow-hf-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="peft-flow-prefect-")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, and waiting threads spin
 os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
@@ -147,6 +149,12 @@ def write_model(folder: Path, family: str) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """MLflow sets it for its child processes, which would then be those of all later tests."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def foundation(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`foundation("bert")`: the folder of a small random foundation model, made once a session."""
@@ -191,6 +199,17 @@ def small_config(foundation: Any, reviews: Path) -> Any:
     return make
 
 
+@pytest.fixture
+def configure(foundation: Any) -> Callable[..., RunConfig]:
+    """`configure(path, family="bert", max_length=8)`: a run on this data set."""
+
+    def make(path: Path, family: str = "gpt2", seed: int = 0, **fields: Any) -> RunConfig:
+        values = {"name": str(path), "max_length": 32, **fields}
+        return validated({"model": {"name": str(foundation(family))}, "data": values, "seed": seed})
+
+    return make
+
+
 def bare_data(model: Source, label_names: tuple[str, ...] = ("bad", "good")) -> PreparedData:
     """What saving an adapter needs to know of the data, without data."""
     return PreparedData(
@@ -218,7 +237,7 @@ class Trained(NamedTuple):
 def trained(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """GPT-2 with LoRA, trained once a session on the reviews; leave its files as they are."""
     from tasks.data import prepare
-    from tasks.training import fit_adapter
+    from tasks.training import Watcher, fit_adapter
 
     work = tmp_path_factory.mktemp("trained")
     config = validated(
@@ -230,7 +249,7 @@ def trained(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFac
         }
     )
     data = prepare(config, work)
-    return Trained(config, data, fit_adapter(config, data, work / "run", lambda progress: None))
+    return Trained(config, data, fit_adapter(config, data, work / "run", Watcher(lambda progress: None)))
 
 
 @pytest.fixture(scope="session")
@@ -440,3 +459,48 @@ def hub(hub_root: Path) -> Iterator[Hub]:
 def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     """Environment for a child process that talks to the stand-in with an empty cache of its own."""
     return os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def tracked(values: dict[str, Any] | None = None, tags: dict[str, str] | None = None, work: str = "a") -> Iterator[str]:
+    """The MLflow run of this configuration in folder `work` of the store here, while it is open: its id."""
+    from tasks import tracking
+    from tasks.config import validated
+    from tasks.work import WORK
+
+    folder = (WORK / work).resolve()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tracking.tracked_run(validated(values or {}), str(folder), tags or {}):
+        run_id = tracking.run_id_of(str(folder))
+        assert run_id
+        yield run_id
+
+
+def register(
+    folder: Path, name: str, count: int, scores: Sequence[dict[str, float]] = (), rows: Sequence[str] = ()
+) -> Any:
+    """The client of the store in `folder`, where `name` now has `count` versions, each of a run without a model.
+
+    `scores` are the metrics of these runs, `rows` their test rows' fingerprints.
+    """
+    from mlflow import MlflowClient
+
+    from tasks import tracking
+
+    folder.mkdir(exist_ok=True)
+    with chdir(folder):
+        tracking.make_store()
+    api = MlflowClient(f"sqlite:///{folder.resolve()}/mlruns/mlflow.db")
+    found = api.get_experiment_by_name("peft-flow")
+    experiment = found.experiment_id if found else api.create_experiment("peft-flow", "mlflow-artifacts:/")
+    if not api.search_registered_models(f"name='{name}'"):
+        api.create_registered_model(name)
+    for number in range(count):
+        run_id = api.create_run(experiment).info.run_id
+        for metric, value in scores[number].items() if scores else ():
+            api.log_metric(run_id, metric, value)
+        if rows:
+            api.set_tag(run_id, "test_fingerprint", rows[number])
+        api.create_model_version(name, f"runs:/{run_id}/model", run_id)
+    return api

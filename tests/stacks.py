@@ -122,9 +122,17 @@ class Stack:
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read()
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:  # its database was locked: try again, it means
+                    raise
+                time.sleep(1)
+            else:
+                return json.loads(text) if text else None
 
     def refusal(self, method: str, path: str, body: Any) -> str:
         """Prefect's words when it refuses; nothing when it does not."""
@@ -152,7 +160,7 @@ class Stack:
         found = self.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
         return {task["name"]: task["state_type"] for task in found}
 
-    def until_state(self, flow_run: str, *states: str, seconds: float = 120) -> str:
+    def until_state(self, flow_run: str, *states: str, seconds: float = 300) -> str:
         def reached() -> str:
             state = self.state(flow_run)
             return state if state in states else ""
@@ -160,10 +168,14 @@ class Stack:
         return str(until(reached, seconds, f"flow run in {' or '.join(states)}"))
 
     def mlflow_run(self, flow_run: str) -> Any:
-        """The MLflow run that a flow run opened; None as long as there is none."""
+        """The MLflow run that a flow run opened, None before it has; OSError where MLflow does not answer."""
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         api = MlflowClient(self.mlflow)
-        experiments = [experiment.experiment_id for experiment in api.search_experiments()]
-        found = api.search_runs(experiments, filter_string=f"tags.`prefect.flow_run_id` = '{flow_run}'")
+        try:
+            experiments = [experiment.experiment_id for experiment in api.search_experiments()]
+            found = api.search_runs(experiments, filter_string=f"tags.`prefect.flow_run_id` = '{flow_run}'")
+        except MlflowException as error:
+            raise OSError(str(error)) from error
         return found[0] if found else None

@@ -136,30 +136,6 @@ def test_bfloat16_weights_train_and_read_back(family: str, small_config: Any, tm
     assert torch.equal(serving.classify(again, tokenizer, rows, 4), logits)
 
 
-def test_an_adalora_checkpoint_from_before_the_pruning_goes_back(small_config: Any, tmp_path: Path) -> None:
-    import torch
-
-    config = small_config({"adapter": {"method": "adalora", "r": 2}})
-    model, built = attach(config)
-    rows = built.tokenizer(sentences()[0])
-    train(model, built.tokenizer)
-    early = serving.classify(model, built.tokenizer, rows, 4)
-    model.save_pretrained(tmp_path / "early")
-    texts, labels = sentences()
-    batch = built.tokenizer(texts, padding=True, return_tensors="pt")
-    for step in range(10):
-        model(**batch, labels=torch.tensor(labels)).loss.backward()
-        model.base_model.update_and_allocate(step)
-        model.zero_grad()
-    assert model.peft_config["default"].rank_pattern
-    assert not torch.allclose(serving.classify(model.eval(), built.tokenizer, rows, 4), early, atol=1e-5)
-    adapters.load_checkpoint(model, tmp_path / "early")
-    assert torch.equal(serving.classify(model.eval(), built.tokenizer, rows, 4), early)
-    save(model, built, config, tmp_path / "adapter")
-    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
-    assert torch.equal(serving.classify(again, tokenizer, rows, 4), early)
-
-
 def test_the_adapter_folder_holds_what_it_should_and_no_pickle(small_config: Any, tmp_path: Path) -> None:
     config = small_config()
     model, built = attach(config)

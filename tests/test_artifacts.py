@@ -8,12 +8,12 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 
 from tasks import tracking
 from tasks.artifacts import path_of
-from tasks.config import validated
+from tests.conftest import tracked
 
 
 def test_run_is_whole_after_its_folder_moved(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.tracked_run(validated({}), {}) as run_id:
-        mlflow.log_text("hello", "notes/hello.txt")
+    with tracked() as run_id:
+        mlflow.MlflowClient().log_text(run_id, "hello", "notes/hello.txt")
     assert (workplace / "mlruns/artifacts" / run_id / "artifacts/notes/hello.txt").read_text() == "hello"
     shutil.move(workplace / "mlruns", workplace / "elsewhere/mlruns")
     monkeypatch.chdir(workplace / "elsewhere")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
-from tasks.config import RunConfig, TrainingConfig, sections
+from tasks.config import PredictionConfig, RunConfig, TrainingConfig, sections
 from tasks.methods import METHODS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, register
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "prefect", "pandas", "numpy"}
 OPTIONS = [f"--{name}.{field}" for name, section in sections() for field in section.model_fields]
@@ -34,6 +34,7 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
     import flows.finetune
 
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
+    monkeypatch.setattr("flows.cli.start_prefect", lambda: None)
     monkeypatch.setattr(flows.finetune, "finetune", flow)
 
 
@@ -45,7 +46,12 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["compare", "--help"], ["up", "--help"]])
+COMMANDS = (
+    "finetune", "predict", "retrain", "compare", "rerun", "export", "promote", "rollback", "history", "up",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom flows.cli import main\n"
@@ -68,6 +74,16 @@ def test_help_shows_every_field_with_its_description(help_text: str) -> None:
     for owner in (RunConfig, *dict(sections()).values()):
         for info in owner.model_fields.values():
             assert " ".join((info.description or "").split()) in words
+
+
+def test_help_of_predict_shows_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for name, info in PredictionConfig.model_fields.items():
+        assert (f"--{name} " if name not in ("model", "input", "output") else name.upper()) in words
+        assert info.description and " ".join(info.description.split()) in words
+        assert info.description[0].isupper() and info.description.endswith(".")
 
 
 def test_help_shows_choices_bounds_and_defaults(help_text: str) -> None:
@@ -104,6 +120,17 @@ def test_error_is_one_line_on_standard_error(foundation: Any, tmp_path: Path) ->
         (["compare", "a"], "RUN"),
         (["compare", "a", "b", "c"], "unexpected argument 'c'"),
         (["compare", "a", "b", "--jsn"], "unexpected argument '--jsn'"),
+        (["promote", "reviews", "--reason", "x"], "VERSION"),
+        (["promote", "reviews", "1"], "--reason"),
+        (["rollback", "reviews"], "--reason"),
+        (["rollback", "reviews", "1", "--reason", "x"], "unexpected argument '1'"),
+        (["history"], "NAME"),
+        (["history", "reviews", "--picture"], "--picture: expected one argument"),
+        (["rerun"], "RUN"),
+        (["rerun", "a", "b"], "unexpected argument 'b'"),
+        (["export", "a"], "OUTPUT_FOLDER"),
+        (["export", "a", "out"], "say what to write: --merged, --onnx or both"),
+        (["export", "a", "out", "--merge"], "unexpected argument '--merge'"),
     ],
 )
 def test_mistyped_argument_is_refused_without_a_traceback(
@@ -268,3 +295,58 @@ def test_several_seeds_are_summed_up_the_same_way(
     for said in ("IMPROVED  b · d · lora r8 · 3 seeds", "0.840 ± 0.040", "is seed noise", "/run", result.run_id):
         assert said in output
     assert max(len(line) for line in output.splitlines() if line.startswith("|")) <= 120
+
+
+def test_promote_and_rollback_say_who_is_champion_and_record_who_gave_the_command(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasks.registry import decisions
+
+    register(workplace, "reviews", 2)
+    monkeypatch.setenv("LOGNAME", "anna")
+    for command, said in (
+        (("promote", "reviews", "1"), "The champion of reviews is version 1\n"),
+        (("promote", "reviews", "2"), "The champion of reviews is version 2; the previous one is version 1\n"),
+        (("rollback", "reviews"), "The champion of reviews is version 1; the previous one is version 2\n"),
+    ):
+        assert main([*command, "--reason", "complaints"]) == DONE
+        assert capsys.readouterr() == (said, "")
+    assert {(decision.by, decision.reason) for decision in decisions("reviews")} == {("anna", "complaints")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("promote", "review", "1"), "no registered model 'review'"),
+        (("promote", "reviews", "2"), "no version '2' of reviews; it has 1"),
+        (("promote", "a/b", "1"), "not 'a/b'"),
+        (("rollback", "reviews"), "no previous champion"),
+        (("rollback", "a:b"), "not 'a:b'"),
+    ],
+)
+def test_what_cannot_be_promoted_or_rolled_back_is_said_in_one_line(
+    arguments: tuple[str, ...], says: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(workplace, "reviews", 1)
+    assert main([*arguments, "--reason", "complaints"]) == USER_MUST_CHANGE
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.count("\n") == 1 and says in errors
+
+
+def test_rollback_loads_neither_prefect_nor_torch(workplace: Path) -> None:
+    """In an emergency it takes what importing MLflow takes, and little more."""
+    from tasks.registry import promote
+
+    register(workplace, "reviews", 2)
+    for version in ("1", "2"):
+        promote("reviews", version, "better", "gate")
+    code = (
+        "import sys\nfrom flows.cli import main\nassert main(['rollback', 'reviews', '--reason', 'x']) == 0\n"
+        "print(*{'torch', 'transformers', 'peft', 'datasets', 'prefect', 'sklearn'}.intersection(sys.modules))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "The champion of reviews is version 1; the previous one is version 2\n\n"
+    assert done.stderr == ""

@@ -15,8 +15,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
 
 from tasks import closing, liveness, tracking
-from tasks.config import InputError, validated
+from tasks.journal import Head, Journal, now
 from tasks.processes import FLOW_RUN
+from tasks.work import WORK
+from tests.conftest import only_run, tracked
 
 STATES = {"COMPLETED": Completed, "FAILED": Failed, "CRASHED": Crashed, "CANCELLED": Cancelled}
 
@@ -45,16 +47,22 @@ def state_of(run: str) -> StateType:
 def leave_note(run: str, pid: int = 1) -> None:
     """As a process of this run leaves it that was killed."""
     liveness.LIVE.mkdir(parents=True, exist_ok=True)
-    note = liveness.Note(flow_run_id=run, pid=pid, since=datetime.now(UTC))
+    note = liveness.Note(flow_run_id=run, pid=pid, since=datetime.now(UTC), work=str(folder_of(run)))
     note.write(liveness.LIVE / f"{run}.json")
+
+
+def folder_of(run: str) -> Path:
+    return (WORK / run).resolve()
 
 
 def mlflow_run(run: str) -> str:
     """Id of an MLflow run of this flow run that shows as running, in an experiment of its own."""
-    mlflow.set_tracking_uri(tracking.tracking_uri())
-    experiment = mlflow.set_experiment(f"of {run}").experiment_id
-    api = mlflow.MlflowClient()
-    return str(api.create_run(experiment, tags={tracking.FLOW_RUN_TAG: run}, run_name="a run").info.run_id)
+    folder_of(run).mkdir(parents=True)
+    head = Head(key=run, name="a run", experiment=f"of {run}", started=now(), parent=None)
+    journal = Journal.create(folder_of(run), head)
+    journal.add("begin", {"flow_run_id": run, "tags": {tracking.FLOW_RUN_TAG: run}})
+    tracking.send(journal)
+    return str(journal.sent.run_id)
 
 
 def status(run_id: str) -> str:
@@ -102,7 +110,8 @@ def test_run_of_another_folder_ends_in_mlflow_as_it_did_in_prefect(
 def test_run_that_ended_in_good_order_is_no_news(workplace: Path) -> None:
     run = flow_run(Completed())
     run_id = mlflow_run(run)
-    mlflow.MlflowClient().set_terminated(run_id)
+    Journal(folder_of(run)).add("end", {"status": "FINISHED"})
+    tracking.send_what_waits()
     leave_note(run)
     assert tracking.close_dead_runs() == []
     assert list(liveness.notes()) == [] and status(run_id) == "FINISHED"
@@ -144,22 +153,33 @@ def test_run_that_was_started_again_is_left_to_its_new_process(workplace: Path) 
 
 def test_what_cannot_be_reached_now_is_closed_later(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = flow_run(Running())
+    run_id = mlflow_run(run)
     leave_note(run)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with pytest.raises(InputError, match="does not answer"):
-        tracking.close_dead_runs()
-    assert [note.flow_run_id for note in liveness.notes()] == [run]
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    run_id = mlflow_run(run)
     assert tracking.close_dead_runs() == [run]
+    assert state_of(run) is StateType.CRASHED and list(liveness.notes()) == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert status(run_id) == "RUNNING"
+    tracking._next_attempt.clear()
+    tracking.send_what_waits()
     assert status(run_id) == "KILLED"
+
+
+def test_run_that_died_before_mlflow_knew_it_is_there_as_killed(workplace: Path) -> None:
+    run = flow_run(Running())
+    folder_of(run).mkdir(parents=True)
+    journal = Journal.create(folder_of(run), Head(key=run, name="a run", experiment="late", started=now(), parent=None))
+    journal.add("begin", {"flow_run_id": run, "tags": {}})
+    leave_note(run)
+    assert tracking.close_dead_runs() == [run]
+    assert only_run(workplace, "late").info.status == "KILLED"
 
 
 def test_next_run_closes_what_died_before(workplace: Path) -> None:
     run = flow_run(Running())
     run_id = mlflow_run(run)
     leave_note(run)
-    with tracking.tracked_run(validated({}), {tracking.FLOW_RUN_TAG: flow_run(Running())}):
+    with tracked(tags={tracking.FLOW_RUN_TAG: flow_run(Running())}):
         assert state_of(run) is StateType.CRASHED and status(run_id) == "KILLED"
 
 

@@ -18,19 +18,8 @@ from tasks.datacheck import read_check
 from tasks.evaluation import model_rows
 from tasks.hub import HubUnreachable, network_may_recover
 from tasks.records import PreparedData
-from tests.conftest import ROOT, SHARED
-from tests.test_splits import film_reviews, fingerprint_of, read, write
-
-
-@pytest.fixture
-def configure(foundation: Any) -> Callable[..., RunConfig]:
-    """`configure(path, family="bert", max_length=8)`: a run on this data set."""
-
-    def make(path: Path, family: str = "gpt2", seed: int = 0, **fields: Any) -> RunConfig:
-        values = {"name": str(path), "max_length": 32, **fields}
-        return validated({"model": {"name": str(foundation(family))}, "data": values, "seed": seed})
-
-    return make
+from tests.conftest import ROOT
+from tests.test_splits import film_reviews, fingerprint_of, write
 
 
 def tokenizer_of(prepared: PreparedData, config: RunConfig) -> Any:
@@ -79,68 +68,6 @@ def test_long_texts_are_cut_and_counted(reviews: Path, configure: Callable[..., 
     assert prepared.truncated == sum(length > 6 for length in whole)
     assert max(length for split in splits.values() for length in split["length"]) == 6
     assert [length for split in splits.values() for length in split["full_length"]] == whole
-
-
-@pytest.mark.parametrize("columns", [("first",), ("first", "second")], ids=["one-text", "pair"])
-@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "no fast tokenizer"])
-def test_full_length_is_that_without_truncation(
-    family: str, columns: tuple[str, ...], foundation: Any, tmp_path: Path
-) -> None:
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    slow = family.startswith("no")
-    tokenizer = ByT5Tokenizer() if slow else AutoTokenizer.from_pretrained(foundation(family))
-    assert tokenizer.is_fast is not slow
-    texts = [" ".join(["a warm and funny film"] * (n % 9 + 1)) + f" {n}" for n in range(40)]
-    frame = pd.DataFrame({"first": texts, "second": texts, "label": [0, 1] * 20})
-    path = write(frame, tmp_path / "long.parquet")
-    config = validated({"data": {"name": str(path), "text_columns": columns, "max_length": 24}}).data
-    train = data.tokenize(read(path, text_columns=columns).datasets, tokenizer, config, tmp_path)["train"]
-    texts = model.model_texts([list(train[column]) for column in columns], tokenizer)
-    whole = [len(ids) for ids in tokenizer(*texts)["input_ids"]]
-    assert list(train["full_length"]) == whole
-    assert list(train["length"]) == [min(length, 24) for length in whole]
-    assert min(whole) <= 24 < max(whole) or slow
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Every two pairs differ only in where the first text ends."""
-    stems = [" ".join("a" * count) for count in range(1, 31)]
-    rows = [row for stem in stems for row in ((f"{stem} film", "noir", "x"), (stem, "film noir", "y"))]
-    return write(pd.DataFrame(rows, columns=["first", "second", "label"]), tmp_path / "pairs.csv")
-
-
-def tokenized(path: Path, tokenizer: Any, scratch: Path) -> pd.DataFrame:
-    config = validated({"data": {"name": str(path), "text_columns": ["first", "second"]}}).data
-    splits = read(path, text_columns=["first", "second"]).datasets
-    return data.tokenize(splits, tokenizer, config, scratch)["train"].to_pandas()
-
-
-def test_encoder_reads_a_pair_as_two_texts(pairs: Path, foundation: Any, tmp_path: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(foundation("bert"))
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
-    )
-    rows = tokenized(pairs, tokenizer, tmp_path)
-    for first, second, ids in zip(rows["first"], rows["second"], rows["input_ids"], strict=True):
-        assert list(ids) == tokenizer(first, second)["input_ids"]
-        assert tokenizer.decode(ids).replace(" ", "") == f"[CLS]{first}[SEP]{second}[SEP]".replace(" ", "")
-
-
-@pytest.mark.hub
-def test_model_without_separator_reads_a_pair_as_two_lines(pairs: Path, tmp_path: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    gpt2 = PreTrainedTokenizerFast(tokenizer_file=str(SHARED / "data/gpt2-tokenizer/tokenizer.json"))
-    rows = tokenized(pairs, gpt2, tmp_path)
-    assert {"a film\nnoir", "a\nfilm noir"} <= {gpt2.decode(ids) for ids in rows["input_ids"]}
-    for first, second, ids in zip(rows["first"], rows["second"], rows["input_ids"], strict=True):
-        assert gpt2.decode(ids) == f"{first}\n{second}"
 
 
 def test_ready_configuration_for_local_files_prepares_what_its_comments_describe(
@@ -193,6 +120,14 @@ def test_changed_content_is_read_even_when_path_size_and_time_stay(
     assert first.folder != second.folder and first.fingerprint != second.fingerprint
     texts = [text for split in datasets.load_from_disk(second.folder).values() for text in split["text"]]
     assert any("fine" in text for text in texts) and not any("warm" in text for text in texts)
+
+
+def test_data_are_tokenized_again_by_other_packages(
+    reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepare(configure(reviews), tmp_path)
+    monkeypatch.setattr("tasks.data.environment_key", lambda: "after an upgrade")
+    assert prepare(configure(reviews), tmp_path).folder != before.folder
 
 
 def test_runs_that_differ_only_by_seed_share_their_data(
@@ -329,4 +264,5 @@ def test_task_does_what_the_plain_function_does(
     reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = configure(reviews)
-    assert data.prepare_data.fn(config, str(tmp_path)) == prepare(config, tmp_path)
+    found = data.find_input.fn(config)
+    assert data.prepare_data.fn(config, *found, str(tmp_path)) == prepare(config, tmp_path)

@@ -23,7 +23,8 @@ from tasks.datacheck import (
 )
 from tasks.records import DataCheck, Place, PreparedData
 from tasks.statistics import detectable_difference
-from tests.conftest import SHARED
+from tasks.work import WORK
+from tests.conftest import SHARED, tracked
 from tests.test_splits import film_reviews, write
 
 SPLITS = ("train", "validation", "test")
@@ -302,15 +303,13 @@ def test_task_tells_prefect_mlflow_and_the_log(
     from prefect import flow
     from prefect.artifacts import Artifact
 
-    from tasks.tracking import tracked_run
-
     config = configure(planted(True))
     data = prepare(config, workplace / "work")
 
     @flow
     def check_alone() -> tuple[str, DataCheck]:
-        with tracked_run(config, {}) as run_id:
-            return run_id, check_data(config, data, run_id)
+        with tracked(config.model_dump()) as run_id:
+            return run_id, check_data(config, data, str((WORK / "a").resolve()))
 
     run_id, check = check_alone()
     assert check == read_check(config, data)

@@ -1,5 +1,6 @@
 """What needs a server is in test_stack.py."""
 
+import inspect
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from tasks import deployments
-from tasks.config import RunConfig, load_config, validated
+from tasks.config import PredictionConfig, RetrainConfig, RunConfig, checked, load_config, validated
 from tests.conftest import ROOT
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
@@ -19,12 +20,33 @@ def test_deployment_has_what_its_page_shows_and_valid_parameters(name: str) -> N
     entry = ENTRIES[name]
     assert entry["description"] and "peft-flow" in entry["tags"]
     assert entry["work_pool"]["name"] == deployments.POOL
-    validated(entry.get("parameters", {}))
+    kind = RetrainConfig if entry["entrypoint"].endswith(":retrain") else RunConfig
+    checked(kind, entry.get("parameters", {}))
+
+
+def test_form_of_predict_has_every_field_as_the_configuration_has_it() -> None:
+    from flows.predict import predict
+
+    form = predict.parameters.model_dump_for_openapi()["properties"]
+    fields = PredictionConfig.model_json_schema()["properties"]
+    assert set(form) == set(fields)
+    for name, field in fields.items():
+        for key in ("minimum", "maximum", "enum"):
+            assert form[name].get(key) == field.get(key), (name, key)
+        assert form[name]["description"], name
+        default = inspect.signature(predict.fn).parameters[name].default
+        assert default in (PredictionConfig.model_fields[name].default, inspect.Parameter.empty), name
 
 
 def test_reference_job_is_the_one_of_its_configuration_file() -> None:
     given = validated(ENTRIES["finetune-gpt2-rotten-tomatoes"]["parameters"])
     assert given == load_config(ROOT / "configs/gpt2-rotten-tomatoes.yaml") != RunConfig()
+
+
+def test_retrained_reference_job_is_the_reference_job() -> None:
+    given = {**ENTRIES["retrain-gpt2-rotten-tomatoes"]["parameters"]}
+    assert given.pop("tracking") == {"registered_model": "gpt2-rotten-tomatoes"}
+    assert given == ENTRIES["finetune-gpt2-rotten-tomatoes"]["parameters"]
 
 
 def test_schedules_ship_switched_off_with_a_time_zone() -> None:

@@ -47,5 +47,17 @@ def test_stopped_run_says_so_once_and_says_what_to_do() -> None:
     message = "Crash detected! Execution was aborted by a termination signal."
     assert shown("prefect.task_runs", logging.ERROR, message) is None
     assert shown("prefect.flow_runs", logging.ERROR, message) == (
-        "The run was told to stop. Run it again to start it anew"
+        "The run was told to stop. Run it again and it goes on where it stopped"
     )
+
+
+def test_environment_says_all_that_bits_hang_on() -> None:
+    import torch
+
+    from tasks.work import code_key
+
+    *facts, first = environment.describe_environment().splitlines()[:6]
+    assert [fact.split()[1] for fact in facts] == ["python", "system", "device", "cpu", "code"]
+    assert facts[2].endswith(f", {torch.get_num_threads()} threads") and facts[4] == f"# code {code_key()}"
+    assert environment.cpu_name() in facts[3] and len(environment.cpu_name()) > 2
+    assert "==" in first

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import yaml
 
 from tasks.config import RunConfig, validated
 from tasks.records import RunResult
-from tests.conftest import ROOT, Hub, only_run
+from tests.conftest import ROOT, Hub, only_run, tracked
 
 
 class Run(NamedTuple):
@@ -69,6 +70,7 @@ def client(run: Run) -> Any:
 
 
 TASKS = [
+    "find input",
     "prepare data", "check data", "evaluate baseline", "evaluate majority", "evaluate tfidf", "evaluate probe",
     "train adapter", "evaluate adapter", "compare", "record",
 ]  # fmt: skip
@@ -95,7 +97,7 @@ def test_result_has_exactly_the_promised_keys(finished: Run) -> None:
     result = json.loads(finished.result.model_dump_json())
     assert list(result) == [
         "run_id", "experiment", "status", "verdict", "baseline", "tuned", "delta", "references", "adapter_path",
-        "adapter_sha256", "model_uri", "data_fingerprint", "seconds",
+        "adapter_sha256", "model_uri", "version", "data_fingerprint", "seconds",
     ]  # fmt: skip
     assert set(result["baseline"]) == set(result["tuned"]) == {"accuracy", "macro_f1", "log_loss"}
     assert set(result["delta"]) == {"accuracy", "low", "high", "p_value", "fixed", "broken"}
@@ -118,7 +120,7 @@ def test_tuned_model_has_learned(finished: Run) -> None:
 def test_same_configuration_gives_the_same_adapter_and_metrics(finished: Run) -> None:
     first = json.loads((finished.folder / "first.json").read_text())
     second = json.loads(finished.result.model_dump_json())
-    for key in set(second) - {"run_id", "model_uri", "seconds"}:
+    for key in set(second) - {"run_id", "model_uri", "version", "seconds"}:
         assert first[key] == second[key], key
 
 
@@ -194,8 +196,9 @@ def test_artifacts_are_complete(finished: Run) -> None:
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json",
         "adapter/README.md", "adapter/peft_flow.json", "comparison/comparison.json", "comparison/comparison.md",
         "comparison/predictions.json", "comparison/classes.json", "comparison/baseline.parquet",
-        "comparison/tuned.parquet", "plots/learning_curves.png", "plots/confusion_matrices.png",
-        "plots/ladder.png", "plots/reliability.png", "plots/slices.png", "plots/lengths.png",
+        "comparison/tuned.parquet", "comparison/test.parquet", "plots/learning_curves.png",
+        "plots/confusion_matrices.png", "plots/ladder.png", "plots/reliability.png", "plots/slices.png",
+        "plots/lengths.png",
         "comparison/ladder.json", "comparison/slices.json", "comparison/flips.json", "comparison/mistakes.json",
         "comparison/label_errors.json", "data_check/data_check.md", "data_check/data_check.json", "config.yaml",
         "environment.txt",
@@ -206,6 +209,18 @@ def test_artifacts_are_complete(finished: Run) -> None:
 
 def test_recorded_configuration_is_the_one_that_ran(finished: Run) -> None:
     assert validated(yaml.safe_load((artifacts(finished) / "config.yaml").read_text())) == finished.config
+
+
+def test_logged_test_rows_are_a_test_file_for_later_data(finished: Run, tmp_path: Path) -> None:
+    from tasks.data import prepare
+
+    file = artifacts(finished) / "comparison/test.parquet"
+    values = finished.config.model_dump()
+    later = prepare(validated({**values, "data": {**values["data"], "test_file": str(file)}}), tmp_path)
+    tags = client(finished).get_run(finished.result.run_id).data.tags
+    assert later.test_fingerprint == tags["test_fingerprint"]
+    predictions = pd.read_parquet(artifacts(finished) / "comparison/tuned.parquet")
+    assert list(predictions["row"]) == list(pd.read_parquet(file)["row"])
 
 
 def test_pictures_are_pictures(finished: Run) -> None:
@@ -349,22 +364,19 @@ def test_mismatch_after_reload_is_not_logged(
 
 
 def test_second_identical_run_waits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import logging
     import threading
 
-    from flows import finetune
+    from tasks import work
 
     said: list[str] = []
-    logger = logging.getLogger("waiting")
-    monkeypatch.setattr(logger, "info", said.append)
-    monkeypatch.setattr(finetune, "get_run_logger", lambda: logger)
+    monkeypatch.setattr(work, "tell", said.append)
     order: list[str] = []
 
     def second() -> None:
-        with finetune.sole_user(str(tmp_path / "work")):
+        with work.sole_user(str(tmp_path / "work")):
             order.append("second")
 
-    with finetune.sole_user(str(tmp_path / "work")):
+    with work.sole_user(str(tmp_path / "work")):
         thread = threading.Thread(target=second)
         thread.start()
         for _ in range(100):
@@ -398,28 +410,62 @@ def test_what_the_user_must_change_is_logged_in_one_line(
     assert last_status(workplace) == "FAILED"
 
 
+def until_it_trains(workplace: Path, *options: str) -> "subprocess.Popen[str]":
+    """The command, in a process group of its own as a terminal gives it, when its first steps are done."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "finetune", "run.yaml", *options],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stderr
+    seen = ""
+    while "step/s, " not in seen:
+        part = process.stderr.read(1)
+        assert part, f"it ended before training: {seen}"
+        seen += part
+    return process
+
+
 def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path) -> None:
     """SIGTERM to the command while it trains, without a Prefect server."""
     config = small_config({"training": {"epochs": 9000}})
     (workplace / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "finetune", "run.yaml"],
-        cwd=workplace,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    assert process.stderr
-    seen = ""
-    while "step/s" not in seen:
-        part = process.stderr.read(1)
-        assert part, f"it ended before training: {seen}"
-        seen += part
+    process = until_it_trains(workplace)
     process.send_signal(signal.SIGTERM)
-    process.stderr.read()
+    process.communicate()
     assert process.wait(timeout=60) != 0
     assert last_status(workplace) == "KILLED"
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(small_config: Any, workplace: Path) -> None:
+    """In a terminal it reaches all processes of the command, Prefect's own server too."""
+    config = small_config({"training": {"epochs": 80}, "evaluation": {"references": []}})
+    (workplace / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = until_it_trains(workplace)
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    _, said = process.communicate()
+    assert process.returncode == 1 and time.monotonic() - begun < 100  # 150 where Prefect's server goes first
+    assert "Stopping when this step is saved" in said and "Stopped after step" in said and "Traceback" not in said
+    stopped = only_run(workplace)
+    assert stopped.info.status == "KILLED"
+    again = subprocess.run(
+        [*process.args, "--json"],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    step = int(re.findall(r"Stopped after step (\d+)", said)[0])
+    assert f"Training goes on from step {step}" in again.stderr
+    assert json.loads(again.stdout)["run_id"] == stopped.info.run_id == only_run(workplace).info.run_id
+    assert last_status(workplace) == "FINISHED"
 
 
 def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
@@ -476,44 +522,6 @@ def test_no_library_warning_disturbs_the_log(hub_job: subprocess.CompletedProces
     assert "Traceback" not in hub_job.stderr
 
 
-def test_serving_answers_over_http(finished: Run, tmp_path: Path) -> None:
-    """`mlflow models serve --env-manager local`, as a user would start it."""
-    import socket
-    import urllib.request
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{finished.folder}/mlruns/mlflow.db",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "-m", finished.result.model_uri, "--env-manager", "local",
-        "-h", "127.0.0.1", "-p", str(port),
-    ]  # fmt: skip
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    body = json.dumps({"dataframe_split": {"columns": ["text"], "data": [["i loved every minute of it"]]}}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
-    try:
-        for _ in range(120):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    (row,) = json.loads(answer.read())["predictions"]
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.5)
-        else:
-            pytest.fail((tmp_path / "log").read_text())
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-    assert row["label"] == "good"
-    assert 0.5 < row["probability"] <= 1
-
-
 @pytest.mark.hub
 def test_pretrained_encoder_learns_real_reviews(hub: Hub, tmp_path: Path) -> None:
     """all-MiniLM-L6-v2, really pretrained, on 2,000 real reviews: well above chance, and the verdict says so."""
@@ -555,8 +563,6 @@ def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: 
 
 def test_usage_on_the_card_gives_the_logits_of_the_adapter(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippet is run as it stands."""
-    import re
-
     from tasks import serving
 
     folder = Path(finished.result.adapter_path)
@@ -570,16 +576,16 @@ def test_usage_on_the_card_gives_the_logits_of_the_adapter(finished: Run, monkey
 
 
 def test_retried_flow_run_goes_on_in_its_mlflow_run(workplace: Path) -> None:
-    from tasks.tracking import FLOW_RUN_TAG, tracked_run
+    from tasks.tracking import FLOW_RUN_TAG
 
     tags = {FLOW_RUN_TAG: "8d1c"}
-    with pytest.raises(ValueError, match="once"), tracked_run(validated({}), tags) as first:
+    with pytest.raises(ValueError, match="once"), tracked(tags=tags) as first:
         raise ValueError("once")
     assert last_status(workplace) == "FAILED"
-    with tracked_run(validated({}), tags) as second:
+    with tracked(tags=tags) as second:
         assert second == first
     assert last_status(workplace) == "FINISHED"
-    with tracked_run(validated({}), {FLOW_RUN_TAG: "another"}) as third:
+    with tracked(tags=tags) as third:
         assert third != first
 
 

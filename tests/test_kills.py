@@ -12,7 +12,6 @@ import pytest
 
 from tests.stacks import FINAL, Stack, until
 
-KILLS = 20
 VICTIMS = ("flow run", "worker", "prefect server", "mlflow server", "everything")
 TRUE = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
 """MLflow's status for each final state of Prefect."""
@@ -41,7 +40,10 @@ def strike(stack: Stack, victim: str) -> None:
 
 
 @pytest.mark.timeout(1500)
-def test_every_run_ends_in_a_true_state_and_the_next_one_runs(stack: Stack, foundation: Any, reviews: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(20, marks=pytest.mark.slow)])
+def test_every_run_ends_in_a_true_state_and_the_next_one_runs(
+    kills: int, stack: Stack, foundation: Any, reviews: Path
+) -> None:
     seed = random.SystemRandom().randrange(10_000)
     print("seed of this test's choices:", seed)
     chance = random.Random(seed)
@@ -52,20 +54,20 @@ def test_every_run_ends_in_a_true_state_and_the_next_one_runs(stack: Stack, foun
         "evaluation": {"bootstrap_samples": 200, "batch_size": 8, "references": []},
     }
     runs = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         runs.append(submit(stack, parameters | {"seed": kill}))
-        until(lambda: begun(stack, runs[-1]), 120, f"begin of run {kill} (seed {seed})")
+        until(lambda: begun(stack, runs[-1]), 300, f"begin of run {kill} (seed {seed})")
         victim = VICTIMS[kill % len(VICTIMS)]
         moment = chance.uniform(0, MOMENTS_SECONDS)
         time.sleep(moment)
         print(f"kill {kill}: {victim} after {moment:.1f} s, {stack.state(runs[-1])}", flush=True)
         strike(stack, victim)
-        until(lambda: settled(stack, runs), 120, f"true states after kill {kill} ({victim}, seed {seed})")
+        until(lambda: settled(stack, runs), 300, f"true states after kill {kill} ({victim}, seed {seed})")
         print([stack.state(run) for run in runs[-3:]], flush=True)
     last = submit(stack, parameters)
     assert stack.until_state(last, *FINAL) == "COMPLETED"
-    until(lambda: all(ended(stack, run) for run in [*runs, last]), 120, f"all runs closed (seed {seed})")
-    assert len({stack.mlflow_run(run).info.run_id for run in runs if stack.mlflow_run(run)}) > KILLS / 2
+    until(lambda: all(ended(stack, run) for run in [*runs, last]), 300, f"all runs closed (seed {seed})")
+    assert len({stack.mlflow_run(run).info.run_id for run in runs if stack.mlflow_run(run)}) > kills / 2
 
 
 def submit(stack: Stack, parameters: dict[str, Any]) -> str:
@@ -97,7 +99,10 @@ def settled(stack: Stack, runs: list[str]) -> bool:
 
 def ended(stack: Stack, run: str) -> bool:
     """Whether Prefect has a final state for the run and its tasks, and MLflow the status that goes with it."""
-    state, found = stack.state(run), stack.mlflow_run(run)
+    try:
+        state, found = stack.state(run), stack.mlflow_run(run)
+    except OSError:  # a server is being started again
+        return False
     if not {state, *stack.tasks(run).values()} <= set(FINAL):
         return False
     return found is None or found.info.status == TRUE[state]

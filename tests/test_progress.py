@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tasks import progress
-from tasks.progress import live_curve, progress_artifact
+from tasks.progress import amount, progress_artifact
 from tasks.records import Point
 
 
@@ -77,48 +77,7 @@ def test_an_api_that_is_down_from_the_start_only_warns(
     assert artifact == [] and "no route" in caplog.text
 
 
-def test_points_are_sent_many_at_once_in_order_and_all(clock: Clock) -> None:
-    calls: list[tuple[Point, ...]] = []
-    with live_curve(lambda *points: calls.append(points)) as draw:
-        for step in range(10):
-            clock.now += 0.5
-            draw(point(step))
-        assert [len(call) for call in calls] == [4, 4]
-    assert [p.step for call in calls for p in call] == list(range(10))
-
-
-def test_one_call_never_holds_more_than_mlflow_takes(clock: Clock) -> None:
-    sizes: list[int] = []
-    with live_curve(lambda *points: sizes.append(len(points))) as draw:
-        for step in range(250):
-            draw(point(step))
-    assert sizes == [100, 100, 50]
-
-
-def test_points_before_a_failure_of_the_work_are_sent(clock: Clock) -> None:
-    sent: list[Point] = []
-    with pytest.raises(FloatingPointError), live_curve(lambda *points: sent.extend(points)) as draw:
-        draw(point(1))
-        raise FloatingPointError("the loss is nan")
-    assert sent == [point(1)]
-
-
-def test_a_store_that_fails_is_asked_again_at_the_end_and_only_then(
-    clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    sent: list[Point] = []
-    asked: list[float] = []
-
-    def send(*points: Point) -> None:
-        asked.append(clock.now)
-        if len(asked) == 1:
-            fail()
-        sent.extend(points)
-
-    with caplog.at_level(logging.WARNING), live_curve(send) as draw:
-        for step in range(5):
-            clock.now += 3
-            draw(point(step))
-        assert asked == [3.0]
-    assert [p.step for p in sent] == list(range(5))
-    assert "curves in MLflow are incomplete" in caplog.text
+def test_time_is_said_in_the_unit_that_people_would_use() -> None:
+    assert [amount(seconds) for seconds in (0.4, 40, 89, 90, 720, 12_600)] == [
+        "0 s", "40 s", "89 s", "2 min", "12 min", "3.5 h",
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from tasks.config import RunConfig, validated
 from tasks.data import prepare
 from tasks.evaluation import paired_predictions, read_predictions
 from tasks.hub import is_network_trouble
+from tasks.recording import model_values
 from tasks.records import Evaluation, PreparedData, file_sha256
 from tasks.references import (
     ChampionLeftOut,
@@ -24,6 +25,7 @@ from tasks.references import (
     ask_majority,
     cache_key,
     class_probabilities,
+    current_champion,
     evaluate_baseline,
     evaluate_references,
     measure,
@@ -34,7 +36,8 @@ from tasks.references import (
     words_recur,
 )
 from tasks.tracking import Champion, download_adapter, find_champion
-from tests.conftest import Trained, sentences
+from tasks.work import WORK
+from tests.conftest import Trained, sentences, tracked
 
 FAMILIES = ("gpt2", "llama", "bert", "roberta", "distilbert")
 CHEAP: tuple[Any, ...] = ("majority", "tfidf", "probe")
@@ -368,6 +371,15 @@ def test_runs_share_what_does_not_depend_on_their_difference(
     }
 
 
+@pytest.mark.parametrize("name", ["baseline", "majority", "tfidf", "probe", "champion"])
+def test_what_other_packages_or_code_gave_is_measured_again(
+    name: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = measurement_key(name, trained.config, trained.data)
+    monkeypatch.setattr("tasks.references.environment_key", lambda: "after an upgrade")
+    assert measurement_key(name, trained.config, trained.data) != before
+
+
 def test_models_share_the_references_that_read_no_model(small_config: Any, tmp_path: Path) -> None:
     gpt2, bert = small_config(), small_config(family="bert")
     names = (*CHEAP, "baseline")
@@ -392,7 +404,9 @@ def test_what_is_measured_again_when_the_content_changes(trained: Trained) -> No
         assert measurement_key(name, config, data) != measurement_key(name, config, newer)
     for name in (*CHEAP, "baseline"):
         assert measurement_key(name, config, data) != measurement_key(name, config, changed)
-    champions = (Champion(uri="models:/reviews/1", source=f"models:/m-{number}") for number in (1, 2))
+    champions = (
+        Champion(uri="models:/reviews/1", version="1", source=f"models:/m-{number}", run_id=None) for number in (1, 2)
+    )
     first, again = (measurement_key("champion", config, data, champion) for champion in champions)
     assert first != again, "the registry was emptied and counts from 1 again"
 
@@ -457,17 +471,16 @@ def test_only_the_references_asked_for_are_measured(
 @pytest.fixture(scope="module")
 def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A folder whose store has the trained adapter as version 1 of `reviews`, and a configuration for it."""
-    import mlflow
-
     store = tmp_path_factory.mktemp("registry")
     config = other(trained.config, tracking={"registered_model": "reviews"})
     with pytest.MonkeyPatch.context() as place:
         place.chdir(store)
         place.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.open_experiment("peft-flow")
-        with mlflow.start_run():
+        with tracked(config.model_dump()):
             table = pd.DataFrame({"text": ["a warm film", "a cold film"]})
-            tracking.log_model(config, trained.data, trained.adapter, table)
+            work = str((WORK / "a").resolve())
+            tracking.log(work, "model", model_values(work, config, trained.data, trained.adapter, table))
+            tracking.send_all(work)
     return store, config
 
 
@@ -484,18 +497,19 @@ def registry(registered: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     api.delete_registered_model_alias("reviews", "champion")
 
 
-def test_there_is_no_champion_before_one_is_named(registry: Any) -> None:
-    _, config = registry
-    assert find_champion(config) is None, "version 1 has no alias"
-    assert find_champion(other(config, tracking={"registered_model": "unknown"})) is None
-    assert find_champion(other(config, tracking={"registered_model": None})) is None
+@pytest.mark.usefixtures("registry")
+def test_there_is_no_champion_before_one_is_named() -> None:
+    assert find_champion("reviews") is None, "version 1 has no alias"
+    assert find_champion("unknown") is None
+    assert current_champion(None) is None
 
 
 def test_the_champion_is_the_version_with_the_alias(registry: Any, trained: Trained, tmp_path: Path) -> None:
-    api, config = registry
+    api, _ = registry
     api.set_registered_model_alias("reviews", "champion", "1")
-    champion = find_champion(config)
+    champion = find_champion("reviews")
     assert champion and champion.uri == "models:/reviews/1"
+    assert (champion.version, champion.run_id) == ("1", api.get_model_version("reviews", "1").run_id)
     adapter = download_adapter(champion.uri, tmp_path)
     assert adapter.is_relative_to(tmp_path)
     for file in ("adapter_model.safetensors", serving.SETTINGS):
@@ -527,9 +541,9 @@ def with_columns(config: RunConfig, folder: Path, **renamed: Any) -> tuple[RunCo
 
 @pytest.fixture
 def champion(registry: Any) -> Champion:
-    api, config = registry
+    api, _ = registry
     api.set_registered_model_alias("reviews", "champion", "1")
-    found = find_champion(config)
+    found = find_champion("reviews")
     assert found
     return found
 
@@ -585,7 +599,7 @@ def test_a_registered_model_that_is_none_of_ours_is_left_out(registry: Any, trai
             pip_requirements=[],
         )
     api.set_registered_model_alias("stranger", "champion", "1")
-    champion = find_champion(other(config, tracking={"registered_model": "stranger"}))
+    champion = find_champion("stranger")
     assert champion
     with pytest.raises(ChampionLeftOut, match="models:/stranger/1 cannot be read: models:/stranger/1 holds no adapter"):
         ask_champion(config, trained.data, champion)

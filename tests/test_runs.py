@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import tracking
-from tasks.config import InputError, validated
+from tasks.config import InputError
 from tasks.records import StoredRun
 from tasks.runs import compare_runs, comparison_text
+from tests.conftest import tracked
 
 ROWS = 200
 
@@ -157,14 +157,18 @@ def store(workplace: Path) -> Any:
     """`store(GOOD)`: the id of a finished run in this workplace's store, with predictions and tags."""
 
     def make(table: np.ndarray | None, *, leave_out: str = "", **values: Any) -> str:
-        with tracking.tracked_run(validated(values), {}) as run_id:
-            import mlflow
+        with tracked(values) as run_id:
+            from mlflow import MlflowClient
 
+            api = MlflowClient()
             tags = {"verdict": "improved", "test_fingerprint": f"of {0 if table is None else len(table)}"}
-            mlflow.set_tags({name: value for name, value in tags.items() if name != leave_out})
+            for name, value in tags.items():
+                if name != leave_out:
+                    api.set_tag(run_id, name, value)
             if table is not None:
                 labels = LABELS[: len(table)]
-                mlflow.log_artifact(write_predictions(workplace / "tuned.parquet", table, labels=labels), "comparison")
+                file = write_predictions(workplace / "tuned.parquet", table, labels=labels)
+                api.log_artifact(run_id, file, "comparison")
         return run_id
 
     return make
@@ -217,7 +221,7 @@ def test_run_that_cannot_be_compared_is_refused_with_the_reason(
     mlflow.delete_run(deleted)
     assert f"run {deleted} was deleted" in refused(capsys, good, deleted)
 
-    with pytest.raises(RuntimeError), tracking.tracked_run(validated({}), {}) as failed:
+    with pytest.raises(RuntimeError), tracked() as failed:
         raise RuntimeError
     assert f"run {failed} has not finished (FAILED)" in refused(capsys, good, failed)
 

@@ -2,11 +2,19 @@
 
 import ast
 import json
+import os
 import pickle
 import shutil
+import signal
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +23,7 @@ import pytest
 from tasks import serving
 from tasks.evaluation import read_predictions
 from tasks.records import Evaluation
-from tests.conftest import Trained
+from tests.conftest import Trained, free_port, tracked
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +183,182 @@ def test_reading_does_not_depend_on_the_random_state(trained: Trained, served: A
     folder = Path(trained.adapter.folder)
     again = serving.predict(*serving.load_adapter(folder), serving.read_settings(folder), test_rows)
     assert again.equals(serving.predict(*served, test_rows))
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
+    """A run of this workplace with its predictions, whose model is the champion of `reviewer`; a Hub cache that holds
+    the foundation model."""
+    from mlflow import MlflowClient
+
+    from tasks import tracking
+    from tasks.config import validated
+    from tasks.recording import model_values
+    from tasks.work import WORK
+
+    cached = folder / "hf/hub/models--tiny--reader"
+    shutil.copytree(trained.config.model.name, cached / "snapshots" / COMMIT)
+    adapter = WORK.resolve() / "a/adapter"
+    shutil.copytree(trained.adapter.folder, adapter)
+    settings = serving.read_settings(adapter)
+    settings["base_model"] |= {"name": "tiny/reader", "revision": COMMIT}
+    (adapter / serving.SETTINGS).write_text(json.dumps(settings))
+    config = trained.config.model_dump() | {"tracking": {"registered_model": "reviewer"}}
+    table = pd.DataFrame({"text": ["a warm film", "a cold film"]})
+    with tracked(config) as run_id:
+        work = str(adapter.parent)
+        moved = trained.adapter.model_copy(update={"folder": str(adapter)})
+        values = model_values(work, validated(config), trained.data, moved, table)
+        tracking.log(work, "model", values | {"base_model": "tiny/reader"})
+        shutil.copyfile(measured.predictions, f"{work}/tuned.parquet")
+        tracking.log_files(work, "comparison", Path(work) / "tuned.parquet")
+        version = tracking.send_all(work).version
+    MlflowClient(tracking.tracking_uri()).set_registered_model_alias("reviewer", "champion", version)
+    return tracking.fetched(run_id, tracking.PREDICTIONS, folder)
+
+
+class Server(NamedTuple):
+    address: str
+    table: Path
+    """What the run said about its test rows."""
+
+    def ask(self, body: bytes | Any, kind: str = "application/json") -> tuple[int, Any]:
+        """Status and answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.address}/invocations", data, {"Content-Type": kind})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read())["predictions"]
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained, measured: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`mlflow models serve` of the champion as a user starts it, with no Hub and the foundation model in the cache."""
+    folder, before = tmp_path_factory.mktemp("served"), Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    table = log_champion(trained, measured, folder)
+    os.chdir(before)
+    port = free_port()
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns/mlflow.db",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/reviewer@champion", "--env-manager", "local",
+        "-h", "127.0.0.1", "-p", str(port),
+    ]  # fmt: skip
+    log = folder / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process, log)
+        yield Server(f"http://127.0.0.1:{port}", table)
+        assert process.poll() is None, log.read_text()  # whatever it was asked
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address, timeout=30).close()
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.5)
+    raise TimeoutError(log.read_text())
+
+
+def test_champion_answers_with_the_probabilities_of_its_run(server: Server, test_rows: pd.DataFrame) -> None:
+    _, _, table = read_predictions(str(server.table))
+    texts = test_rows["text"].tolist()
+    split = {"columns": ["text"], "data": [[text] for text in texts]}
+    for body in ({"dataframe_split": split}, {"dataframe_records": [{"text": text} for text in texts]}):
+        status, answers = server.ask(body)
+        assert status == 200
+        assert [answer["label"] for answer in answers] == [("bad", "good")[i] for i in table.argmax(1)]
+        got = [[answer["probability_bad"], answer["probability_good"]] for answer in answers]
+        assert np.array(got) == pytest.approx(table, abs=1e-6)
+        assert [answer["probability"] for answer in answers] == pytest.approx(table.max(1), abs=1e-6)
+
+
+def test_csv_is_answered_too(server: Server) -> None:
+    status, answers = server.ask(b"text\na warm and funny film\n42\n", "text/csv")
+    assert status == 200 and len(answers) == 2
+
+
+RECORDS = "dataframe_records"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "valid JSON"),
+        (b"a warm and funny film", "valid JSON"),
+        (b'{"dataframe_records": [{"text": "a', "valid JSON"),
+        (b"\xff\xfe", "valid JSON"),
+        ([], "Received a list"),
+        (42, "unexpected input type"),
+        ({}, "input fields: []"),
+        ({"text": "a film"}, "input fields"),
+        ({RECORDS: []}, "missing inputs ['text']"),
+        ({"dataframe_split": {"columns": ["text"], "data": []}}, "has 0 rows; send at least one"),
+        ({"inputs": {"text": []}}, "has 0 rows"),
+        ({RECORDS: {"text": "a film"}}, "must be a list of records"),
+        ({RECORDS: [{"txt": "a film"}]}, "missing inputs ['text']. Note that there were extra inputs: ['txt']"),
+        ({RECORDS: [{"text": "a film"}, {"txt": "a film"}]}, "column text, row 1: there is no text"),
+        ({RECORDS: [{"text": None}]}, "column text, row 0: there is no text; leave the row out"),
+        ({RECORDS: [{"text": "a film"}, {"text": None}]}, "column text, row 1: there is no text"),
+        ({RECORDS: [{"text": 42}]}, "column text, row 0: must be text in quotes, not a int"),
+        ({RECORDS: [{"text": "a film"}, {"text": 4.5}]}, "column text, row 1: must be text in quotes, not a float"),
+        ({RECORDS: [{"text": True}]}, "must be text in quotes, not a bool"),
+        ({RECORDS: [{"text": ["a", "film"]}]}, "must be text in quotes, not a list"),
+        ({RECORDS: [{"text": {"a": "film"}}]}, "must be text in quotes, not a dict"),
+        ({RECORDS: [{"text": "half \ud800"}]}, "surrogates not allowed"),
+        ({RECORDS: [{"text": "a" * 1_000_001}]}, "column text, row 0: the text has 1,000,001 characters"),
+        ({RECORDS: [{"text": "a"}] * 10_001}, "has 10,001 rows; send at least one and at most 10,000"),
+        ({"dataframe_split": {"columns": ["text", "text"], "data": [["a", "b"]]}}, ""),
+        ({"dataframe_split": {"columns": ["text"], "data": [["a", "b"]]}}, "not a valid dataframe"),
+    ],
+    ids=lambda value: str(value)[:40] or "nothing",
+)
+def test_malformed_request_is_refused_with_the_reason(server: Server, body: Any, says: str) -> None:
+    status, answer = server.ask(body)
+    assert status == 400
+    assert says in json.loads(answer)["message"]
+
+
+def test_wrong_kind_of_content_is_refused(server: Server) -> None:
+    assert server.ask(b"<text>a film</text>", "application/xml")[0] == 415
+    assert server.ask(b"text=a+film", "application/x-www-form-urlencoded")[0] == 415
+    status, answer = server.ask(b"text\na film\n\n,\n", "text/csv")
+    assert status == 400 and answer
+
+
+def test_requests_at_the_same_time_are_all_answered_alike(server: Server, test_rows: pd.DataFrame) -> None:
+    bodies = [{RECORDS: [{"text": text}]} for text in test_rows["text"].tolist()]
+    one_by_one = [server.ask(body) for body in bodies]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(server.ask, [*bodies, *bodies]))
+    assert {status for status, _ in together} == {200}
+    for (_, (alone,)), (_, (among,)) in zip([*one_by_one, *one_by_one], together, strict=True):
+        assert among["probability_good"] == pytest.approx(alone["probability_good"], abs=1e-6)
+
+
+def test_table_of_a_program_may_have_any_number_of_rows(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = pd.DataFrame({"text": ["a"] * (serving.MOST_ROWS + 1)})
+    monkeypatch.delenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", raising=False)
+    serving.check_request(many, ["text"])
+    serving.check_request(many[:0], ["text"])
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    with pytest.raises(ValueError, match="at most 10,000"):
+        serving.check_request(many, ["text"])

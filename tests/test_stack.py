@@ -330,7 +330,7 @@ def test_cancel_keeps_what_was_trained(stack: Stack, parameters: dict[str, Any])
     from mlflow import MlflowClient
 
     run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
-    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 240, "training")
     time.sleep(2)
     process = psutil.Process(int(stack.call("GET", f"/flow_runs/{run}")["infrastructure_pid"]))
     stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
@@ -352,7 +352,7 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
     stack.call("PATCH", f"{path}/schedules/{deployment['schedules'][0]['id']}", {"active": True})
     stack.call("PATCH", path, {"parameters": {**deployment["parameters"], "seed": 3}})
     run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
-    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 240, "training")
     assert stack.stop() < 10
     assert stack.processes() == [] and stack.process and stack.process.returncode == 0
 
@@ -363,7 +363,7 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
         for field, value in fields.items()
     ]
     alone = subprocess.run(
-        command, cwd=stack.folder, env=stack.environment, capture_output=True, text=True, timeout=120, check=True
+        command, cwd=stack.folder, env=stack.environment, capture_output=True, text=True, timeout=400, check=True
     )
     run_alone = json.loads(alone.stdout.splitlines()[-1])["run_id"]
 
@@ -388,7 +388,7 @@ def artifacts(stack: Stack, run_id: str, folder: str) -> set[str]:
 
 def test_after_the_power_went_no_run_shows_as_running(stack: Stack, parameters: dict[str, Any]) -> None:
     run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
-    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 90, "training")
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 240, "training")
     stack.kill()
     began = time.monotonic()
     stack.start()

@@ -17,15 +17,18 @@ from tasks import serving, training
 from tasks.config import RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
-from tasks.training import Progress, final_points, fit_adapter, planned_steps
+from tasks.training import Progress, Watcher, final_points, fit_adapter, planned_steps
 from tests.conftest import Trained, sentences
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
 
 
-def silent(progress: Progress) -> None:
+def ignore(progress: Progress) -> None:
     pass
+
+
+silent = Watcher(ignore)
 
 
 @pytest.fixture
@@ -36,10 +39,11 @@ def fit(small_config: Any, tmp_path: Path) -> Any:
         changes: dict[str, Any] | None = None,
         family: str = "gpt2",
         work: str = "run",
-        report: Callable[[Progress], None] = silent,
+        report: Callable[[Progress], None] = ignore,
+        **watching: Any,
     ) -> TrainedAdapter:
         config = small_config(changes, family)
-        return fit_adapter(config, prepare(config, tmp_path), tmp_path / work, report)
+        return fit_adapter(config, prepare(config, tmp_path), tmp_path / work, Watcher(report, **watching))
 
     return run
 
@@ -74,19 +78,18 @@ def read_back_logits(trained: TrainedAdapter, config: RunConfig, data: PreparedD
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that receives a copy of each checkpoint before training goes on, by its step."""
+    """A folder that receives the adapter as it is at each validation, by its step."""
     from transformers import Trainer
 
     kept = tmp_path / "kept"
-    write = Trainer._save_checkpoint
+    evaluate = Trainer.evaluate
 
-    def save_and_copy(self: Any, *arguments: Any, **keywords: Any) -> None:
-        write(self, *arguments, **keywords)
-        shutil.copytree(
-            Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", kept / str(self.state.global_step)
-        )
+    def evaluate_and_save(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        scores = evaluate(self, *arguments, **keywords)
+        self.model.save_pretrained(kept / str(self.state.global_step))
+        return scores
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", save_and_copy)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_and_save)
     return kept
 
 
@@ -308,10 +311,11 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     data = prepare(config, tmp_path)
     splits = load_from_disk(data.folder)
     tokenizer = models.load_tokenizer(data.model, config.model)
-    model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    loader = training.build_trainer(
-        config, model, tokenizer, splits, tmp_path / "run", silent, training.ValidationLogits()
-    ).get_train_dataloader()
+    model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
+    micro = training.MicroBatch.asked_for(config)
+    model = adapters.attach_adapter(model, config, fresh, steps=100)
+    trainer = training.build_trainer(config, micro, model, tokenizer, splits, tmp_path / "run", silent)
+    loader = trainer.get_train_dataloader()
 
     def epoch() -> list[Any]:
         return [batch["attention_mask"] for batch in loader]
@@ -369,16 +373,16 @@ def test_progress_is_reported_after_every_step_up_to_the_last(fit: Any) -> None:
     assert tuple(report.point for report in reports if report.point) == trained.history
 
 
-def test_the_task_sends_all_points_to_mlflow_in_few_calls(
+def test_the_task_writes_every_point_into_the_journal(
     small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(training, "log_curve", lambda run_id, *points: calls.append((run_id, *points)))
-    config = small_config({"training": {"epochs": 1}})
-    trained = training.train_adapter.fn(config, prepare(config, tmp_path), "run-7", str(tmp_path / "run"))
-    assert {call[0] for call in calls} == {"run-7"}
-    assert tuple(point for call in calls for point in call[1:]) == trained.history
-    assert len(calls) < len(trained.history)
+    lines: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(training, "log", lambda work, kind, values, step: lines.append((work, kind, values, step)))
+    config, work = small_config({"training": {"epochs": 1}}), tmp_path / "run"
+    trained = training.train_adapter.fn(config, prepare(config, tmp_path), str(work))
+    assert lines == [(str(work), "metrics", point.metrics, point.step) for point in trained.history]
+    assert training.train_adapter.fn(config, prepare(config, tmp_path), str(work)) == trained  # not once more
+    assert len(lines) == len(trained.history)
 
 
 def test_the_record_describes_the_adapter(trained: Trained) -> None:
@@ -404,13 +408,15 @@ def test_a_loss_that_is_no_number_stops_training_and_says_at_which_step(
         return loss(*arguments, **keywords) * (value if next(calls) == 3 else 1)
 
     monkeypatch.setattr(training, "mean_loss", broken)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 4; try a lower training\.learning"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is (nan|inf) at step 4, and was 0\.\d+ at step 3; try a lower"
+    ):
         fit()
 
 
 def test_leftovers_of_a_killed_run_do_not_matter_and_do_not_stay(fit: Any, tmp_path: Path) -> None:
     clean = fit(work="clean")
-    for leftover in ("checkpoints/checkpoint-6", "checkpoints/checkpoint-999", ".adapter.partial", "adapter"):
+    for leftover in ("checkpoints/checkpoint-6", "checkpoints/.checkpoint-8.partial", ".adapter.partial", "adapter"):
         (tmp_path / "run" / leftover).mkdir(parents=True)
         (tmp_path / "run" / leftover / "adapter_model.safetensors").write_bytes(b"half")
     again = fit(work="run")
@@ -497,9 +503,8 @@ def test_stopped_training_says_where_and_when_it_stopped(small_config: Any, tmp_
 
     config = small_config()
     with pytest.raises(KeyboardInterrupt):
-        fit_adapter(
-            config, prepare(config, tmp_path), tmp_path / "run", stop_after_four, lambda *where: said.append(where)
-        )
+        watcher = Watcher(stop_after_four, lambda *where: said.append(where))
+        fit_adapter(config, prepare(config, tmp_path), tmp_path / "run", watcher)
     assert said == [(tmp_path / "run/checkpoint", 4)]
 
 

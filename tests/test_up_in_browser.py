@@ -207,7 +207,7 @@ def test_run_of_the_form_completes_under_a_name_that_says_what_it_does(
 ) -> None:
     open_run(page, stack, runs.dora)
     expect(page.get_by_text("Running", exact=True).first).to_be_visible()
-    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=300_000)
     expect(page.get_by_role("navigation").get_by_text(run_name(small, "dora r4"))).to_be_visible()
 
 

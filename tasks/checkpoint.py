@@ -1,0 +1,222 @@
+"""Checkpoints of a training on disk: written whole or not at all, verified on reading, the two newest kept.
+
+Tensors are safetensors, all else is JSON: nothing that is read back can run code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.disk import writing
+from tasks.records import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 2
+MANIFEST, STATE = "manifest.json", "state.json"
+
+Tensors = dict[str, "Tensor"]
+
+
+class Checkpoint(NamedTuple):
+    folder: Path
+    step: int
+
+    def tensors(self, group: str) -> Tensors:
+        from safetensors.torch import load_file
+
+        file = self.folder / f"{group}.safetensors"
+        return dict(load_file(file)) if file.exists() else {}
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        return state
+
+
+def write_checkpoint(folder: Path, step: int, groups: Mapping[str, Tensors], state: Mapping[str, Any]) -> Checkpoint:
+    """`folder/checkpoint-STEP` with a file for each group of tensors; its name appears when all of it is on disk."""
+    from safetensors.torch import save_file
+
+    target = folder / f"checkpoint-{step}"
+    staged = folder / f".{target.name}.partial"
+    shutil.rmtree(staged, ignore_errors=True)
+    size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+    with writing(target, size), removed_on_failure(staged):
+        staged.mkdir(parents=True)
+        for group, tensors in groups.items():
+            if tensors:
+                save_file(tensors, staged / f"{group}.safetensors")
+        (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
+        sums = {file.name: file_sha256(file) for file in sorted(staged.iterdir())}
+        (staged / MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
+        for file in (*staged.iterdir(), staged):
+            flush(file)
+        shutil.rmtree(target, ignore_errors=True)
+        staged.rename(target)
+        flush(folder)
+    for old in newest_first(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return Checkpoint(target, step)
+
+
+@contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Onto the disk: a name must not survive a power cut that its content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint; broken ones that are newer are set aside, and said."""
+    for path in newest_first(folder):
+        fault = fault_of(path)
+        if not fault:
+            return Checkpoint(path, step_of(path))
+        aside = path.with_name(f"broken-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        say(f"{path.name} is broken ({fault}); it was set aside as {aside}, and the one before it is used")
+    return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest_step(folder: Path) -> int:
+    """That of the newest checkpoint, 0 where there is none."""
+    return max(map(step_of, newest_first(folder)), default=0)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def fault_of(path: Path) -> str:
+    """What is wrong with a checkpoint, in words; nothing where every byte is the one that was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        sums, step = dict(manifest["sha256"]), manifest["step"]
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    if step != step_of(path):
+        return f"it is that of step {step}"
+    there = {file.name for file in path.iterdir()} - {MANIFEST}
+    if missing := sorted(set(sums) - there):
+        return f"{missing[0]} is missing"
+    if extra := sorted(there - set(sums)):
+        return f"{extra[0]} does not belong to it"
+    changed = [name for name, wanted in sums.items() if file_sha256(path / name) != wanted]
+    return f"{changed[0]} has changed" if changed else ""
+
+
+def trained_tensors(model: Any) -> Tensors:
+    """What training can change, copied."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in changing_tensors(model).items()}
+
+
+def changing_tensors(model: Any) -> Tensors:
+    """What training can change, itself: trainable weights, and the buffers that are saved with a model."""
+    trainable = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found: Tensors = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        # layers may share one tensor: it is saved once, and loading it once reaches all of them
+        if (name in trainable or name not in weights) and place not in seen:
+            seen.add(place)
+            found[name] = tensor
+    return found
+
+
+def put_back(model: Any, tensors: Tensors) -> None:
+    """Load what `trained_tensors` gave; RuntimeError where the model is not the one that it came from."""
+    here = changing_tensors(model)
+    if here.keys() != tensors.keys():
+        raise RuntimeError(f"other weights are trained now: {sorted(here.keys() ^ tensors.keys())[0]} for one")
+    model.load_state_dict(tensors, strict=False)
+
+
+def tensors_sha256(tensors: Tensors) -> str:
+    """Over names and values."""
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\0".encode())
+        total.update(tensors[name].flatten().contiguous().view(dtype=torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def pack_optimizer(optimizer: Any) -> tuple[Tensors, dict[str, Any]]:
+    """Its state as tensors and as plain values."""
+    from torch import Tensor
+
+    state = optimizer.state_dict()
+    tensors: Tensors = {}
+    plain: dict[str, Any] = {"groups": state["param_groups"], "values": {}}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
+            else:
+                plain["values"].setdefault(str(index), {})[name] = value
+    return tensors, plain
+
+
+def unpack_optimizer(optimizer: Any, tensors: Tensors, plain: Mapping[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["values"].items()}
+    for place, tensor in tensors.items():
+        index, name = place.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+
+
+def random_state() -> tuple[Tensors, dict[str, Any]]:
+    """Of every generator that training draws from: Python's, NumPy's, torch's."""
+    import random
+
+    import numpy as np
+    import torch
+
+    tensors = {"cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    kind, keys, *rest = np.random.get_state()
+    return tensors, {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
+
+
+def set_random_state(tensors: Tensors, plain: Mapping[str, Any]) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    version, keys, gauss = plain["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, numbers, *rest = plain["numpy"]
+    np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
+    torch.random.set_rng_state(tensors["cpu"])
+    if cuda := [tensors[name] for name in sorted(tensors) if name.startswith("cuda.")]:
+        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,199 @@
+"""An adapter written into a folder that needs no peft, which appears once it has proved to be the adapter."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from tasks import serving
+from tasks.config import InputError
+from tasks.disk import writing
+from tasks.duplicates import counted
+from tasks.environment import hide_short_bars
+from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
+from tasks.hub import first_line, is_network_trouble, looks_like_path
+from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
+from tasks.records import Record, write_text
+from tasks.tracking import download_adapter, find_adapter, find_test_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEXTS = (
+    "",
+    "good",
+    "a warm and funny film",
+    "Dull from start to end; I hated every minute of it!",
+    "映画は最高 🎬",
+    "so " * 999,
+)
+"""What an adapter is asked whose run is not at hand."""
+
+
+class Exported(Record):
+    folder: str
+    largest_difference: float
+    """Of a logit from the adapter's."""
+    texts: int
+    temperature: float
+
+
+class ExportMismatch(RuntimeError):
+    """What was written does not compute what the adapter computes."""
+
+
+def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code: bool = False) -> Exported:
+    """Write the adapter that a user calls `name` into the new `folder`, as a transformers model, as ONNX, or both.
+
+    A fresh process without network must find the adapter's logits in it before the folder appears. Raises InputError,
+    ExportMismatch and DiskFull.
+    """
+    check_folder(folder)
+    if onnx and (missing := [package for package in ONNX_PACKAGES if not find_spec(package)]):
+        raise InputError(f"--onnx needs {', '.join(missing)}; install them: pip install 'peft-flow[onnx]'")
+    hide_short_bars()
+    with TemporaryDirectory() as place:
+        adapter, table = locate(name, Path(place))
+        settings = serving.read_settings(adapter)
+        check_settings(name, settings, onnx, trust_remote_code)
+        texts = some_texts(table, settings["text_columns"])
+        model, tokenizer = serving.load_adapter(adapter)
+        rows = serving.tokenize(texts, tokenizer, settings["max_length"])
+        expected = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
+        plain = merge(model, name)
+        if not difference(serving.classify(plain, tokenizer, rows, BATCH_SIZE), expected) <= tolerance(settings):
+            raise InputError(f"{name}: merging this adapter into the model's weights changes what it says; {ADVICE}")
+        size = sum(weight.nbytes for weight in plain.parameters())
+        with unfinished(folder) as partial, writing(folder, size * (merged + onnx)):
+            tokenizer.save_pretrained(partial)
+            if merged:
+                plain.save_pretrained(partial, safe_serialization=True)
+            if onnx:
+                write_onnx(plain, tokenizer, rows, partial)
+            worst = check(partial, texts, expected, settings)
+            write_text(partial / "README.md", readme(name, settings, merged, onnx, worst, len(texts[0])))
+    return Exported(
+        folder=str(folder.resolve()),
+        largest_difference=worst,
+        texts=len(texts[0]),
+        temperature=settings["temperature"],
+    )
+
+
+def check_folder(folder: Path) -> None:
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"OUTPUT_FOLDER: {folder} is there already; name a new folder")
+        if not folder.absolute().parent.is_dir():
+            raise InputError(f"OUTPUT_FOLDER: there is no folder {folder.absolute().parent} to make it in")
+        if not os.access(folder.absolute().parent, os.W_OK):
+            raise InputError(f"OUTPUT_FOLDER: {folder.absolute().parent} is not yours to write to; name another folder")
+    except OSError as error:  # a name longer than names can be
+        raise InputError(f"OUTPUT_FOLDER: {folder} cannot be written: {error.strerror}") from None
+
+
+def check_settings(name: str, settings: dict[str, Any], onnx: bool, trust_remote_code: bool) -> None:
+    base = settings["base_model"]
+    if base["trust_remote_code"] and not trust_remote_code:
+        raise InputError(
+            f"{name} needs Python code that comes with {base['name']}; give --trust_remote_code only if you trust it"
+        )
+    if onnx and base["dtype"] != "float32":
+        raise InputError(f"--onnx: ONNX Runtime does not compute in {base['dtype']}; write it with --merged")
+
+
+def locate(name: str, place: Path) -> tuple[Path, Path | None]:
+    """The adapter folder, and the table of its run's test rows where there is one."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / serving.SETTINGS).is_file():
+            raise InputError(f"RUN: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run")
+        # beside it, in the folder of a run and among a run's artifacts
+        tables = (path.resolve().parent / part / "predictions.json" for part in ("staged", "comparison"))
+        return path, next((table for table in tables if table.is_file()), None)
+    if path.exists() or (looks_like_path(name) and not name.startswith("models:/")):
+        raise InputError(f"RUN: there is no adapter folder {path}; check the path")
+    uri, _ = find_adapter(name)
+    try:
+        return download_adapter(uri, place / "model"), find_test_table(uri, place)
+    except OSError as error:
+        if is_network_trouble(error) or error.errno:
+            raise
+        raise InputError(f"RUN: {name} cannot be read: {first_line(error)}") from error
+
+
+def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:
+    """Text columns of test rows from the whole of the table, and a few odd ones."""
+    odd = [list(TEXTS) for _ in columns]
+    if not table:
+        return odd
+    content = json.loads(table.read_text(encoding="utf-8"))
+    rows = content["data"][:: max(1, len(content["data"]) // PROBE_ROWS)][:PROBE_ROWS]
+    places = [content["columns"].index(column) for column in columns]
+    return [[*extra, *(row[place] for row in rows)] for extra, place in zip(odd, places, strict=True)]
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check(folder: Path, texts: Sequence[Sequence[str]], expected: "Tensor", settings: dict[str, Any]) -> float:
+    """Largest difference between the logits of what lies in `folder`, read by a fresh process, and those expected."""
+    from safetensors.torch import load_file
+
+    with TemporaryDirectory() as place:
+        out, file = Path(place) / "logits.safetensors", Path(place) / "texts.json"
+        file.write_text(json.dumps(texts), encoding="utf-8")
+        request = {"folder": str(folder.resolve()), "texts": str(file), "out": str(out), "settings": settings}
+        run_offline("tasks.portable", request)
+        found = load_file(out)
+    worst = max(difference(logits, expected) for logits in found.values())
+    if not worst <= tolerance(settings):
+        raise ExportMismatch(f"what was written differs from the adapter by {worst:.3g} in its logits; it was removed")
+    return worst
+
+
+def difference(logits: "Tensor", expected: "Tensor") -> float:
+    return float((logits - expected).abs().max())
+
+
+def tolerance(settings: dict[str, Any]) -> float:
+    return PROBE_TOLERANCE[settings["base_model"]["dtype"]]
+
+
+def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst: float, texts: int) -> str:
+    base = settings["base_model"]
+    revision = f" at revision {base['revision']}" if base["revision"] else ""
+    parts = (
+        f"# {Path(name).name}",
+        f"Classifies {' and '.join(settings['text_columns'])} into {', '.join(settings['label_names'])}. Made by "
+        f"peft-flow from {name}, an adapter on `{base['name']}`{revision}, merged into its weights. On "
+        f"{counted(texts, 'text')} a fresh process found the adapter's logits again within {worst:.1e}.",
+        f"**Probabilities need the temperature {settings['temperature']!r}**: they are the softmax of the logits "
+        "divided by it; it was fitted on validation. Without it they are not calibrated; the labels are the same.",
+        f"Texts are cut to {settings['max_length']} tokens, as in training.",
+        *usage(settings, merged, onnx),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def describe_export(exported: Exported) -> str:
+    return (
+        f"Wrote {exported.folder}: a fresh process found the adapter's logits within "
+        f"{exported.largest_difference:.1e} on {counted(exported.texts, 'text')}. For calibrated probabilities divide "
+        f"them by {exported.temperature!r}"
+    )

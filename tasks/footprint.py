@@ -1,0 +1,50 @@
+"""`python -m tasks.footprint '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
+
+In a fresh process, as where it serves: nothing of the training is in its memory.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SINGLE_TEXTS = 20
+"""Asked one by one for the latency, after one that warms up."""
+
+
+def main() -> None:
+    import pandas as pd
+    import torch
+
+    from tasks import serving
+    from tasks.records import Footprint
+
+    request = json.loads(sys.argv[1])
+    adapter, rows = Path(request["adapter"]), pd.read_parquet(request["rows"])
+    settings = serving.read_settings(adapter)
+    model, tokenizer = serving.load_adapter(adapter, local_files_only=True)
+    milliseconds = [
+        answer_time(model, tokenizer, settings, rows.iloc[[place % len(rows)]]) for place in range(SINGLE_TEXTS + 1)
+    ]
+    on_gpu = model.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    footprint = Footprint(latency_ms=statistics.median(milliseconds[1:]), memory_mb=peak / 2**20)
+    if request.get("answers"):
+        serving.predict(model, tokenizer, settings, rows).to_parquet(request["answers"])
+    footprint.write(Path(request["out"]))
+
+
+def answer_time(model: Any, tokenizer: Any, settings: dict[str, Any], row: Any) -> float:
+    """Milliseconds for one row."""
+    from tasks import serving
+
+    begun = time.perf_counter()
+    serving.predict(model, tokenizer, settings, row)
+    return 1000 * (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main()

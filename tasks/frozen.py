@@ -1,0 +1,109 @@
+"""A test set that stays as it is while the data grow: the rows of a file, whose texts are kept out of training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.config import DATA_FILES, DataConfig, InputError, RunConfig
+from tasks.duplicates import counted, leaked_rows, same_texts
+from tasks.reading import check_letters, class_names, load
+from tasks.records import PreparedData, Source, file_sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset, DatasetDict
+
+
+def file_revision(name: str) -> str:
+    """`sha256:` of the content of the test file `name`; InputError where it is no file that can be read."""
+    try:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(f"data.test_file: there is no file {name}; check the path")
+        if path.suffix.lower() not in DATA_FILES:
+            raise InputError(f"data.test_file: {name} is not a {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
+        return f"sha256:{file_sha256(path)}"
+    except OSError as error:  # no permission; a name longer than names can be
+        raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
+    except RuntimeError:
+        raise InputError(f"data.test_file: {name} cannot be read: there is no such user; check the path") from None
+
+
+def read_test_file(source: Source, config: DataConfig) -> "Dataset":
+    """The rows of `data.test_file`; labels that stand for names are the names. InputError names the file."""
+    assert config.test_file and source.test_revision
+    path = Path(config.test_file).expanduser().resolve()
+    file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
+    try:
+        loaded = load(file, config.model_copy(update={"config": None}))
+        check_letters(loaded, file)
+    except InputError as error:
+        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
+    test = loaded["train"]
+    if not len(test):
+        raise InputError(f"data.test_file: {path} has no rows; add some")
+    check_rows(test, path)
+    # numbers mean what this file says: the classes of the training rows may be others, or in another order
+    if names := class_names(test.features, config.label_column):
+        labels = [names[label] if label is not None and label >= 0 else None for label in test[config.label_column]]
+        test = test.remove_columns(config.label_column).add_column(config.label_column, labels)
+    return test
+
+
+def check_rows(test: "Dataset", path: Path) -> None:
+    """Refuses a column `row` that cannot say where the rows were first found."""
+    if "row" not in test.column_names:
+        return
+    rows = test["row"][:]
+    if any(type(row) is not int or row < 0 for row in rows) or len(set(rows)) < len(rows):
+        raise InputError(
+            f"data.test_file: the column 'row' of {path} must hold a different whole number in each row; "
+            "rename or remove it"
+        )
+
+
+def renumbered(test: "Dataset", file: "Dataset") -> "Dataset":
+    """`test`, whose `row` is the place in `file`, with the number that the file itself gives each row, if it does."""
+    import numpy as np
+    from datasets import Value
+
+    if "row" not in file.column_names:
+        return test
+    rows, places = np.asarray(file["row"][:], dtype=np.int64), test["row"][:]
+    return (
+        test.remove_columns("row")
+        .add_column("row", rows[places], feature=Value("int64"))
+        .select_columns(test.column_names)
+    )
+
+
+def keep_out(splits: "DatasetDict", text_columns: Sequence[str]) -> dict[str, int]:
+    """Take rows that have the text of a test row out of train and validation; how many those were, by split."""
+    import numpy as np
+
+    rows, kept_out = same_texts(splits, text_columns), dict[str, int]()
+    for role in sorted(splits.keys() - {"test"}):
+        leaked = leaked_rows(rows, role, "test")["place"].to_numpy()
+        if len(leaked) == len(splits[role]):
+            raise InputError(
+                f"data.test_file: all {len(leaked):,} {role} rows have the text of a test row; give other {role} rows"
+            )
+        if kept_out.setdefault(role, len(leaked)):
+            splits[role] = splits[role].select(np.setdiff1d(np.arange(len(splits[role])), leaked))
+    return kept_out
+
+
+def describe_kept_out(kept_out: Mapping[str, int]) -> str:
+    rows = ", ".join(counted(count, f"{role} row") for role, count in kept_out.items())
+    return f"kept out, for their text is in data.test_file: {rows}"
+
+
+def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
+    """The test rows as `data.test_file` takes them: `row`, texts, label by name, and categorical columns."""
+    import pandas as pd
+    from datasets import load_from_disk
+
+    test = load_from_disk(data.folder)["test"]
+    columns = {name: test[name][:] for name in ("row", *data.text_columns)}
+    columns[config.data.label_column] = [data.label_names[label] for label in test["labels"]]
+    return pd.DataFrame(columns | {name: test[f"slice {name}"][:] for name in data.slice_columns})

@@ -1,0 +1,166 @@
+"""Whether a challenger takes the champion's place: the rules, on numbers alone, and the words for what they found."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.comparison import TITLES, bounds, format_p, markdown_table, shown
+from tasks.config import GateConfig
+from tasks.duplicates import counted
+from tasks.records import Comparison, Difference, Finding, Footprint, Gate, Interval
+from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TO_BEAT = ("tfidf", "probe")
+"""References that the first model of a name must be better than: what neither of them needs, it need not be for."""
+
+
+class Trial(NamedTuple):
+    """Champion and challenger on the same rows, none of which either has learned from."""
+
+    labels: "np.ndarray"
+    """(rows,)"""
+    champion: "np.ndarray"
+    """Probabilities, (rows, classes)."""
+    challenger: "np.ndarray"
+    slices: Sequence[tuple[str, "np.ndarray"]] = ()
+    """Title, and mask of its rows, (rows,)."""
+    left_out: int = 0
+    """Rows that one of the two has learned from."""
+
+
+def against_champion(
+    config: GateConfig, trial: Trial, own: Trial | None, footprint: Footprint | None, samples: int, seed: int
+) -> Gate:
+    """The challenger against the champion on the test rows, and on the champion's `own` where those are others."""
+    rows = len(trial.labels)
+    if not rows:
+        told = f"no test row is left to compare them on: one of the two has learned from all {trial.left_out:,}"
+        return Gate(
+            findings=(Finding(rule="gain", passed=False, told=told),),
+            rows=0,
+            champion=None,
+            challenger=None,
+            difference=None,
+        )
+    gain = paired(trial, samples, seed, config.confidence)
+    findings = [judge_gain(config, gain, rows)]
+    if config.no_worse_slice:
+        findings.append(judge_slices(config, trial))
+    if own and len(own.labels):
+        findings.append(judge_own_rows(own, samples, seed, config.confidence))
+    findings += judge_footprint(config, footprint)
+    return Gate(
+        findings=tuple(findings),
+        rows=rows,
+        champion=share_right(trial.champion, trial.labels, config.confidence),
+        challenger=share_right(trial.challenger, trial.labels, config.confidence),
+        difference=gain,
+    )
+
+
+def without_champion(config: GateConfig, result: Comparison, footprint: Footprint | None) -> Gate:
+    """The first model of a name against TF-IDF and the linear probe, on its own test rows."""
+    measured = {rung.name: rung.adapter_gain for rung in result.ladder}
+    findings = [judge_reference(config, name, measured.get(name)) for name in TO_BEAT]
+    return Gate(
+        findings=(*findings, *judge_footprint(config, footprint)),
+        rows=result.rows,
+        champion=None,
+        challenger=result.rung("tuned").accuracy,
+        difference=None,
+    )
+
+
+def paired(trial: Trial, samples: int, seed: int, confidence: float) -> Difference:
+    """Challenger minus champion."""
+    tables = [trial.challenger, trial.champion]
+    return difference(trial.labels, tables, bootstrap(trial.labels, tables, samples, seed), (0, 1), confidence)
+
+
+def share_right(table: "np.ndarray", labels: "np.ndarray", confidence: float) -> Interval:
+    return wilson_interval(int((table.argmax(1) == labels).sum()), len(labels), confidence)
+
+
+def judge_gain(config: GateConfig, gain: Difference, rows: int) -> Finding:
+    passed = gain.verdict == "improved" and gain.accuracy.low > config.smallest_gain
+    told = f"accuracy {shown(gain.accuracy)} on {counted(rows, 'row')}, exact McNemar p {format_p(gain.p_value)}"
+    if passed:
+        return Finding(rule="gain", passed=True, told=f"better than the champion: {told}")
+    if gain.verdict == "improved":
+        return Finding(rule="gain", passed=False, told=f"not shown to gain {config.smallest_gain:g}: {told}")
+    verdict = "worse than the champion" if gain.verdict == "worse" else "not shown to be better than the champion"
+    return Finding(rule="gain", passed=False, told=f"{verdict}: {told}")
+
+
+def judge_slices(config: GateConfig, trial: Trial) -> Finding:
+    """Whether any slice got significantly worse; the more slices, the less by chance in each.
+
+    The significance level is divided by the number of slices (Bonferroni): else one of twenty would stand in the way
+    of any challenger.
+    """
+    champion, challenger = (table.argmax(1) == trial.labels for table in (trial.champion, trial.challenger))
+    worst, smallest = "", 1.0
+    for title, inside in trial.slices:
+        fixed, broken = int((challenger & ~champion & inside).sum()), int((champion & ~challenger & inside).sum())
+        p_value = mcnemar_p_value(fixed, broken)
+        if broken > fixed and p_value < smallest:
+            rows = counted(int(inside.sum()), "row")
+            worst, smallest = f"{title} ({rows}, {fixed} fixed, {broken} broken, p {format_p(p_value)})", p_value
+    if worst and smallest * len(trial.slices) < 1 - config.confidence:
+        return Finding(rule="slices", passed=False, told=f"significantly worse on the slice {worst}")
+    return Finding(
+        rule="slices",
+        passed=True,
+        told=f"significantly worse on none of {counted(len(trial.slices), 'slice')}",
+    )
+
+
+def judge_own_rows(own: Trial, samples: int, seed: int, confidence: float) -> Finding:
+    """The rows that made the champion: on these the challenger must not be worse."""
+    gain = paired(own, samples, seed, confidence)
+    told = f"accuracy {shown(gain.accuracy)} on {counted(len(own.labels), 'row')} of the champion's own test"
+    passed = gain.verdict != "worse"
+    return Finding(rule="champion's rows", passed=passed, told=f"{'not ' if passed else ''}worse there: {told}")
+
+
+def judge_footprint(config: GateConfig, footprint: Footprint | None) -> list[Finding]:
+    """Latency and memory against their ceilings, where there are any."""
+    asked = []
+    if footprint and config.max_latency_ms is not None:
+        asked.append(("latency", footprint.latency_ms, config.max_latency_ms, "ms for one text"))
+    if footprint and config.max_memory_mb is not None:
+        asked.append(("memory", footprint.memory_mb, config.max_memory_mb, "MiB"))
+    return [
+        Finding(
+            rule=rule,
+            passed=value <= ceiling,
+            told=f"{rule} {value:,.1f} {unit}, ceiling {ceiling:,.1f}",
+        )
+        for rule, value, ceiling, unit in asked
+    ]
+
+
+def judge_reference(config: GateConfig, name: str, gain: Difference | None) -> Finding:
+    title, rule = TITLES[name], f"better than {TITLES[name]}"
+    if gain is None:
+        return Finding(rule=rule, passed=False, told=f"{title} was not measured")
+    told = f"accuracy {shown(gain.accuracy)}, exact McNemar p {format_p(gain.p_value)}"
+    passed = gain.verdict == "improved" and gain.accuracy.low > config.smallest_gain
+    return Finding(rule=rule, passed=passed, told=f"{'' if passed else 'not shown to be '}better than {title}: {told}")
+
+
+def page(name: str, title: str, gate: Gate) -> str:
+    """The decision as a page, for the run in MLflow and the one in Prefect."""
+    parts = [f"# {title}", gate.reason[:1].upper() + gate.reason[1:] + "."]
+    accuracies = [
+        (who, bounds(accuracy))
+        for who, accuracy in (("champion", gate.champion), ("challenger", gate.challenger))
+        if accuracy
+    ]
+    if accuracies:
+        parts.append(markdown_table((f"{name}, {counted(gate.rows, 'test row')}", "accuracy"), accuracies))
+    rules = [(finding.rule, "passed" if finding.passed else "failed", finding.told) for finding in gate.findings]
+    parts.append(markdown_table(("rule", "", "what was found"), rules))
+    return "\n\n".join(parts) + "\n"

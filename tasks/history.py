@@ -1,0 +1,181 @@
+"""The life of a registered model: every version with its score, who promoted it and why, and which one was in use."""
+
+import base64
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from tasks.comparison import bounds, markdown_table
+from tasks.duplicates import counted
+from tasks.events import in_flow
+from tasks.progress import warn
+from tasks.records import Interval, Record, digest
+from tasks.registry import Decision, decisions_about, holder, moment, outcome, recorded, settle
+from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts
+
+
+class VersionHistory(Record):
+    """One version of a registered model."""
+
+    version: str
+    registered: int
+    """Milliseconds since 1970."""
+    run_id: str | None
+    run_name: str
+    url: str
+    """Of the run in MLflow; empty where the run is gone."""
+    accuracy: Interval | None
+    """On the run's test rows; None where the run did not measure it."""
+    confidence: float | None
+    """Of the interval."""
+    test_fingerprint: str | None
+    test_rows: str
+    """A letter for the test rows: versions that share it were measured on the same ones. Empty where unknown."""
+    aliases: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    """In order; of a rollback, both versions have it."""
+
+
+class History(Record):
+    """What `peft-flow history --json` prints."""
+
+    name: str
+    champion: str | None
+    """The version that has the alias now."""
+    versions: tuple[VersionHistory, ...]
+    """Oldest first."""
+    decisions: tuple[Decision, ...]
+    """All of them, in order."""
+
+    @property
+    def changes(self) -> list[Decision]:
+        """Those that moved the alias `champion`."""
+        return [decision for decision in self.decisions if decision.action != "kept"]
+
+
+def history_of(name: str) -> History:
+    """InputError where there is no such model, store or server."""
+    settle(name)
+    versions = registered_versions(name)
+    facts = [run_facts(version.run_id) if version.run_id else None for version in versions]
+    letters = letters_of([run.tags.get("test_fingerprint") for run in facts if run])
+    return History(
+        name=name,
+        champion=holder(versions, CHAMPION),
+        versions=tuple(version_history(*pair, letters) for pair in zip(versions, facts, strict=True)),
+        decisions=tuple(decisions_about(versions)),
+    )
+
+
+def letters_of(fingerprints: Sequence[str | None]) -> dict[str | None, str]:
+    """A, B, ... for different test rows in the order in which they came; A2 follows Z."""
+    order = dict.fromkeys(fingerprint for fingerprint in fingerprints if fingerprint)
+    names = (chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else "") for i in range(len(order)))
+    return dict(zip(order, names, strict=True))
+
+
+def version_history(version: RegisteredVersion, run: RunFacts | None, letters: dict[str | None, str]) -> VersionHistory:
+    metrics, tags = (run.metrics, run.tags) if run else ({}, {})
+    value = metrics.get("tuned/accuracy")
+    low, high = (metrics.get(f"tuned/accuracy_{end}", value) for end in ("low", "high"))
+    confidence = run.parameters.get("evaluation.confidence") if run else None
+    return VersionHistory(
+        version=version.version,
+        registered=version.created,
+        run_id=version.run_id,
+        run_name=run.name if run else "",
+        url=run.url if run else "",
+        accuracy=None if value is None or low is None or high is None else Interval(value=value, low=low, high=high),
+        confidence=float(confidence) if confidence else None,
+        test_fingerprint=tags.get("test_fingerprint"),
+        test_rows=letters.get(tags.get("test_fingerprint"), ""),
+        aliases=version.aliases,
+        decisions=tuple(decision for decision in recorded(version).values() if decision),
+    )
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def history_text(history: History, links: bool = False) -> str:
+    """Tables of the versions and of the champions over time, as markdown; with `links` to MLflow and Prefect."""
+    champion = f"version {history.champion} is champion" if history.champion else "none is champion"
+    parts = [f"{history.name}: {counted(len(history.versions), 'version')}, {champion}"]
+    if history.versions:
+        header = ("version", "registered", "run", accuracy_title(history), "test rows", "alias", *DECIDED)
+        parts.append(markdown_table(header, [version_row(version, links) for version in history.versions]))
+    if len({version.test_rows for version in history.versions if version.test_rows}) > 1:
+        parts.append("Versions with different letters were measured on different test rows: do not compare them.")
+    if changes := history.changes:
+        rows = [(*change_row(change), *decided(change, change.version, links)) for change in changes]
+        parts.append(markdown_table(("when", "champion", "before", *DECIDED), rows))
+    if changes and changes[-1].version != history.champion:
+        parts.append(f"Nothing is on record of how {champion}: the alias was changed by hand.")
+    return "\n\n".join(parts)
+
+
+DECIDED = ("decision", "by", "why")
+
+MOST_CHARACTERS = 200
+"""Of a reason in a table; MLflow and --json have all of it."""
+
+
+def accuracy_title(history: History) -> str:
+    """With the intervals' confidence, where it is the same for all."""
+    found = {version.confidence for version in history.versions if version.accuracy}
+    (confidence,) = found if len(found) == 1 else (None,)
+    return f"accuracy ({100 * confidence:g} %)" if confidence else "accuracy"
+
+
+def version_row(version: VersionHistory, links: bool) -> tuple[str, ...]:
+    run, last = version.run_id or "", version.decisions[-1] if version.decisions else None
+    return (
+        version.version,
+        f"{datetime.fromtimestamp(version.registered / 1000, UTC):%Y-%m-%d %H:%M}",
+        f"[{run[:8]}]({version.url})" if links and version.url else run,
+        bounds(version.accuracy) if version.accuracy else "",
+        version.test_rows,
+        ", ".join(version.aliases),
+        *(decided(last, version.version, links) if last else ("", "", "")),
+    )
+
+
+def change_row(change: Decision) -> tuple[str, ...]:
+    return moment(change.at), change.version, change.previous or ""
+
+
+def decided(decision: Decision, version: str, links: bool) -> tuple[str, str, str]:
+    by, why = decision.by, decision.reason
+    if len(why) > MOST_CHARACTERS:
+        why = f"{why[: MOST_CHARACTERS - 1]}…"
+    if links and decision.flow_run_url:
+        by = f"[{by}]({decision.flow_run_url})"
+    return outcome(decision, version), by, why
+
+
+def publish(name: str) -> None:
+    """The history as an artifact of the flow run at hand, with its picture. It never disturbs the run."""
+    if not in_flow():
+        return
+    from prefect.artifacts import create_markdown_artifact
+
+    try:
+        history = history_of(name)
+        create_markdown_artifact(page(history), key=artifact_key(name), description=f"All versions of {name}")
+    except Exception as error:
+        warn("the history of %s is not shown: %s", name, error)
+
+
+def page(history: History) -> str:
+    from tasks.timeline import draw
+
+    picture = ""
+    if any(version.accuracy for version in history.versions):
+        picture = f"![History](data:image/png;base64,{base64.b64encode(draw(history)).decode()})\n\n"
+    return f"# History of {history.name}\n\n{picture}{history_text(history, links=True)}\n"
+
+
+def artifact_key(name: str) -> str:
+    """`history-NAME` in the letters that Prefect takes; names that would lose theirs get a digest."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"history-{plain if plain == name else '-'.join(filter(None, (plain, digest(name)[:6])))}"

@@ -1,0 +1,140 @@
+"""A prediction before its model is loaded: adapter and input found, and everything checked that can be refused.
+
+It is known by what it is about: content of the input, adapter, settings, program and machine.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks import serving
+from tasks.config import InputError, PredictionConfig
+from tasks.hub import content_sha256, first_line, is_network_trouble, looks_like_path
+from tasks.parts import Parts, check_output, is_probability, rejected_path
+from tasks.records import Record, Source, digest
+from tasks.rows import find_rows, read_rows
+from tasks.tracking import download_adapter, find_adapter
+from tasks.work import WORK, environment_key
+
+SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")
+"""What an adapter must say of itself."""
+
+
+class Job(Record):
+    """A prediction, found and checked."""
+
+    adapter: str
+    """Folder."""
+    version: str
+    """`NAME/3`, the id of a run, or the content of a local folder."""
+    source: Source | None
+    """None: standard input."""
+    columns: tuple[str, ...]
+    """Of the input, with the texts that the model reads."""
+    label_names: tuple[str, ...]
+    work: str | None
+    """Folder of the finished chunks; None for standard output."""
+
+
+def find_job(config: PredictionConfig, folder: Path) -> Job:
+    """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`."""
+    check_places(config)
+    adapter, version = locate_adapter(config, folder)
+    settings = check_adapter(config, adapter)
+    columns = text_columns(config, settings["text_columns"])
+    source = find_rows(config)
+    if source and not next(read_rows(config, source, columns), None):
+        raise InputError(f"input: {config.input} has no rows")
+    job = Job(
+        adapter=str(adapter),
+        version=version,
+        source=source,
+        columns=columns,
+        label_names=tuple(settings["label_names"]),
+        work=None,
+    )
+    if config.output == "-":
+        return job
+    key = work_key(config, job, settings) if source else digest(["-", Path(config.output).resolve()])
+    job = job.model_copy(update={"work": str((WORK / f"predict-{key}").resolve())})
+    parts = parts_of(config, job)
+    if not parts.given():
+        parts.check_free(config.overwrite)
+    return job
+
+
+def text_columns(config: PredictionConfig, trained_on: Sequence[str]) -> tuple[str, ...]:
+    """Of the input. The output has them too, so they cannot be called as its own."""
+    columns = config.text_columns or tuple(trained_on)
+    if len(columns) != len(trained_on):
+        asked = " and ".join(trained_on)
+        raise InputError(f"text_columns: the model reads {asked}; name as many columns, not {', '.join(columns)}")
+    for name in columns:
+        if name in ("row", "id", "label", "abstained", "model_version") or is_probability(name):
+            raise InputError(f"text_columns: the output needs the name '{name}' itself; rename that column")
+    return columns
+
+
+def check_places(config: PredictionConfig) -> None:
+    if config.output == "-":
+        if config.on_error == "skip":
+            raise InputError("on_error: skip sets rows aside beside the output, which - is not; give a file")
+        return
+    check_output(config.output)
+    written = {Path(config.output).resolve(), rejected_path(Path(config.output)).resolve()}
+    if config.input != "-" and Path(config.input).resolve() in written:
+        raise InputError(f"output: {config.output} is the input itself, or would hold what was set aside; rename one")
+
+
+def locate_adapter(config: PredictionConfig, folder: Path) -> tuple[Path, str]:
+    """Folder and version of the adapter that `model` names."""
+    path = Path(config.model)
+    if path.is_dir():
+        if not (path / serving.SETTINGS).is_file():
+            raise InputError(f"model: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run")
+        return path.resolve(), content_sha256(path)[:23]
+    if path.exists() or (looks_like_path(config.model) and not config.model.startswith("models:/")):
+        raise InputError(f"model: there is no adapter folder {path}; check the path")
+    uri, version = find_adapter(config.model)
+    try:
+        return download_adapter(uri, folder), version
+    except OSError as error:
+        if is_network_trouble(error) or error.errno:
+            raise
+        raise InputError(f"model: {config.model} cannot be read: {first_line(error)}") from error
+
+
+def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
+    """The adapter's settings, where it can be used."""
+    try:
+        settings = serving.read_settings(adapter)
+        missing = [name for name in SETTINGS if name not in settings]
+        base = settings["base_model"]
+        name, own_code = base["name"], base["trust_remote_code"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"model: {config.model}: {serving.SETTINGS} cannot be read: {first_line(error)}") from None
+    if missing:
+        raise InputError(f"model: {config.model}: {serving.SETTINGS} says no {missing[0]}; copy the adapter again")
+    if own_code and not config.trust_remote_code:
+        raise InputError(f"model: {config.model} brings its own Python code and trust_remote_code is not set")
+    if looks_like_path(name) and not Path(name).exists():
+        raise InputError(f"model: the foundation model of {config.model} is not at {name} any more; put it back")
+    return settings
+
+
+def work_key(config: PredictionConfig, job: Job, settings: dict[str, Any]) -> str:
+    """Changes with everything that could change a byte of the output."""
+    assert job.source
+    base = Path(settings["base_model"]["name"])
+    return digest(
+        [
+            *(job.source.revision, config.split, config.config, job.columns),
+            *(job.version, content_sha256(Path(job.adapter)), content_sha256(base) if base.exists() else None),
+            *(config.abstain_below, config.batch_size, Path(config.output).suffix.lower(), environment_key()),
+        ]
+    )
+
+
+def parts_of(config: PredictionConfig, job: Job) -> Parts:
+    assert job.work
+    return Parts(Path(job.work), Path(config.output), again=job.source is not None)

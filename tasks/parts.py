@@ -1,0 +1,229 @@
+"""The output of a long job, part by part: each whole on disk or not there, put together at the end.
+
+Numbered files of a work folder. A part counts once its record is there, and only as long as its content is the one
+that the record tells of; so a process that is killed anywhere leaves nothing that the next one could mistake.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.checkpoint import flush
+from tasks.config import InputError
+from tasks.disk import check_space, writing
+from tasks.records import PredictionResult, Record, file_sha256, read_record, write_bytes
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+Columns = Mapping[str, Sequence[Any]]
+"""Values by name, all equally many."""
+
+
+class Part(Record):
+    read: int = 0
+    """Rows of the input."""
+    rows: int = 0
+    """Of the output."""
+    rejected: int = 0
+    abstained: int = 0
+    labels: dict[str, int]
+    sha256: dict[str, str] = {}  # noqa: RUF012  (frozen)
+    """Of each of its files."""
+
+    def plus(self, other: "Part") -> "Part":
+        """The counts of both."""
+        return Part(
+            read=self.read + other.read,
+            rows=self.rows + other.rows,
+            rejected=self.rejected + other.rejected,
+            abstained=self.abstained + other.abstained,
+            labels={name: count + other.labels[name] for name, count in self.labels.items()},
+        )
+
+
+class Published(Record):
+    """What the output was when it was written."""
+
+    result: PredictionResult
+    rejected_sha256: str | None
+
+
+class Parts:
+    """Those of one output in one work folder; `again` where the same input can come once more."""
+
+    def __init__(self, work: Path, output: Path, again: bool) -> None:
+        self.work, self.output, self.again = work, output, again
+        self.folder, self.kind = work / "parts", output.suffix.lower()
+        self.rejected_output = rejected_path(output)
+
+    def done(self, number: int) -> Part | None:
+        """The record of a part that is there and whole."""
+        part = read_record(Part, self.folder / f"{number:06}.json")
+        whole = part and all(
+            (self.folder / name).is_file() and file_sha256(self.folder / name) == sha256
+            for name, sha256 in part.sha256.items()
+        )
+        return part if whole else None
+
+    def write(self, number: int, columns: Columns, rejected: Sequence[Mapping[str, Any]], part: Part) -> Part:
+        """A part on disk. `part` says what is in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = {f"{number:06}{self.kind}": ENCODERS[self.kind](columns)}
+        if rejected:
+            files[f"{number:06}.rejected"] = "".join(json.dumps(row, default=str) + "\n" for row in rejected).encode()
+        for name, content in files.items():
+            write_bytes(self.folder / name, content)
+        part = part.model_copy(update={"sha256": {name: file_sha256(self.folder / name) for name in files}})
+        part.write(self.folder / f"{number:06}.json")
+        return part
+
+    def given(self) -> PredictionResult | None:
+        """The result, where the output is there and is the one that was written."""
+        published = self.published()
+        if not published or not all(self.is_ours(path) for path in (self.output, self.rejected_output)):
+            return None
+        return published.result.model_copy(update={"output": str(self.output.resolve()), "rejected_path": self.aside()})
+
+    def published(self) -> Published | None:
+        return read_record(Published, self.work / "published.json") if self.again else None
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether it is as this prediction has left it, there or not there."""
+        published, wanted = self.published(), None
+        if published:
+            wanted = published.result.sha256 if path == self.output else published.rejected_sha256
+        return (file_sha256(path) if path.is_file() else None) == wanted
+
+    def aside(self) -> str | None:
+        return str(self.rejected_output.resolve()) if self.rejected_output.exists() else None
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raises InputError where something else is in the place of the output."""
+        for path in (self.output, self.rejected_output):
+            if path.exists() and not overwrite and not self.is_ours(path):
+                raise InputError(
+                    f"output: {path} is there already and is not the result of this prediction; "
+                    "give another name, or --overwrite to replace it"
+                )
+
+    def publish(self, result: PredictionResult, count: int, overwrite: bool) -> PredictionResult:
+        """The first `count` parts as the output, which appears whole, and what was set aside beside it."""
+        self.check_free(overwrite)
+        names = [f"{number:06}" for number in range(count)]
+        output = self.join(self.output, [self.folder / f"{name}{self.kind}" for name in names])
+        files = [file for name in names if (file := self.folder / f"{name}.rejected").exists()]
+        rejected = self.join(self.rejected_output, files) if files else None
+        result = result.model_copy(update={"sha256": file_sha256(output)})
+        published = Published(result=result, rejected_sha256=file_sha256(rejected) if rejected else None)
+        # before anything gets its name: whoever finds it must know whose it is
+        published.write(self.work / "published.json")
+        if rejected:
+            rejected.replace(self.rejected_output)
+        else:
+            self.rejected_output.unlink(missing_ok=True)
+        output.replace(self.output)
+        flush(self.output.absolute().parent)
+        self.clear()
+        return result.model_copy(update={"rejected_path": self.aside()})
+
+    def join(self, target: Path, parts: Sequence[Path]) -> Path:
+        """A hidden file beside `target` with the content of all parts."""
+        joined = target.with_name(f".{target.name}.{self.work.name}.partial")
+        needed = sum(part.stat().st_size for part in parts)
+        with writing(target, needed):
+            try:
+                check_space(joined, needed)
+                if target.suffix.lower() == ".parquet":
+                    join_parquet(joined, parts)
+                else:
+                    join_lines(joined, parts, header=target.suffix.lower() == ".csv")
+                flush(joined)
+            except Exception:
+                joined.unlink(missing_ok=True)
+                raise
+        return joined
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def rejected_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.rejected.jsonl")
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def as_jsonl(columns: Columns) -> bytes:
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_csv(columns: Columns) -> bytes:
+    """With a header, which all parts but the first lose when they are joined."""
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    # else a carriage return within a text would end its row
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(columns)
+    for values in zip(*columns.values(), strict=True):
+        shown = [str(value).lower() if isinstance(value, bool) else value for value in values]
+        (quoted if any(isinstance(value, str) and "\r" in value for value in shown) else plain).writerow(shown)
+    return text.getvalue().encode()
+
+
+def as_parquet(columns: Columns) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {"row": pyarrow.int64(), "abstained": pyarrow.bool_()}
+    schema = pyarrow.schema(
+        (name, kinds.get(name, pyarrow.float64() if is_probability(name) else pyarrow.string())) for name in columns
+    )
+    with io.BytesIO() as file:
+        pyarrow.parquet.write_table(pyarrow.table(dict(columns), schema), file)
+        return file.getvalue()
+
+
+def is_probability(name: str) -> bool:
+    return name == "probability" or name.startswith("probability_")
+
+
+ENCODERS: dict[str, Callable[[Columns], bytes]] = {".csv": as_csv, ".jsonl": as_jsonl, ".parquet": as_parquet}
+
+
+def join_lines(target: Path, parts: Sequence[Path], header: bool = False) -> None:
+    """With `header`, the first line of all parts but the first is left out."""
+    with target.open("wb") as file:
+        for number, part in enumerate(parts):
+            with part.open("rb") as opened:
+                if header and number:
+                    opened.readline()
+                shutil.copyfileobj(opened, file)
+
+
+def join_parquet(target: Path, parts: Sequence[Path]) -> None:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetWriter(target, pyarrow.parquet.read_schema(parts[0])) as writer:
+        for part in parts:
+            writer.write_table(pyarrow.parquet.read_table(part))
+
+
+def check_output(output: str) -> None:
+    """Raises InputError for what cannot be written, before anything is read."""
+    path = Path(output)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"output: {output} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or be -")
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise InputError(f"output: {output} is {'a folder' if path.is_dir() else 'no file'}; give the name of a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"output: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"output: {folder} cannot be written to; choose another folder")

@@ -1,0 +1,307 @@
+"""Which version of a registered model is in use: promoted, kept out or rolled back, with a reason, whole or not at all.
+
+MLflow has no transaction over aliases and tags. So there is one lock for each name, and a note on disk before the first
+call; whoever comes next completes what a kill or an outage broke off.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import EllipsisType
+from typing import Literal
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from tasks.config import STORE, InputError
+from tasks.events import announce_decision
+from tasks.journal import now
+from tasks.records import Record, digest, read_record
+from tasks.secrets import redact
+from tasks.tracking import (
+    CHAMPION,
+    FLOW_RUN_TAG,
+    FLOW_RUN_URL_TAG,
+    PREVIOUS,
+    Refused,
+    RegisteredVersion,
+    check_store,
+    describe_version,
+    link_to_prefect,
+    registered_versions,
+    set_alias,
+    tag_version,
+)
+from tasks.tracking import (
+    reason as why,
+)
+
+REGISTRY = STORE / "registry"
+
+Action = Literal["promoted", "kept", "rolled back"]
+
+
+class Decision(Record):
+    """What was decided about a version, by whom and why."""
+
+    name: str
+    version: str
+    """The one that was judged; after a rollback, the one that is champion again."""
+    action: Action
+    """`kept`: the champion was, and this version not promoted."""
+    reason: str
+    by: str
+    """`gate`, `force`, `first`, or who it was."""
+    at: int
+    """Milliseconds since 1970; later than every decision before."""
+    previous: str | None
+    """The version that was champion before."""
+    flow_run_id: str | None = None
+    flow_run_url: str | None = None
+
+
+class Note(Record):
+    """A decision that is being carried out."""
+
+    decision: Decision
+    created: int
+    """When its version was: in another store, which other commands of this folder may use, the number means another."""
+
+
+class Overtaken(InputError):
+    """The champion is not the one any more that the caller compared with."""
+
+
+def promote(
+    name: str,
+    version: str,
+    reason: str,
+    by: str,
+    expected: str | EllipsisType | None = ...,
+    tags: Mapping[str, str] | None = None,
+) -> Decision:
+    """`version` becomes champion, and the champion so far `previous`.
+
+    `expected` is the champion that it was compared with (None: there was none): raises Overtaken where another one is
+    champion by now. `tags` are those of the flow run that decides. InputError where there is no such version, or where
+    it is champion already.
+    """
+    with held(name) as versions:
+        champion = holder(versions, CHAMPION)
+        check_version(name, version, versions)
+        if expected is not ... and champion != expected:
+            raise Overtaken(
+                f"{name}: {spoken(champion)} has become champion since the comparison with {spoken(expected)}; nothing "
+                f"was changed, compare with {spoken(champion)}"
+            )
+        if champion == version:
+            raise InputError(f"version {version} of {name} is the champion already")
+        return decide(name, versions, version, "promoted", reason, by, tags)
+
+
+def keep(name: str, version: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
+    """The record that `version` was judged and not promoted."""
+    with held(name) as versions:
+        check_version(name, version, versions)
+        return decide(name, versions, version, "kept", reason, by, tags)
+
+
+def rollback(name: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
+    """`previous` is champion again, and the champion so far `previous`. InputError where there is no previous one."""
+    with held(name) as versions:
+        version = holder(versions, PREVIOUS)
+        if version is None or version == holder(versions, CHAMPION):
+            raise InputError(f"{name} has no previous champion to go back to; promote a version instead")
+        return decide(name, versions, version, "rolled back", reason, by, tags)
+
+
+def settle(name: str) -> None:
+    """Complete what a kill or an outage broke off; MLflow is asked only where there is something."""
+    if notes(name):
+        with held(name):
+            pass
+
+
+def decisions(name: str) -> list[Decision]:
+    """All decisions about the versions of `name`, in order."""
+    settle(name)
+    return decisions_about(registered_versions(name))
+
+
+def decisions_about(versions: Sequence[RegisteredVersion]) -> list[Decision]:
+    found = {decision for version in versions for decision in recorded(version).values() if decision}
+    return sorted(found, key=lambda decision: decision.at)
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(name: str) -> Iterator[list[RegisteredVersion]]:
+    """The versions of `name` as they are, while nobody else who works in this folder changes them."""
+    check_store()
+    REGISTRY.mkdir(parents=True, exist_ok=True)
+    with FileLock((REGISTRY / f"{digest(name)}.lock").resolve()):
+        versions = registered_versions(name)
+        for path in notes(name):
+            note = read_record(Note, path)
+            if note and carry_out(note, versions):
+                path.unlink()
+                versions = registered_versions(name)
+        yield versions
+
+
+def notes(name: str) -> list[Path]:
+    """Oldest first."""
+    return sorted(REGISTRY.glob(f"{digest(name)}.*.json"))
+
+
+def holder(versions: Sequence[RegisteredVersion], alias: str) -> str | None:
+    """The version that carries the alias."""
+    return next((version.version for version in versions if alias in version.aliases), None)
+
+
+def check_version(name: str, version: str, versions: Sequence[RegisteredVersion]) -> None:
+    known = [one.version for one in versions]
+    if version not in known:
+        there = f"it has {', '.join(known[-10:])}" if known else "it has none"
+        raise InputError(f"there is no version {version!r:.80} of {name}; {there}")
+
+
+def spoken(version: str | None) -> str:
+    return f"version {version}" if version else "no version"
+
+
+def decide(
+    name: str,
+    versions: Sequence[RegisteredVersion],
+    version: str,
+    action: Action,
+    reason: str,
+    by: str,
+    tags: Mapping[str, str] | None,
+) -> Decision:
+    """Note the decision, carry it out, and forget the note. It stays where MLflow does not answer on the way."""
+    tags = tags or {}
+    last = max((decision.at for decision in decisions_about(versions)), default=0)
+    decision = Decision(
+        name=name,
+        version=version,
+        action=action,
+        reason=redact(" ".join(reason.split())),
+        by=by,
+        at=max(now(), last + 1),
+        previous=holder(versions, CHAMPION),
+        flow_run_id=tags.get(FLOW_RUN_TAG),
+        flow_run_url=tags.get(FLOW_RUN_URL_TAG),
+    )
+    note = Note(decision=decision, created=next(one.created for one in versions if one.version == version))
+    path = REGISTRY / f"{digest(name)}.{decision.at}.json"
+    note.write(path)
+    try:
+        carry_out(note, versions)
+    except Refused:
+        path.unlink()
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"MLflow broke off ({why(error)}) while version {version} of {name} was being {action}; the next "
+            "command that asks for this model completes it"
+        ) from error
+    path.unlink()
+    return decision
+
+
+# --- into MLflow ------------------------------------------------------------------------------------------------------
+
+
+def carry_out(note: Note, versions: Sequence[RegisteredVersion]) -> bool:
+    """Whether the decision is about this store, where it now has taken effect and is on record.
+
+    Every call says how something is to be, so that the same once more changes nothing.
+    """
+    decision, there = note.decision, {version.version: version for version in versions}
+    judged = there.get(decision.version)
+    if judged is None or judged.created != note.created:
+        return False
+    if decision.action != "kept":
+        champion = holder(versions, CHAMPION)
+        if champion in (decision.previous, decision.version):
+            if decision.previous in there:
+                set_alias(decision.name, PREVIOUS, str(decision.previous))
+            set_alias(decision.name, CHAMPION, decision.version)
+        else:  # somebody has moved the alias by hand since
+            overtaken = f"{decision.reason} (overtaken: {spoken(champion)} was made champion before this was complete)"
+            decision = decision.model_copy(update={"reason": overtaken})
+    for version in concerned(decision):
+        if version in there:
+            put_on_record(there[version], decision)
+    facts = decision.model_dump(exclude={"name", "action"}, exclude_none=True) | {"at": moment(decision.at)}
+    announce_decision(decision.action, decision.name, facts)
+    return True
+
+
+def concerned(decision: Decision) -> tuple[str, ...]:
+    """Versions that have it on record: of a rollback also the one that was taken out of use."""
+    taken_out = decision.previous if decision.action == "rolled back" else None
+    return (decision.version, taken_out) if taken_out else (decision.version,)
+
+
+def put_on_record(version: RegisteredVersion, decision: Decision) -> None:
+    """The decision as the newest of the version's tags and description; what people wrote there stays below it."""
+    past = recorded(version)
+    number = next((n for n, one in past.items() if one == decision), max(past, default=0) + 1)
+    tags = {
+        f"decision.{number}": decision.model_dump_json(),
+        "decision": outcome(decision, version.version),
+        "decision.reason": decision.reason,
+        "decision.by": decision.by,
+        "decision.at": moment(decision.at),
+    }
+    tag_version(decision.name, version.version, tags)
+    text = version.description
+    for one in (*past.values(), decision):
+        text = text.removeprefix(words(one, version.version)).lstrip() if one else text
+    describe_version(
+        decision.name, version.version, "\n\n".join(filter(None, (words(decision, version.version), text)))
+    )
+
+
+def recorded(version: RegisteredVersion) -> dict[int, Decision | None]:
+    """Decisions on the version's record by their number; None for one that somebody has made unreadable."""
+    found: dict[int, Decision | None] = {}
+    for tag, value in version.tags.items():
+        prefix, _, number = tag.partition(".")
+        if prefix == "decision" and number.isdecimal():
+            try:
+                found[int(number)] = Decision.model_validate_json(value)
+            except ValidationError:
+                found[int(number)] = None
+    return dict(sorted(found.items()))
+
+
+def outcome(decision: Decision, version: str) -> str:
+    """What the decision means for this version, in a word or two."""
+    restored = decision.action == "rolled back" and version == decision.version
+    return "champion again" if restored else decision.action
+
+
+def moment(at: int) -> str:
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def words(decision: Decision, version: str) -> str:
+    """The decision for the version's page, with the link to the flow run that took it."""
+    before, when = spoken(decision.previous), f"on {moment(decision.at)} by {decision.by}: {decision.reason}"
+    match outcome(decision, version):
+        case "promoted":
+            text = f"Promoted {when}  \nChampion before: {before}"
+        case "kept":
+            text = f"Not promoted {when}  \nChampion: {before}"
+        case "champion again":
+            text = f"Champion again: {before} was rolled back {when}"
+        case _:
+            text = f"Rolled back {when}  \nChampion again: version {decision.version}"
+    link = link_to_prefect({FLOW_RUN_URL_TAG: decision.flow_run_url} if decision.flow_run_url else {})
+    return "  \n".join(filter(None, (text, link)))

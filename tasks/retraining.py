@@ -1,0 +1,304 @@
+"""Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from tasks import registry
+from tasks.approval import Approval
+from tasks.comparison import slice_title
+from tasks.config import RetrainConfig, RunConfig
+from tasks.data import prepare
+from tasks.error_analysis import read_test_rows, slice_masks
+from tasks.evaluation import paired_predictions, read_predictions, run_offline
+from tasks.gate import TO_BEAT, Trial, against_champion, page, without_champion
+from tasks.hub import NETWORK
+from tasks.recording import flow_tags
+from tasks.records import (
+    Comparison,
+    Finding,
+    Footprint,
+    Gate,
+    PreparedData,
+    RetrainResult,
+    RunResult,
+    Source,
+    digest,
+    write_text,
+)
+from tasks.tracking import (
+    CHAMPION,
+    Champion,
+    attach,
+    download,
+    find_champion,
+    registered_versions,
+    run_facts,
+    run_url,
+    runs_tagged,
+)
+from tasks.work import WORK
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+INPUTS_TAG = "peft_flow.inputs"
+"""Of a challenger's run: what it was made from. Weeks later it says whether there is anything new."""
+
+TEST_ROWS, SEEN = "comparison/test.parquet", "comparison/seen.parquet"
+"""Artifacts of a run: its test rows, and what it has learned from."""
+
+
+def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
+    """Data, foundation model and configuration; not where the run appears, nor what the gate asks for."""
+    run = config.run_config().model_dump(mode="json", exclude={"offline", "tracking"})
+    return digest([run, source.content, base.revision, config.refresh_test])
+
+
+def skipped(name: str, inputs: str) -> RetrainResult | None:
+    """The result where there is nothing to do; None where there is."""
+    if not (made := runs_tagged(INPUTS_TAG, inputs)):
+        return None
+    versions = registered_versions(name)
+    decided, champion = registry.decisions_about(versions), registry.holder(versions, CHAMPION)
+    for version in reversed(versions):
+        if version.run_id in made and is_settled(version.version, champion, decided):
+            since = datetime.fromtimestamp(version.created / 1000, UTC).date()
+            return RetrainResult(
+                name=name,
+                action="skipped",
+                reason=f"nothing new since {since}",
+                champion=champion,
+                version=None,
+                run_id=None,
+                gate=None,
+            )
+    return None
+
+
+def is_settled(version: str, champion: str | None, decided: Sequence[registry.Decision]) -> bool:
+    """Whether another version, made from the same, would come to nothing else.
+
+    This one is the champion, was judged against the present champion and not promoted, or somebody took it back.
+    """
+    about = [decision for decision in decided if version in registry.concerned(decision)]
+    if not about:
+        return False
+    last = about[-1]
+    if version == champion or registry.outcome(last, version) == "rolled back":
+        return True
+    return last.action == "kept" and last.previous == champion
+
+
+@task(
+    name="choose challenger",
+    task_run_name="choose challenger",
+    **NETWORK,
+)
+def choose_challenger(config: RetrainConfig, champion: Champion | None, inputs: str, work: str) -> RunConfig:
+    """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
+    run = config.run_config()
+    needed = ("champion",) if champion else TO_BEAT
+    references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
+    data = run.data
+    if champion and champion.run_id and not config.refresh_test and not data.test_file:
+        frozen = download(champion.run_id, TEST_ROWS, Path(work) / f"champion-{champion.run_id}")
+        data = data.model_copy(update={"test_file": str(frozen) if frozen else None})
+    return run.model_copy(
+        update={
+            "data": data,
+            "evaluation": run.evaluation.model_copy(update={"references": references}),
+            "tracking": run.tracking.model_copy(update={"tags": (*run.tracking.tags, f"{INPUTS_TAG}={inputs}")}),
+        }
+    )
+
+
+@task(
+    name="gate",
+    task_run_name="gate",
+    **NETWORK,
+)
+def judge_challenger(
+    config: RetrainConfig,
+    challenger: RunConfig,
+    result: RunResult,
+    champion: Champion | None,
+    work: str,
+) -> Gate:
+    """What the gate says of the challenger, whose run is `result`."""
+    folder, gate = Path(result.adapter_path).parent, config.gate
+    comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    costs = gate.max_latency_ms is not None or gate.max_memory_mb is not None
+    if not champion:
+        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+        return without_champion(gate, comparison, footprint)
+    if "champion" not in [rung.name for rung in comparison.ladder]:
+        return incomparable(f"{champion.uri} could not be asked about these rows; the log of the run says why")
+    data = prepare(challenger, WORK)
+    own_rows = download(champion.run_id, TEST_ROWS, Path(work) / "own") if champion.run_id else None
+    if is_measured_on(champion, data):
+        trial, own = trial_of(data, folder), None
+        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+    else:
+        seen = learned_by(champion, Path(work))
+        if own_rows is None or seen is None:
+            return incomparable(
+                f"the run of {champion.uri} does not say what it was tested on and has learned from, "
+                "so that new rows prove nothing"
+            )
+        ours = read_keys(folder / "staged/seen.parquet")
+        trial = trial_of(data, folder, seen | ours)
+        footprint = measure_footprint(result, own_rows, Path(work))
+        own = own_trial(champion, data, own_rows, ours, Path(work))
+    samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
+    return against_champion(gate, trial, own, footprint, samples, seed)
+
+
+def incomparable(told: str) -> Gate:
+    findings = (Finding(rule="gain", passed=False, told=told),)
+    return Gate(findings=findings, rows=0, champion=None, challenger=None, difference=None)
+
+
+def is_measured_on(champion: Champion, data: PreparedData) -> bool:
+    """Whether these test rows are the champion's own."""
+    facts = run_facts(champion.run_id) if champion.run_id else None
+    return facts is not None and facts.tags.get("test_fingerprint") == data.test_fingerprint
+
+
+def learned_by(champion: Champion, work: Path) -> set[int] | None:
+    """Keys of the texts that the champion has learned from; None where its run does not say."""
+    assert champion.run_id
+    file = download(champion.run_id, SEEN, work / "own")
+    return read_keys(file) if file else None
+
+
+def read_keys(file: Path) -> set[int]:
+    import pandas as pd
+
+    return set(pd.read_parquet(file)["text"].tolist())
+
+
+def trial_of(data: PreparedData, folder: Path, seen: set[int] | None = None) -> Trial:
+    """Champion and challenger on the challenger's test rows, less those whose text is in `seen`."""
+    import numpy as np
+
+    files = {"champion": folder / "staged/champion.parquet", "tuned": folder / "tuned.parquet"}
+    predictions = paired_predictions({name: str(file) for name, file in files.items()})
+    test = read_test_rows(data, predictions)
+    slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
+    fresh = unseen(test, data.text_columns, seen) if seen else np.ones(len(test), dtype=bool)
+    return Trial(
+        labels=predictions.labels[fresh],
+        champion=predictions.tables["champion"][fresh],
+        challenger=predictions.tables["tuned"][fresh],
+        slices=[(title, inside[fresh]) for title, inside in slices if inside[fresh].any()],
+        left_out=int((~fresh).sum()),
+    )
+
+
+def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) -> "np.ndarray":
+    """Mask, (rows,), of those whose text is not in `seen`."""
+    import numpy as np
+
+    from tasks.duplicates import stable_keys
+
+    return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
+
+
+def own_trial(champion: Champion, data: PreparedData, own_rows: Path, ours: set[int], work: Path) -> Trial:
+    """Both on the champion's own test rows, less those that the challenger has learned from."""
+    import numpy as np
+    import pandas as pd
+
+    assert champion.run_id
+    predictions = download(champion.run_id, "comparison/tuned.parquet", work / "own")
+    assert predictions
+    rows, answers = pd.read_parquet(own_rows), pd.read_parquet(work / ANSWERS)
+    _, _, table = read_predictions(str(predictions))
+    names = list(data.label_names)
+    theirs = registry_label_names(champion.run_id, work)
+    fresh = unseen(rows, data.text_columns, ours)
+    return Trial(
+        labels=np.asarray([names.index(label) for label in rows["label"]])[fresh],
+        champion=table[:, [theirs.index(name) for name in names]][fresh],
+        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[fresh],
+        left_out=int((~fresh).sum()),
+    )
+
+
+def registry_label_names(run_id: str, work: Path) -> list[str]:
+    """Class names of a run's adapter, in the order of its probabilities."""
+    from tasks import serving
+
+    settings = download(run_id, f"adapter/{serving.SETTINGS}", work / "own")
+    assert settings
+    names: list[str] = serving.read_settings(settings.parent)["label_names"]
+    return names
+
+
+ANSWERS = "answers.parquet"
+"""What the challenger says of the rows that its footprint was measured on."""
+
+
+def measure_footprint(result: RunResult, rows: Path, work: Path) -> Footprint:
+    """What the challenger costs to have answer, measured on `rows`, whose answers go to `work/ANSWERS`."""
+    out = work / "footprint.json"
+    request = {"adapter": result.adapter_path, "rows": str(rows), "out": str(out), "answers": str(work / ANSWERS)}
+    run_offline("tasks.footprint", request)
+    return Footprint.model_validate_json(out.read_bytes())
+
+
+@task(
+    name="show gate",
+    task_run_name="show gate",
+    **NETWORK,
+)
+def show_gate(config: RetrainConfig, result: RunResult, judged: Gate, work: str) -> None:
+    """The gate's page with the challenger's run in MLflow, and on the Prefect run page."""
+    from prefect.artifacts import create_markdown_artifact
+
+    name = str(config.tracking.registered_model)
+    text = page(
+        name, f"Gate of {name}, version {result.version}: {'passed' if judged.passed else 'not passed'}", judged
+    )
+    files = Path(work) / "gate.md", Path(work) / "gate.json"
+    for file, content in zip(files, (text, judged.model_dump_json(indent=2) + "\n"), strict=True):
+        write_text(file, content)
+    attach(result.run_id, "gate", *files)
+    create_markdown_artifact(f"{text}\n[MLflow run {result.run_id}]({run_url(result.run_id)})\n", key="gate")
+
+
+@task(
+    name="decide",
+    task_run_name="decide",
+    **NETWORK,
+)
+def decide(
+    config: RetrainConfig, result: RunResult, champion: Champion | None, judged: Gate, approval: Approval | None
+) -> RetrainResult:
+    """Champion, or not, in the registry, with the reason; a champion that changed meanwhile stays."""
+    name, version = str(config.tracking.registered_model), str(result.version)
+    told = judged.reason + (f"; {approval.told}" if approval else "")
+    by, tags = "gate" if judged.passed else "force", flow_tags()
+    promote = config.force or (judged.passed and (approval is None or approval.approved))
+    if promote:
+        reason = told if judged.passed else f"forced, although {told}"
+        try:
+            decision = registry.promote(name, version, reason, by, champion.version if champion else None, tags)
+        except registry.Overtaken as error:
+            decision = registry.keep(name, version, f"{error}; what was shown: {told}", "gate", tags)
+    else:
+        decision = registry.keep(name, version, told, "gate", tags)
+    return RetrainResult(
+        name=name,
+        action="promoted" if decision.action == "promoted" else "kept",
+        reason=decision.reason,
+        champion=now.version if (now := find_champion(name)) else None,
+        version=version,
+        run_id=result.run_id,
+        gate=judged,
+    )

@@ -1,0 +1,143 @@
+"""The folder of a run: named by what the run is, held by one process, forgotten only when its result was handed over.
+
+The same command finds it again, so that a run which was interrupted goes on in it.
+"""
+
+import atexit
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from tasks.config import STORE, RunConfig
+from tasks.liveness import if_free
+from tasks.progress import tell
+from tasks.records import Source, digest, write_text
+
+WORK = STORE / "work"
+
+DELIVERED = "delivered"
+"""File that says that the process which finished the run has ended in good order."""
+
+_enclosing: ContextVar[str | None] = ContextVar("work", default=None)
+"""The folder of the run that this thread is in."""
+
+
+def work_folder(config: RunConfig, *found: Source) -> str:
+    """Where this run's files are: the same configuration on the same data, model and machine finds them again."""
+    settings = config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
+    folder = WORK / digest([settings, *(source.content for source in found), environment_key(), enclosing()])
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder.resolve())
+
+
+def enclosing() -> str | None:
+    """The folder of the run that the one at hand is a part of."""
+    return _enclosing.get()
+
+
+@lru_cache
+def environment_key() -> str:
+    """Digest of what else decides about bits: this program, the packages that compute, device and threads."""
+    import torch
+
+    packages = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "tokenizers", "numpy")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return digest([packages, code_key(), device, torch.get_num_threads()])
+
+
+@lru_cache
+def code_key() -> str:
+    """sha256 of this program: of all that decides how a step is done."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
+
+
+@contextmanager
+def sole_user(work: str) -> Iterator[None]:
+    """Hold `work` while its files are written; a second run of the same configuration waits, and says so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file(work))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell("The same configuration is being run by another process; waiting for it to finish")
+        lock.acquire()
+    token = _enclosing.set(work)
+    try:
+        yield
+    finally:
+        _enclosing.reset(token)
+        lock.release()
+
+
+@contextmanager
+def as_one(work: str) -> Iterator[None]:
+    """Hold `work` as its sole user. Runs that are finished within count as handed over when all of it is done."""
+    try:
+        with sole_user(work):
+            yield
+    except BaseException:
+        failed()
+        raise
+    finished(work)
+
+
+def if_unused(work: str) -> AbstractContextManager[bool]:
+    """Whether no process holds `work`; none does while the block lasts, but this one."""
+    return if_free(lock_file(work))
+
+
+def lock_file(work: str) -> Path:
+    return Path(f"{work}.lock")
+
+
+def finished(work: str) -> None:
+    """The run is done. Its result counts as handed over when this process ends in good order.
+
+    Killed before that, nobody has seen the result, and the same command must give it, not start anew. What belongs to
+    another run is handed over with that one.
+    """
+    _finished.append(work)
+    if enclosing() is None:
+        _handed_over.update(_finished)
+        _finished.clear()
+
+
+def failed() -> None:
+    """A run is not done, nor are those that it belongs to; what they have finished is kept for the next attempt."""
+    _finished.clear()
+
+
+_finished: list[str] = []
+"""Parts of a run that goes on."""
+_handed_over = set[str]()
+
+
+def is_delivered(work: str) -> bool:
+    return work in _handed_over or (Path(work) / DELIVERED).exists()
+
+
+@atexit.register
+def _note_deliveries() -> None:
+    for work in _handed_over:
+        if Path(work).is_dir():
+            write_text(Path(work) / DELIVERED, "")
+
+
+def forget(work: str, names: tuple[str, ...]) -> None:
+    """Remove what an earlier run of the same configuration has left, in this order."""
+    _handed_over.discard(work)
+    for name in (*names, DELIVERED):
+        path = Path(work) / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""A promotion that waits for a click, as the Prefect UI does it: resumed, declined, and left alone."""
+
+import contextvars
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tasks import approval
+from tasks.config import InputError, RetrainConfig, checked
+from tasks.records import Finding, Gate
+
+
+def config(**gate: Any) -> RetrainConfig:
+    return checked(
+        RetrainConfig,
+        {"gate": {"approval": True, "approval_hours": 60 / 3600, **gate}, "tracking": {"registered_model": "reviews"}},
+    )
+
+
+def gate(passed: bool = True) -> Gate:
+    finding = Finding(rule="gain", passed=passed, told="better than the champion: accuracy +0.100")
+    return Gate(findings=(finding,), rows=100, champion=None, challenger=None, difference=None)
+
+
+def answered(given: RetrainConfig, answer: dict[str, Any] | None) -> approval.Approval | None:
+    """What comes of asking, in a flow that is resumed with `answer` as soon as it has paused."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    seen: list[str] = []
+
+    def click(flow_run_id: str) -> None:
+        with get_client(sync_client=True) as api:
+            for _ in range(300):
+                time.sleep(0.2)
+                state = api.read_flow_run(flow_run_id).state
+                if not state or not state.is_paused():
+                    continue
+                with suppress(PrefectHTTPStatusError):  # the dialog is saved a moment after the state
+                    keys = state.state_details.run_input_keyset
+                    seen.append(api.read_flow_run_input(flow_run_id, keys["description"]))
+                    api.resume_flow_run(flow_run_id, run_input=answer)
+                    return
+
+    @flow(name="asking")
+    def asking() -> Any:
+        from prefect import runtime
+
+        if answer is not None:
+            # the context says which Prefect server the tests talk to
+            context, flow_run_id = contextvars.copy_context(), str(runtime.flow_run.id)
+            threading.Thread(target=lambda: context.run(click, flow_run_id), daemon=True).start()
+        return approval.ask_for_approval(given, gate())
+
+    result: approval.Approval | None = asking()
+    if answer is not None:
+        assert "Promote the challenger of reviews?" in seen[0] and "accuracy +0.100" in seen[0]
+    return result
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, prefect_harness: None) -> None:
+    monkeypatch.setattr(approval, "POLL_SECONDS", 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"promote": True, "reason": ""}, (True, "approved")),
+        ({"promote": False, "reason": "not\nbefore Monday"}, (False, "declined: not before Monday")),
+    ],
+)
+def test_flow_pauses_with_the_comparison_and_goes_on_as_the_person_said(answer: Any, expected: Any) -> None:
+    assert answered(config(), answer) == expected
+
+
+def test_nobody_there_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answered(config(approval_hours=2 / 3600), None) == (False, "nobody approved it within 0.000555556 h")
+
+
+def test_nobody_is_asked_without_need() -> None:
+    assert approval.ask_for_approval(config(approval=False), gate()) is None
+    assert approval.ask_for_approval(config(), gate(passed=False)) is None
+    assert approval.ask_for_approval(config().model_copy(update={"force": True}), gate()) is None
+
+
+def test_approval_without_a_server_to_click_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    approval.check_approval(config())
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(InputError, match=r"gate\.approval: needs a Prefect server"),
+    ):
+        approval.check_approval(config())

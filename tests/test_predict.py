@@ -1,0 +1,461 @@
+"""Prediction: the numbers of the run, in every format, whole or not there, the same bytes whatever was killed."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.cli import DONE, USER_MUST_CHANGE, main
+from tasks import parts as storing
+from tasks import prediction
+from tasks.config import InputError, PredictionConfig
+from tasks.evaluation import read_predictions
+from tasks.job import Job, find_job
+from tasks.prediction import describe_result, predict_rows
+from tasks.records import Evaluation, PredictionResult
+from tests.conftest import ROOT, Trained, sentences
+
+REVIEWS = sentences(3)[0]
+"""36 texts."""
+
+
+class PowerCut(BaseException):
+    """Nothing is done on the way out that a kill would not do too."""
+
+
+def power_cut(*_: Any) -> None:
+    raise PowerCut
+
+
+@pytest.fixture
+def file(workplace: Path) -> Path:
+    pd.DataFrame({"id": [f"r{row}" for row in range(36)], "text": REVIEWS}).to_csv("reviews.csv", index=False)
+    return workplace / "reviews.csv"
+
+
+@pytest.fixture
+def ask(trained: Trained, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`ask("reviews.csv", "out.csv", abstain_below=0.9)`: a prediction in chunks of eight rows."""
+    monkeypatch.setattr(prediction, "CHUNK_ROWS", 8)
+
+    def predict(given: Path | str, output: str = "out.csv", **fields: Any) -> PredictionResult:
+        fields = {"model": trained.adapter.folder, "batch_size": 4, "offline": True} | fields
+        config = PredictionConfig(input=str(given), output=output, **fields)
+        result: PredictionResult = predict_rows.fn(config, find_job(config, workplace / "copied"))
+        return result
+
+    return predict
+
+
+def refusal(*arguments: Any, ask: Any, **fields: Any) -> str:
+    with pytest.raises(InputError) as error:
+        ask(*arguments, **fields)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_test_rows_get_the_probabilities_of_the_runs_table(ask: Any, trained: Trained, measured: Evaluation) -> None:
+    _, _, wanted = read_predictions(measured.predictions)
+    ask(trained.config.data.name, "out.parquet", split="test")
+    table = pd.read_parquet("out.parquet")
+    assert table[["probability_bad", "probability_good"]].to_numpy() == pytest.approx(wanted, abs=2e-6)
+    assert table["label"].tolist() == [("bad", "good")[i] for i in wanted.argmax(1)]
+    assert wanted.std() > 0.01
+
+
+def test_every_format_holds_the_same_rows_in_the_order_of_the_input(ask: Any, file: Path) -> None:
+    results = [ask(file, name) for name in ("out.csv", "out.jsonl", "out.parquet")]
+    tables = [
+        pd.read_csv("out.csv", dtype={"id": str}),
+        pd.read_json("out.jsonl", lines=True),
+        pd.read_parquet("out.parquet"),
+    ]
+    assert list(tables[0]) == [
+        *("row", "id", "text", "label", "probability", "probability_bad", "probability_good"),
+        *("abstained", "model_version"),
+    ]
+    for table, result in zip(tables, results, strict=True):
+        assert table["row"].tolist() == list(range(36))
+        assert table["text"].tolist() == REVIEWS and table["id"].tolist() == [f"r{row}" for row in range(36)]
+        assert table["model_version"].unique().tolist() == [result.model_version]
+        assert table["label"].value_counts().to_dict() == {name: n for name, n in result.labels.items() if n}
+        pd.testing.assert_frame_equal(table, tables[0], check_dtype=False)
+    assert results[0].model_version.startswith("sha256:") and results[0].rows == 36
+
+
+def test_texts_come_back_as_they_were(ask: Any) -> None:
+    texts = ['a "quoted", text', "two\nlines", "carriage\rreturn", " blanks ", "Größe 映画 🎬", "null", "1.0"]
+    Path("odd.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        ask("odd.jsonl", name)
+    with Path("out.csv").open(newline="", encoding="utf-8") as opened:
+        assert [row["text"] for row in csv.DictReader(opened)] == texts
+    with Path("out.jsonl").open(encoding="utf-8") as opened:
+        assert [json.loads(line)["text"] for line in opened] == texts
+    assert pd.read_parquet("out.parquet")["text"].tolist() == texts
+
+
+def test_a_row_below_the_threshold_gets_no_label(ask: Any, file: Path) -> None:
+    ask(file, "all.parquet")
+    best = pd.read_parquet("all.parquet")["probability"]
+    threshold = float(best.median())
+    result = ask(file, "some.parquet", abstain_below=threshold)
+    table = pd.read_parquet("some.parquet")
+    assert table["abstained"].tolist() == (best < threshold).tolist()
+    assert table["label"].isna().tolist() == table["abstained"].tolist()
+    assert 0 < result.abstained == table["abstained"].sum() < 36
+    assert sum(result.labels.values()) + result.abstained == 36
+    ask(file, "some.csv", abstain_below=threshold)
+    shown = pd.read_csv("some.csv", keep_default_na=False)
+    assert (shown["label"] == "").tolist() == table["abstained"].tolist()
+
+
+def test_columns_may_be_called_otherwise(ask: Any, file: Path) -> None:
+    ask(file, "as_trained.parquet")
+    pd.read_csv(file).rename(columns={"text": "review"}).to_csv("renamed.csv", index=False)
+    assert "no column 'text'" in refusal("renamed.csv", ask=ask)
+    ask("renamed.csv", "renamed.parquet", text_columns=("review",))
+    left, right = pd.read_parquet("as_trained.parquet"), pd.read_parquet("renamed.parquet")
+    pd.testing.assert_frame_equal(left.rename(columns={"text": "review"}), right)
+
+
+def test_result_says_what_was_done_in_one_line() -> None:
+    result = PredictionResult(
+        output="/tmp/out.csv",
+        rows=1066,
+        rejected=2,
+        rejected_path="/tmp/out.csv.rejected.jsonl",
+        abstained=6,
+        labels={"bad": 530, "good": 530},
+        model_version="reviews/3",
+        sha256="0",
+    )
+    assert describe_result(result) == (
+        "1,066 rows labelled by reviews/3: bad 530, good 530, 6 without a label; "
+        "2 set aside in /tmp/out.csv.rejected.jsonl; written to /tmp/out.csv"
+    )
+
+
+def test_time_left_counts_only_what_this_process_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three quarters were there; then an eighth took 50 s."""
+    clock, shown = [0.0], []
+    monkeypatch.setattr(prediction.time, "monotonic", lambda: clock[0])
+    progress = prediction.Progress(lambda percent, text: shown.append((percent, text)))
+    for now, rows, share, worked in ((1, 500, 0.5, False), (2, 750, 0.75, False), (52, 875, 0.875, True)):
+        clock[0] = now
+        progress.tick(rows, share, worked)
+    assert shown == [(50, "500 rows"), (75, "750 rows"), (87.5, "875 rows (88 %), about 50 s left")]
+    progress.tick(4096, None, True)
+    assert shown[-1] == (0, "4,096 rows")
+
+
+# --- bad rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(file: Path) -> Path:
+    """Row 3 has a field too many, row 20 no text."""
+    lines = file.read_text().splitlines()
+    lines[4] += ",more"
+    lines[21] = "r20,"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_bad_row_stops_with_its_number_and_the_way_round(ask: Any, spoilt: Path) -> None:
+    line = refusal(spoilt, ask=ask)
+    assert "reviews.csv row 3 has 3 fields, and the header 2" in line and "--on_error skip" in line
+    assert not Path("out.csv").exists()
+
+
+def test_skipped_rows_are_set_aside_and_counted_and_the_others_keep_their_numbers(ask: Any, spoilt: Path) -> None:
+    result = ask(spoilt, on_error="skip")
+    assert (result.rows, result.rejected) == (34, 2)
+    aside = [json.loads(line) for line in Path("out.csv.rejected.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in aside] == [3, 20]
+    assert aside[0]["given"].startswith("r3,") and aside[1]["given"] == {"id": "r20", "text": ""}
+    assert result.rejected_path == str(Path("out.csv.rejected.jsonl").resolve())
+    table = pd.read_csv("out.csv")
+    assert table["row"].tolist() == [row for row in range(36) if row not in (3, 20)]
+
+
+def test_what_was_done_before_a_bad_row_is_not_done_again(
+    ask: Any, spoilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = spoilt.read_text().splitlines()
+    spoilt.write_text("\n".join([*lines[:4], *lines[5:]]) + "\n")  # leaves the one without text, in the third chunk
+    refusal(spoilt, ask=ask)
+    seen = chunks_labelled(monkeypatch)
+    assert ask(spoilt, on_error="skip").rejected == 1
+    assert seen == [16, 24, 32]
+
+
+def test_rows_that_were_skipped_once_stop_whoever_wants_to_stop(ask: Any, spoilt: Path) -> None:
+    ask(spoilt, on_error="skip")
+    assert "row 3 has 3 fields" in refusal(spoilt, ask=ask)
+    assert len(pd.read_csv("out.csv")) == 34
+
+
+def test_all_rows_may_be_set_aside(ask: Any, workplace: Path) -> None:
+    Path("blank.csv").write_text('text,n\n" ",1\n')
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        result = ask("blank.csv", name, on_error="skip")
+        assert (result.rows, result.rejected) == (0, 1)
+    assert pd.read_parquet("out.parquet").empty and pd.read_csv("out.csv").empty
+
+
+# --- killed, and asked again -----------------------------------------------------------------------------------------
+
+
+def chunks_labelled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """First rows of the chunks that are labelled from now on."""
+    seen: list[int] = []
+    label = prediction.label
+
+    def spy(job: Job, classifier: Any, chunk: Any, *settings: Any) -> Any:
+        seen.append(chunk[0].number)
+        return label(job, classifier, chunk, *settings)
+
+    monkeypatch.setattr(prediction, "label", spy)
+    return seen
+
+
+POINTS = [
+    *((prediction, "label", number) for number in (1, 2, 5)),
+    *((storing, "write_bytes", number) for number in (1, 2, 4)),
+    *((storing, "file_sha256", number) for number in (3, 8, 9)),
+    *((storing, "flush", number) for number in (1, 2, 3)),
+    *((storing, "join_lines", number) for number in (1, 2)),
+    (storing.Part, "write", 2),
+    (storing.Published, "write", 1),
+]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("module", "name", "number"), POINTS)
+def test_killed_anywhere_the_output_is_the_same_byte_for_byte(
+    module: Any, name: str, number: int, after: bool, ask: Any, spoilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(spoilt, "whole.csv", on_error="skip", batch_size=5)
+    whole = [Path(f"whole.csv{part}").read_bytes() for part in ("", ".rejected.jsonl")]
+    shutil.rmtree("mlruns")
+    calls, function = [0], getattr(module, name)
+
+    def cut(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number and not after:
+            raise PowerCut
+        answer = function(*arguments, **named)
+        if calls[0] == number:
+            raise PowerCut
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, cut)
+        with pytest.raises(PowerCut):
+            ask(spoilt, "cut.csv", on_error="skip", batch_size=5)
+    result = ask(spoilt, "cut.csv", on_error="skip", batch_size=5)
+    assert [Path(f"cut.csv{part}").read_bytes() for part in ("", ".rejected.jsonl")] == whole
+    assert (result.rows, result.rejected) == (34, 2)
+    assert not list(Path().glob(".*.partial")) and not list(Path("mlruns/work").glob("predict-*/parts"))
+
+
+def test_a_part_that_was_damaged_is_made_again(ask: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(file, "whole.jsonl")
+    shutil.rmtree("mlruns")
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(storing.Parts, "publish", power_cut)
+        ask(file, "cut.jsonl")
+    (parts,) = Path("mlruns/work").glob("predict-*/parts")
+    (parts / "000001.jsonl").write_text("half a")
+    (parts / "000002.json").unlink()
+    seen = chunks_labelled(monkeypatch)
+    ask(file, "cut.jsonl")
+    assert seen == [8, 16]
+    assert Path("cut.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["input", "settings"])
+def test_parts_of_something_else_are_not_taken(
+    change: str, ask: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(storing.Parts, "publish", power_cut)
+        ask(file)
+    if change == "input":
+        file.write_text(file.read_text().replace("a warm and funny film", "a stale and stupid film", 1))
+    seen = chunks_labelled(monkeypatch)
+    ask(file, **({"abstain_below": 0.7} if change == "settings" else {}))
+    assert seen == [0, 8, 16, 24, 32]
+
+
+def test_same_prediction_gives_its_output_again_at_once(ask: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ask(file)
+    seen, before = chunks_labelled(monkeypatch), Path("out.csv").stat()
+    assert ask(file) == first and seen == []
+    assert Path("out.csv").stat() == before
+    Path("out.csv").unlink()
+    assert ask(file) == first and len(seen) == 5
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.rejected.jsonl"])
+def test_other_file_in_the_place_of_the_output_is_kept_unless_told_otherwise(name: str, ask: Any, file: Path) -> None:
+    Path(name).write_text("somebody's work")
+    line = refusal(file, ask=ask)
+    assert f"{name} is there already" in line and "--overwrite" in line
+    assert Path(name).read_text() == "somebody's work"
+    result = ask(file, overwrite=True)
+    assert len(pd.read_csv("out.csv")) == 36 and not Path("out.csv.rejected.jsonl").exists()
+    assert ask(file) == result
+
+
+def test_output_that_somebody_changed_is_not_replaced(ask: Any, file: Path) -> None:
+    ask(file)
+    with Path("out.csv").open("a") as opened:
+        opened.write("a note\n")
+    assert "--overwrite" in refusal(file, ask=ask)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", ["rename", "own code", "cut", "weights"])
+def test_unusable_adapter_is_refused(changed: str, ask: Any, file: Path, trained: Trained) -> None:
+    folder = Path(shutil.copytree(trained.adapter.folder, "adapter"))
+    settings = json.loads((folder / "peft_flow.json").read_text())
+    match changed:
+        case "rename":
+            (folder / "peft_flow.json").rename(folder / "other.json")
+        case "own code":
+            settings["base_model"]["trust_remote_code"] = True
+            (folder / "peft_flow.json").write_text(json.dumps(settings))
+        case "cut":
+            (folder / "peft_flow.json").write_text("{")
+        case "weights":
+            os.truncate(folder / "adapter_model.safetensors", 100)
+    says = {
+        "rename": "holds no peft_flow.json",
+        "own code": "trust_remote_code",
+        "cut": "peft_flow.json cannot be read",
+    }
+    assert says.get(changed, "model: adapter cannot be read") in refusal(file, ask=ask, model="adapter")
+
+
+@pytest.fixture(scope="module")
+def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has the adapter as version 1, champion, of `reviews`, and in the artifacts of its run."""
+    from mlflow import MlflowClient
+
+    from tasks import tracking
+    from tasks.recording import model_values
+    from tasks.work import WORK
+    from tests.conftest import tracked
+
+    store = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as place:
+        place.chdir(store)
+        place.delenv("MLFLOW_TRACKING_URI", raising=False)
+        config = trained.config.model_dump() | {"tracking": {"registered_model": "reviews"}}
+        with tracked(config):
+            work = str((WORK / "a").resolve())
+            table = pd.DataFrame({"text": ["a warm film", "a cold film"]})
+            values = model_values(work, tracking.RunConfig(**config), trained.data, trained.adapter, table)
+            tracking.log(work, "model", values)
+            tracking.log_files(work, "adapter", Path(trained.adapter.folder))
+            tracking.send_all(work)
+        MlflowClient(tracking.tracking_uri()).set_registered_model_alias("reviews", "champion", "1")
+    return store
+
+
+def test_model_goes_by_alias_version_and_run(
+    registered: Path, trained: Trained, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.conftest import only_run
+
+    monkeypatch.chdir(registered)
+    pd.DataFrame({"text": REVIEWS}).to_csv("reviews.csv", index=False)
+    run_id = only_run(registered).info.run_id
+    ask("reviews.csv", "folder.csv")
+    wanted = pd.read_csv("folder.csv")
+    for number, name in enumerate(
+        ("reviews", "reviews@champion", "models:/reviews@champion", "reviews/1", "models:/reviews/1", run_id)
+    ):
+        result = ask("reviews.csv", f"{number}.csv", model=name)
+        assert result.model_version == (run_id if name == run_id else "reviews/1")
+        table = pd.read_csv(f"{number}.csv")
+        assert np.abs(table["probability_bad"] - wanted["probability_bad"]).max() <= 1e-6
+    for name in ("nobody", "reviews@previous", "reviews/7", "models:/reviews/7", "0" * 32, "a b", "m-0"):
+        assert "model: " in refusal("reviews.csv", "none.csv", model=name, ask=ask)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(workplace: Path) -> Path:
+    """Three chunks of rows."""
+    texts = [f"{REVIEWS[row % 36]} {row}" for row in range(2 * 4096 + 100)]
+    pd.DataFrame({"text": texts}).to_csv("many.csv", index=False)
+    return workplace / "many.csv"
+
+
+def command(*arguments: str, kill: str = "", given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    faults = ["-m", "tests.faults", "--kill", kill, "--"] if kill else ["-m", "flows.cli"]
+    return subprocess.run(
+        [sys.executable, *faults, "predict", *arguments, "--offline"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=given,
+        capture_output=True,
+        start_new_session=True,
+    )
+
+
+def test_command_that_was_killed_three_times_goes_on_and_gives_the_same_bytes(trained: Trained, many: Path) -> None:
+    """With kill -9 for all of its processes: while it labels, between two parts, and before the output has its name."""
+    arguments = (trained.adapter.folder, "many.csv")
+    whole = command(*arguments, "whole.csv", "--json")
+    assert whole.returncode == DONE, whole.stderr.decode()
+    assert json.loads(whole.stdout)["rows"] == 8292 and b"8,292 rows labelled" in whole.stderr
+    assert not list(Path("mlruns/work").glob("predict-*/parts"))
+    Path("whole.csv").rename("kept.csv")
+    for point, parts in (
+        ("tasks.prediction:label:2:after", 1),
+        ("tasks.prediction:write_chunk:1:after", 2),
+        ("tasks.parts:Published.write", 3),
+    ):
+        killed = command(*arguments, "out.csv", kill=point)
+        assert killed.returncode == -9, killed.stderr.decode()
+        assert len(list(Path("mlruns/work").glob("predict-*/parts/*.json"))) == parts
+        assert not Path("out.csv").exists()
+    done = command(*arguments, "out.csv")
+    assert done.returncode == DONE and b"written to" in done.stdout
+    assert Path("out.csv").read_bytes() == Path("kept.csv").read_bytes()
+
+
+def test_lines_go_in_and_the_rows_of_a_file_come_out(trained: Trained, ask: Any) -> None:
+    done = command(trained.adapter.folder, "-", "-", given="\n".join(REVIEWS[:8]).encode())
+    assert done.returncode == DONE, done.stderr.decode()
+    assert b"8 rows labelled" in done.stderr
+    pd.DataFrame({"text": REVIEWS[:8]}).to_csv("reviews.csv", index=False)
+    ask("reviews.csv", "out.jsonl", batch_size=64)
+    assert done.stdout == Path("out.jsonl").read_bytes()
+
+
+def test_bad_row_ends_the_command_with_code_2_and_one_line(
+    trained: Trained, spoilt: Path, capfd: pytest.CaptureFixture[str], prefect_harness: None
+) -> None:
+    assert main(["predict", trained.adapter.folder, str(spoilt), "out.csv", "--offline"]) == USER_MUST_CHANGE
+    output, errors = capfd.readouterr()
+    assert output == "" and errors.splitlines()[-1].startswith("peft-flow: input: ") and "row 3 has 3 fields" in errors
+    assert "Traceback" not in errors

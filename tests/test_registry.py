@@ -1,0 +1,354 @@
+"""Which version is in use: one at a time, whole or not at all, on record."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import registry
+from tasks.config import InputError
+from tasks.recording import flow_tags
+from tasks.registry import Decision, Overtaken, decisions, keep, promote, rollback, settle
+from tests.conftest import ROOT, register
+
+Change = Callable[[], Decision]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has three versions of `reviews` and no champion; to be copied, making one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    register(folder, "reviews", 3)
+    return folder
+
+
+@pytest.fixture
+def api(store: Path, workplace: Path) -> Any:
+    """The client of the current folder's own copy of it."""
+    return copied(store, workplace)
+
+
+def copied(store: Path, folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    shutil.copytree(store / "mlruns", folder / "mlruns")
+    return MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+
+
+def aliases(api: Any) -> dict[str, str]:
+    return {alias: str(version) for alias, version in api.get_registered_model("reviews").aliases.items()}
+
+
+def test_promotion_moves_the_aliases_and_says_why_on_the_version(api: Any) -> None:
+    first = promote("reviews", "1", "the first model", "first")
+    assert aliases(api) == {"champion": "1"} and first.previous is None
+    second = promote("reviews", "2", "gained 0.020 (0.008 to 0.031)", "gate", expected="1")
+    assert aliases(api) == {"champion": "2", "previous": "1"}
+    assert (second.action, second.previous, second.by) == ("promoted", "1", "gate")
+    version = api.get_model_version("reviews", "2")
+    assert version.tags["decision"] == "promoted"
+    assert version.tags["decision.reason"] == "gained 0.020 (0.008 to 0.031)"
+    assert version.tags["decision.by"] == "gate"
+    assert version.tags["decision.at"].endswith(" UTC")
+    assert Decision.model_validate_json(version.tags["decision.1"]) == second
+    assert version.description.startswith("Promoted on 20")
+    assert "by gate: gained 0.020 (0.008 to 0.031)" in version.description
+    assert "Champion before: version 1" in version.description
+
+
+def test_version_that_is_kept_out_changes_no_alias_and_is_on_record(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    kept = keep("reviews", "2", "no evidence of a gain", "gate")
+    assert aliases(api) == {"champion": "1"} and kept.previous == "1"
+    version = api.get_model_version("reviews", "2")
+    assert version.tags["decision"] == "kept"
+    assert version.description.startswith("Not promoted on ")
+    assert decisions("reviews")[-1] == kept
+
+
+def test_rollback_exchanges_champion_and_previous_and_is_on_record_with_both(api: Any) -> None:
+    for version in ("1", "2"):
+        promote("reviews", version, "better", "gate")
+    back = rollback("reviews", "complaints about sarcasm", "anna")
+    assert aliases(api) == {"champion": "1", "previous": "2"}
+    assert (back.version, back.previous) == ("1", "2")
+    restored, out = (api.get_model_version("reviews", version) for version in ("1", "2"))
+    assert restored.tags["decision"] == "champion again" and out.tags["decision"] == "rolled back"
+    assert restored.tags["decision.2"] == out.tags["decision.2"] == back.model_dump_json()
+    assert "complaints about sarcasm" in restored.description and "complaints about sarcasm" in out.description
+    again = promote("reviews", "2", "retrained them to like it", "anna")
+    assert [decision.action for decision in decisions("reviews")] == [
+        *("promoted", "promoted", "rolled back", "promoted")
+    ]
+    assert decisions("reviews")[-1] == again
+    assert {"decision.1", "decision.2", "decision.3"} <= api.get_model_version("reviews", "2").tags.keys()
+
+
+def test_decision_of_a_flow_leads_to_its_page(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "f-1")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    decision = promote("reviews", "1", "the first model", "first", tags=flow_tags())
+    assert decision.flow_run_id == "f-1"
+    assert api.get_model_version("reviews", "1").description.endswith(
+        "[Run page in Prefect](http://127.0.0.1:4200/runs/flow-run/f-1)"
+    )
+
+
+def test_what_people_wrote_about_a_version_stays(api: Any) -> None:
+    api.update_model_version("reviews", "1", "Trained on the *March* export.")
+    for number in range(3):
+        keep("reviews", "1", f"reason {number}", "gate")
+    text = api.get_model_version("reviews", "1").description
+    assert text.endswith("\n\nTrained on the *March* export.")
+    assert "reason 2" in text and "reason 1" not in text
+
+
+def test_reason_is_one_line_without_secrets(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_TOKEN", "open-sesame")
+    assert promote("reviews", "1", "first\n try with open-sesame", "first").reason == "first try with ***"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda: promote("review", "1", "r", "b"), "there is no registered model 'review' in .*; it has reviews"),
+        (lambda: promote("a/b", "1", "r", "b"), "without '/' and ':', not 'a/b'"),
+        (lambda: promote("reviews", "4", "r", "b"), "no version '4' of reviews; it has 1, 2, 3"),
+        (lambda: keep("reviews", "v1", "r", "b"), "no version 'v1' of reviews; it has 1, 2, 3"),
+        (lambda: rollback("reviews", "r", "b"), "reviews has no previous champion"),
+        (lambda: decisions("nothing"), "there is no registered model 'nothing'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_changes_nothing(change: Change, says: str, api: Any) -> None:
+    with pytest.raises(InputError, match=says):
+        change()
+    assert aliases(api) == {} and decisions("reviews") == []
+
+
+def test_champion_cannot_be_promoted_once_more(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    with pytest.raises(InputError, match="version 1 of reviews is the champion already"):
+        promote("reviews", "1", "once more", "anna")
+
+
+def test_no_store_and_a_server_that_does_not_answer_are_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="there are no runs in"):
+        promote("reviews", "1", "r", "b")
+    assert not (workplace / "mlruns").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9 does not answer; start it"):
+        promote("reviews", "1", "r", "b")
+
+
+# --- two at once ------------------------------------------------------------------------------------------------------
+
+
+def test_promotion_against_another_champion_than_the_one_compared_with_is_refused(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first", expected=None)
+    promote("reviews", "2", "better", "gate", expected="1")
+    for expected, named in (("1", "version 1"), (None, "no version")):
+        with pytest.raises(Overtaken, match=f"version 2 has become champion since the comparison with {named}"):
+            promote("reviews", "3", "better", "gate", expected=expected)
+    assert aliases(api) == {"champion": "2", "previous": "1"}
+    assert len(decisions("reviews")) == 2
+
+
+def test_of_two_threads_with_the_same_champion_in_mind_one_wins(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    ready, ends = threading.Barrier(2), dict[str, str]()
+
+    def run(version: str) -> None:
+        ready.wait()
+        try:
+            ends[version] = promote("reviews", version, "better", "gate", expected="1").action
+        except Overtaken as error:
+            ends[version] = str(error)
+
+    threads = [threading.Thread(target=run, args=(version,)) for version in ("2", "3")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check_one_won(api, ends)
+
+
+def check_one_won(api: Any, ends: dict[str, str]) -> None:
+    (winner,) = (version for version, end in ends.items() if end == "promoted")
+    (loser,) = ends.keys() - {winner}
+    assert f"version {winner} has become champion since the comparison with version 1" in ends[loser]
+    assert aliases(api) == {"champion": winner, "previous": "1"}
+    assert [decision.version for decision in decisions("reviews")] == ["1", winner]
+    assert "decision" not in api.get_model_version("reviews", loser).tags
+
+
+PROMOTE = """
+import json, sys, time
+from pathlib import Path
+from tasks import environment
+from tasks.registry import Overtaken, promote
+import mlflow
+version = sys.argv[1]
+Path(f"ready-{version}").touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+try:
+    end = promote("reviews", version, "better", "gate", expected="1").action
+except Overtaken as error:
+    end = str(error)
+print(json.dumps(end))
+"""
+
+
+def test_of_two_processes_with_the_same_champion_in_mind_one_wins(api: Any, workplace: Path) -> None:
+    promote("reviews", "1", "the first model", "first")
+    processes = {
+        version: subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, version],
+            env={"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in ("2", "3")
+    }
+    while not all((workplace / f"ready-{version}").exists() for version in processes):
+        assert all(process.poll() is None for process in processes.values())
+    (workplace / "go").touch()
+    check_one_won(api, {version: json.loads(process.communicate()[0]) for version, process in processes.items()})
+
+
+# --- broken off -------------------------------------------------------------------------------------------------------
+
+WRITES = ("set_registered_model_alias", "set_model_version_tag", "update_model_version")
+PROMOTION = 2 + 5 + 1
+"""Calls that change something in MLflow."""
+ROLLBACK = 2 + 2 * (5 + 1)
+
+
+def break_off(place: pytest.MonkeyPatch, done: int, error: BaseException) -> None:
+    """Have MLflow do so many writing calls and no more; the last of them is done, and its answer lost."""
+    from mlflow import MlflowClient
+
+    calls = []
+
+    def breaking(original: Any) -> Any:
+        def write(*arguments: Any, **more: Any) -> Any:
+            calls.append(original)
+            answer = original(*arguments, **more) if len(calls) <= done else None
+            if len(calls) >= done:
+                raise error
+            return answer
+
+        return write
+
+    for name in WRITES:
+        place.setattr(MlflowClient, name, breaking(getattr(MlflowClient, name)))
+
+
+def check_settled(api: Any, champion: str, previous: str, action: str) -> None:
+    """The last decision is whole, once, and nothing waits any more."""
+    last = decisions("reviews")[-1]
+    assert (last.version, last.previous, last.action, last.reason) == (champion, previous, action, "on purpose")
+    assert aliases(api) == {"champion": champion, "previous": previous}
+    for version in registry.concerned(last):
+        found = api.get_model_version("reviews", version)
+        mine = [tag for tag, value in found.tags.items() if value == last.model_dump_json()]
+        assert len(mine) == 1
+        assert found.tags["decision"] == registry.outcome(last, version)
+        assert found.tags["decision.reason"] == "on purpose"
+        assert found.description.count("on purpose") == 1
+    assert registry.notes("reviews") == []
+
+
+@pytest.mark.parametrize("done", range(PROMOTION + 1))
+def test_promotion_that_broke_off_after_any_call_is_completed_by_the_next_command(done: int, api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    with pytest.MonkeyPatch.context() as place, pytest.raises(RuntimeError, match=r"the server went.*next command"):
+        break_off(place, done, ConnectionError("the server went"))
+        promote("reviews", "2", "on purpose", "gate", expected="1")
+    assert aliases(api)["champion"] in ("1", "2")
+    settle("reviews")
+    check_settled(api, "2", "1", "promoted")
+
+
+@pytest.mark.parametrize("done", range(ROLLBACK + 1))
+def test_rollback_that_was_stopped_after_any_call_is_completed_by_the_next_command(done: int, api: Any) -> None:
+    for version in ("1", "2"):
+        promote("reviews", version, "better", "gate")
+    with pytest.MonkeyPatch.context() as place, pytest.raises(KeyboardInterrupt):
+        break_off(place, done, KeyboardInterrupt())
+        rollback("reviews", "on purpose", "anna")
+    with pytest.raises(Overtaken, match="version 1 has become champion since the comparison with version 2"):
+        promote("reviews", "3", "better", "gate", expected="2")
+    check_settled(api, "1", "2", "rolled back")
+
+
+def test_promotion_whose_process_was_killed_is_completed(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    code = (
+        "import os\nfrom mlflow import MlflowClient\nfrom tasks import registry\n"
+        "MlflowClient.set_model_version_tag = lambda *a, **k: os.kill(os.getpid(), 9)\n"
+        "registry.promote('reviews', '2', 'on purpose', 'gate')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -9 and registry.notes("reviews")
+    settle("reviews")
+    check_settled(api, "2", "1", "promoted")
+
+
+def test_broken_off_promotion_does_not_overrule_whoever_moved_the_alias_by_hand(api: Any) -> None:
+    promote("reviews", "1", "the first model", "first")
+    with pytest.MonkeyPatch.context() as place, pytest.raises(RuntimeError):
+        break_off(place, 0, ConnectionError())
+        promote("reviews", "2", "better", "gate")
+    api.set_registered_model_alias("reviews", "champion", "3")
+    settle("reviews")
+    assert aliases(api) == {"champion": "3"}
+    assert decisions("reviews")[-1].reason == "better (overtaken: version 3 was made champion before this was complete)"
+    assert registry.notes("reviews") == []
+
+
+def test_note_of_another_store_waits_for_that_store(api: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as place, pytest.raises(RuntimeError):
+        break_off(place, 0, ConnectionError())
+        promote("reviews", "2", "on purpose", "gate")
+    other = register(workplace / "other", "reviews", 2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/other/mlruns/mlflow.db")
+    settle("reviews")
+    assert aliases(other) == {} and registry.notes("reviews")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    settle("reviews")
+    assert aliases(api) == {"champion": "2"} and not registry.notes("reviews")
+
+
+def test_refused_promotion_is_not_tried_again(api: Any) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    with pytest.MonkeyPatch.context() as place, pytest.raises(InputError, match="refuses access"):
+        break_off(place, 0, MlflowException("no", PERMISSION_DENIED))
+        promote("reviews", "2", "better", "gate")
+    assert registry.notes("reviews") == [] and decisions("reviews") == []
+
+
+def test_nothing_to_settle_asks_mlflow_nothing(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(name: str) -> list[Any]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(registry, "registered_versions", ask)
+    settle("reviews")
+
+
+def test_record_that_somebody_made_unreadable_hides_no_other(api: Any) -> None:
+    keep("reviews", "1", "no evidence", "gate")
+    api.set_model_version_tag("reviews", "1", "decision.1", "?")
+    second = keep("reviews", "1", "still no evidence", "gate")
+    assert api.get_model_version("reviews", "1").tags["decision.2"] == second.model_dump_json()
+    assert decisions("reviews") == [second]

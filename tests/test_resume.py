@@ -1,0 +1,372 @@
+"""Training that is interrupted anywhere ends as if it had not been: the same bits, the same history."""
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import checkpoint, resume, training
+from tasks.checkpoint import newest_checkpoint, newest_first
+from tasks.config import AdapterMethod, RunConfig
+from tasks.data import prepare
+from tasks.records import PreparedData, TrainedAdapter
+from tasks.resume import NotContinued
+from tasks.training import Progress, Watcher, fit_adapter
+
+STEPS_PER_EPOCH = 6
+"""48 training rows in batches of 8."""
+
+
+class PowerCut(Exception):
+    """Nothing is done on the way out, as little as when a process is killed."""
+
+
+class Job:
+    """One configuration, trained in folders of one test."""
+
+    def __init__(self, config: RunConfig, data: PreparedData, root: Path) -> None:
+        self.config, self.data, self.root = config, data, root
+        self.said: list[str] = []
+
+    def fit(self, work: str, cut_after: int | None = None, **watching: Any) -> TrainedAdapter:
+        steps: list[int] = []
+
+        def report(progress: Progress) -> None:
+            if progress.point is None:
+                steps.append(progress.step)
+            if cut_after is not None and len(steps) == cut_after + 1:  # within the next step: what follows it is done
+                raise PowerCut
+
+        return fit_adapter(self.config, self.data, self.root / work, Watcher(report, say=self.said.append, **watching))
+
+    def interrupted(self, *cuts: int, work: str = "cut") -> TrainedAdapter:
+        """Trained, with a power cut after so many steps of each attempt."""
+        for cut in cuts:
+            with pytest.raises(PowerCut):
+                self.fit(work, cut)
+        return self.fit(work)
+
+
+@pytest.fixture
+def job(small_config: Any, tmp_path: Path) -> Callable[..., Job]:
+    def make(changes: dict[str, Any] | None = None, family: str = "gpt2") -> Job:
+        config = small_config(changes, family)
+        return Job(config, prepare(config, tmp_path), tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def always_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step that may have one."""
+    monkeypatch.setattr(resume, "MOST_SHARE", float("inf"))
+
+
+def what_counts(trained: TrainedAdapter) -> dict[str, Any]:
+    """All that is no time, no memory and no place."""
+    from safetensors.torch import load_file
+
+    values = trained.model_dump(exclude={"folder", "probe", "seconds", "examples_per_second", "peak_memory_mb"})
+    return values | {"probe": load_file(trained.probe)["logits"].tolist()}
+
+
+JOBS: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": ({"adapter": {"dropout": 0.2}, "training": {"epochs": 3}}, "gpt2"),
+    "accumulation": ({"training": {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2}}, "bert"),
+    "unequal batches": ({"training": {"epochs": 2, "batch_size": 7, "gradient_accumulation_steps": 2}}, "gpt2"),
+    "max steps": ({"training": {"max_steps": 10}}, "distilbert"),
+    "early stopping": ({"training": {"epochs": 9, "early_stopping_patience": 1, "learning_rate": 0.05}}, "gpt2"),
+    "cosine": ({"training": {"epochs": 2, "scheduler": "cosine", "warmup_fraction": 0.5}}, "roberta"),
+    "few log lines": ({"training": {"epochs": 3, "learning_rate": 0.001}}, "gpt2"),
+    "adalora": ({"training": {"epochs": 4, "learning_rate": 0.05}, "adapter": {"method": "adalora", "r": 2}}, "gpt2"),
+    "whole modules": ({"training": {"epochs": 2}}, "bert"),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_interrupted_training_ends_with_the_same_bits(
+    name: str, job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "few log lines":  # the loss of several steps in one
+        monkeypatch.setattr(training, "CURVE_POINTS", 4)
+    changes, family = JOBS[name]
+    one = job(changes, family)
+    whole = one.fit("whole")
+    for cuts in ((0,), (2,), (6,), (5, 2, 1)):
+        shutil.rmtree(one.root / "cut", ignore_errors=True)
+        assert what_counts(one.interrupted(*cuts)) == what_counts(whole), cuts
+    assert any("goes on from step" in line for line in one.said)
+
+
+QUICK = ("lora", "dora", "adalora", "prompt_tuning", "vblora")
+"""Methods whose state differs most: plain, with magnitudes, with a changing rank, without layers, with banks."""
+
+METHODS = [
+    method if method in QUICK else pytest.param(method, marks=pytest.mark.slow)
+    for method in AdapterMethod.__args__  # type: ignore[attr-defined]
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_exactly(method: str, job: Any, always_save: None) -> None:
+    options = {"adapter": {"method": method}, "training": {"epochs": 2}}
+    one = job(options, "bert")
+    whole = one.fit("whole")
+    assert what_counts(one.interrupted(4, 5)) == what_counts(whole)
+    assert len(one.said) == 2
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut(job: Any, always_save: None) -> tuple[Job, Path]:
+    """A training that was cut off after step 4, and its checkpoints, which are those of steps 3 and 4."""
+    one = job({"training": {"epochs": 2}})
+    with pytest.raises(PowerCut):
+        one.fit("cut", 4)
+    folder = one.root / "cut/checkpoints"
+    assert [path.name for path in newest_first(folder)] == ["checkpoint-4", "checkpoint-3"]  # at most two are kept
+    return one, folder
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+FILES = ["weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "first bit": lambda file: flip(file, 0),
+    "middle bit": lambda file: flip(file, file.stat().st_size // 2),
+    "last bit": lambda file: flip(file, -1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_broken_checkpoint_is_set_aside_and_the_one_before_is_used(
+    file: str, damage: str, cut: tuple[Job, Path]
+) -> None:
+    one, folder = cut
+    DAMAGE[damage](folder / "checkpoint-4" / file)
+    found = newest_checkpoint(folder, one.said.append)
+    assert found and found.step == 3
+    assert (folder / "broken-checkpoint-4").is_dir() and not (folder / "checkpoint-4").exists()
+    assert len(one.said) == 1 and "checkpoint-4 is broken" in one.said[0]
+    assert file in one.said[0] or file == "manifest.json"  # a flipped bit in a sum points to the file of that sum
+
+
+def test_training_goes_on_from_the_one_before_with_the_same_bits(cut: tuple[Job, Path]) -> None:
+    one, folder = cut
+    flip(folder / "checkpoint-4/weights.safetensors", 200)
+    (folder / "checkpoint-7").mkdir()  # begun by hand, or by another program
+    trained = one.fit("cut")
+    assert what_counts(trained) == what_counts(one.fit("whole"))
+    assert [line.split(" is broken")[0] for line in one.said[:2]] == ["checkpoint-7", "checkpoint-4"]
+    assert one.said[2] == "Training goes on from step 3"
+
+
+def test_without_an_intact_checkpoint_training_starts_anew(cut: tuple[Job, Path]) -> None:
+    one, folder = cut
+    for path in newest_first(folder):
+        (path / "state.json").unlink()
+    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+
+
+def test_file_that_does_not_belong_to_a_checkpoint_breaks_it(cut: tuple[Job, Path]) -> None:
+    _, folder = cut
+    (folder / "checkpoint-4/optimizer.pt").write_bytes(b"a pickle")
+    assert "optimizer.pt does not belong to it" in checkpoint.fault_of(folder / "checkpoint-4")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """As if such a checkpoint had been written: its manifest fits."""
+    state = json.loads((path / "state.json").read_text())
+    change(state)
+    (path / "state.json").write_text(json.dumps(state))
+    sums = {file.name: checkpoint.file_sha256(file) for file in path.iterdir() if file.name != "manifest.json"}
+    step = checkpoint.step_of(path)
+    (path / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}))
+
+
+def test_adapter_that_was_drawn_anew_is_refused(cut: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = cut
+    monkeypatch.setattr(resume, "put_back", lambda model, tensors: None)  # the weights stay as they were drawn
+    with pytest.raises(NotContinued, match="is not the one that was trained"):
+        one.fit("cut")
+
+
+def test_other_foundation_under_the_adapter_is_refused(cut: tuple[Job, Path]) -> None:
+    one, folder = cut
+    rewrite(folder / "checkpoint-4", lambda state: state.update(probe_loss=state["probe_loss"] + 0.1))
+    with pytest.raises(NotContinued, match=r"a loss of 0\.\d+ on the first validation rows; it was"):
+        one.fit("cut")
+
+
+def test_adapter_of_another_shape_is_refused(cut: tuple[Job, Path], small_config: Any) -> None:
+    one, _ = cut
+    one.config = small_config({"training": {"epochs": 2}, "adapter": {"target_modules": "c_proj"}})
+    with pytest.raises(RuntimeError, match="other weights are trained now"):
+        one.fit("cut")
+
+
+def test_checkpoint_holds_no_pickle(cut: tuple[Job, Path]) -> None:
+    _, folder = cut
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert files and {file.suffix for file in files} == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    number: int, job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off at each of its files in turn."""
+    one, calls = job({"training": {"epochs": 1}}), [0]
+    flush = checkpoint.flush
+
+    def break_off(path: Path) -> None:
+        calls[0] += "checkpoint-3" in str(path) or (path.name == "checkpoints" and calls[0] > 0)
+        if calls[0] == number:
+            raise PowerCut
+        flush(path)
+
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(checkpoint, "flush", break_off)
+        one.fit("cut")
+    found = newest_checkpoint(one.root / "cut/checkpoints", one.said.append)
+    assert found and found.step == (3 if number == 8 else 2) and one.said == []
+    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+
+
+def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of the test's own: a step takes a second, a checkpoint two."""
+    clock = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
+    written: list[int] = []
+    write = resume.write_checkpoint
+
+    def write_slowly(folder: Path, step: int, *rest: Any) -> Any:
+        written.append(step)
+        clock[0] += 2
+        return write(folder, step, *rest)
+
+    def report(progress: Progress) -> None:
+        clock[0] += progress.point is None
+
+    monkeypatch.setattr(resume, "write_checkpoint", write_slowly)
+    one = job({"training": {"epochs": 40}})
+    fit_adapter(one.config, one.data, one.root / "run", Watcher(report))
+    assert written[0] <= 6 and len(written) >= 2
+    assert all(later - earlier >= 2 / resume.MOST_SHARE for earlier, later in pairwise(written))
+
+
+# --- stopped politely -------------------------------------------------------------------------------------------------
+
+
+def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(job: Any) -> None:
+    one, steps = job({"training": {"epochs": 2}}), []
+
+    def report(progress: Progress) -> None:
+        if progress.point is None:
+            steps.append(progress.step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_adapter(one.config, one.data, one.root / "cut", Watcher(report, stop=lambda: len(steps) >= 8))
+    assert steps[-1] == 8 and [path.name for path in newest_first(one.root / "cut/checkpoints")] == ["checkpoint-8"]
+    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+    assert one.said == ["Training goes on from step 8"]
+
+
+def test_first_ctrl_c_asks_and_the_second_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    import signal
+
+    with training.polite_stop() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop() and "again to stop at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- too big ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """`small_gpu(3)`: no batch of more than 3 rows fits from then on; the sizes that were tried."""
+    import torch
+
+    sizes: list[int] = []
+    loss = training.mean_loss
+
+    def limit(most: int) -> list[int]:
+        def limited(outputs: Any, labels: Any, *rest: Any, **named: Any) -> Any:
+            if outputs["logits"].requires_grad:  # training, not validation
+                sizes.append(len(labels))
+                if len(labels) > most:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return loss(outputs, labels, *rest, **named)
+
+        monkeypatch.setattr(training, "mean_loss", limited)
+        return sizes
+
+    return limit
+
+
+def test_batch_that_does_not_fit_is_cut_and_the_step_stays(job: Any, small_gpu: Any) -> None:
+    asked = job({"training": {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 4}}).fit("asked")
+    one, told = job({"training": {"epochs": 2}}), []
+    sizes = small_gpu(3)
+    trained = one.fit("small", too_big=lambda *numbers: told.append(numbers))
+    assert told == [(4, 2, 0), (2, 4, 0)] and sizes[:2] == [8, 4] and set(sizes[2:]) == {2}
+    assert what_counts(trained) == what_counts(asked), "eight rows make a step, as if they had been asked for so"
+    assert "for 8 rows at a time" in one.said[0] and "as many rows as before" in one.said[0]
+
+
+def test_smaller_batch_is_kept_when_training_goes_on(job: Any, small_gpu: Any, always_save: None) -> None:
+    one = job({"training": {"epochs": 2}})
+    sizes = small_gpu(4)
+    with pytest.raises(PowerCut):
+        one.fit("cut", 3)
+    del sizes[:]
+    one.fit("cut")
+    assert set(sizes) == {4}
+
+
+def test_one_row_that_does_not_fit_says_what_to_do(job: Any, small_gpu: Any) -> None:
+    small_gpu(0)
+    with pytest.raises(RuntimeError, match=r"even for one row at a time; try a smaller data\.max_length"):
+        job({"training": {"epochs": 1}}).fit("run")
+
+
+def test_no_adapter_with_a_weight_that_is_no_number_is_kept(
+    job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    one, step = job({"training": {"epochs": 2}}), torch.optim.AdamW.step
+    calls = [0]
+
+    def spoil(self: Any, *arguments: Any, **named: Any) -> Any:
+        answer = step(self, *arguments, **named)
+        calls[0] += 1
+        if calls[0] == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+        return answer
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(FloatingPointError, match=r"a weight is no number after step 4, and was|loss is nan at step 5"):
+        one.fit("run")
+    assert not (one.root / "run/adapter").exists()
+    assert [path.name for path in newest_first(one.root / "run/checkpoints")] == ["checkpoint-3", "checkpoint-2"]

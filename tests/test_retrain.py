@@ -1,0 +1,210 @@
+"""Retraining, on a two-layer model: what is skipped, promoted and kept, and what goes on record."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from tasks import registry
+from tasks.config import RetrainConfig, checked
+from tasks.records import RetrainResult
+from tests.conftest import only_run, sentences
+
+NAME = "reviews"
+
+
+class Place(NamedTuple):
+    """A folder that is retrained from, and what the runs in it share."""
+
+    data: Path
+    values: dict[str, Any]
+
+    def config(self, **changes: Any) -> RetrainConfig:
+        values = dict(self.values)
+        for section, fields in changes.items():
+            values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
+        return checked(RetrainConfig, values)
+
+    def retrain(self, return_state: bool = False, **changes: Any) -> Any:
+        from flows.retrain import retrain
+
+        config = self.config(**changes)
+        return retrain(
+            **{name: getattr(config, name) for name in RetrainConfig.model_fields}, return_state=return_state
+        )
+
+
+def write(file: Path, texts: list[str], labels: list[int]) -> None:
+    pd.DataFrame({"text": texts, "label": [("bad", "good")[label] for label in labels]}).to_csv(file, index=False)
+
+
+def furnished(folder: Path, foundation: Any) -> Place:
+    """48 rows to train on, 12 to validate and 180 to test with."""
+    data = folder / "drops"
+    data.mkdir()
+    texts, labels = sentences(20)
+    write(data / "train-01.csv", texts[:48], labels[:48])
+    write(data / "validation.csv", texts[48:60], labels[48:60])
+    write(data / "test.csv", texts[60:], labels[60:])
+    values = {
+        "model": {"name": str(foundation("gpt2"))},
+        "data": {"name": str(data), "max_length": 16},
+        "training": {"epochs": 8, "batch_size": 8, "learning_rate": 0.02},
+        "evaluation": {"bootstrap_samples": 300, "references": []},
+        "tracking": {"registered_model": NAME},
+    }
+    return Place(data, values)
+
+
+@pytest.fixture
+def place(workplace: Path, foundation: Any, prefect_harness: None) -> Place:
+    return furnished(workplace, foundation)
+
+
+def grow(place: Place, number: int) -> None:
+    texts, labels = sentences(20 + number)
+    write(place.data / f"train-{number:02}.csv", texts[-12:], labels[-12:])
+
+
+UNTRAINED = {"training": {"learning_rate": 0.0, "epochs": 1}}
+"""A champion that is easy to beat."""
+
+
+class Story(NamedTuple):
+    """Retrainings one after the other in one folder."""
+
+    kept: RetrainResult
+    forced: RetrainResult
+    same: Any
+    better: RetrainResult
+    tie: RetrainResult
+    tie_again: RetrainResult
+    taken_back: RetrainResult
+    api: Any
+
+
+@pytest.fixture(scope="module")
+def story(foundation: Any, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None) -> Iterator[Story]:
+    from mlflow import MlflowClient
+
+    folder, before = tmp_path_factory.mktemp("story"), Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    place = furnished(folder, foundation)
+    kept, forced = place.retrain(**UNTRAINED), place.retrain(**UNTRAINED, force=True)
+    same = place.retrain(**UNTRAINED, return_state=True)
+    grow(place, 2)
+    better = place.retrain()
+    almost = {"training": {"weight_decay": 0.0101}}
+    tie, tie_again = place.retrain(**almost), place.retrain(**almost)
+    registry.rollback(NAME, "it answers too slowly", "a test")
+    yield Story(
+        kept,
+        forced,
+        same,
+        better,
+        tie,
+        tie_again,
+        place.retrain(),
+        MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"),
+    )
+    os.chdir(before)
+
+
+def test_first_model_is_kept_back_until_it_beats_the_references_or_is_forced(story: Story) -> None:
+    assert (story.kept.action, story.kept.version, story.kept.champion) == ("kept", "1", None)
+    assert "TF-IDF + logistic regression" in story.kept.reason and "linear probe" in story.kept.reason
+    assert (story.forced.action, story.forced.version, story.forced.champion) == ("promoted", "2", "2")
+    assert story.forced.reason.startswith("forced, although not shown to be better than")
+
+
+def test_better_challenger_is_promoted_and_a_tie_is_not(story: Story) -> None:
+    assert (story.better.action, story.better.champion) == ("promoted", "3"), story.better.reason
+    assert story.better.gate and story.better.gate.rows == 180 and story.better.gate.passed
+    assert (story.tie.action, story.tie.champion, story.tie.version) == ("kept", "3", "4")
+    assert "not shown to be better than the champion" in story.tie.reason
+
+
+def test_test_set_is_frozen_while_the_training_rows_grow(story: Story) -> None:
+    runs = [story.api.get_run(result.run_id) for result in (story.forced, story.better, story.tie)]
+    assert len({run.data.tags["test_fingerprint"] for run in runs}) == 1
+    assert [run.data.metrics["train/steps"] for run in runs] == [6, 64, 64]
+
+
+def test_why_is_on_record_with_run_and_version(story: Story) -> None:
+    files = {file.path for file in story.api.list_artifacts(story.tie.run_id, "gate")}
+    assert files == {"gate/gate.md", "gate/gate.json"}
+    versions = {str(version.version): version for version in story.api.search_model_versions(f"name='{NAME}'")}
+    assert {number: version.tags["decision"] for number, version in versions.items()} == {
+        "1": "kept", "2": "champion again", "3": "rolled back", "4": "kept",
+    }  # fmt: skip
+    assert [version.tags["decision.by"] for version in versions.values()].count("gate") == 2
+    first_promotion = registry.Decision.model_validate_json(versions["2"].tags["decision.1"])
+    assert (first_promotion.by, first_promotion.action, first_promotion.previous) == ("force", "promoted", None)
+    assert first_promotion.flow_run_id
+
+
+def test_nothing_new_is_skipped_whatever_was_decided_about_it(story: Story) -> None:
+    assert story.same.is_completed() and story.same.name == "Skipped"
+    assert re.fullmatch(r"nothing new since 20\d\d-\d\d-\d\d", story.same.message)
+    assert (story.tie_again.action, story.tie_again.champion, story.tie_again.version) == ("skipped", "3", None)
+    assert story.taken_back.action == "skipped", "what was taken back does not come again by itself"
+    assert story.taken_back.champion == "2"
+    assert len(story.api.search_runs(["1"])) == 4, "and no run was made for any of them"
+
+
+def test_row_that_either_has_learned_from_is_no_test_row_in_a_new_test_set(place: Place) -> None:
+    place.retrain(**UNTRAINED, force=True)
+    test, train = (pd.read_csv(place.data / f"{name}.csv") for name in ("test", "train-01"))
+    pd.concat([test[:100], train[:10]]).to_csv(place.data / "test.csv", index=False)
+    test[100:].to_csv(place.data / "train-02.csv", index=False)
+    result = place.retrain(refresh_test=True)
+    assert result.gate and result.gate.rows == 100, "ten of the new rows were in training"
+    own = [finding for finding in result.gate.findings if finding.rule == "champion's rows"]
+    assert len(own) == 1 and "100 rows of the champion's own test" in own[0].told, "80 are training rows now"
+
+
+def test_champion_that_changed_meanwhile_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import retrain as flow
+
+    place.retrain(**UNTRAINED, force=True)
+    with pytest.raises(RuntimeError, match="power"), monkeypatch.context() as broken:  # a version without a decision
+        broken.setattr(flow, "decide", lambda *_: (_ for _ in ()).throw(RuntimeError("the power went")))
+        place.retrain(**UNTRAINED, seed=1)
+    judge = flow.judge_challenger
+
+    def slowly(*arguments: Any) -> Any:
+        registry.promote(NAME, "2", "somebody is faster", "a test")
+        return judge(*arguments)
+
+    monkeypatch.setattr(flow, "judge_challenger", slowly)
+    grow(place, 2)
+    result = place.retrain()
+    assert (result.action, result.champion) == ("kept", "2")
+    assert "version 2" in result.reason and result.gate and result.gate.passed
+
+
+def test_model_without_a_name_is_refused_by_field() -> None:
+    with pytest.raises(ValueError, match=r"tracking\.registered_model must name the model that is retrained"):
+        checked(RetrainConfig, {"tracking": {"experiment": "x"}})
+
+
+def test_ceilings_are_measured_in_a_fresh_process(place: Place) -> None:
+    place.retrain(**UNTRAINED, force=True)
+    grow(place, 2)
+    result = place.retrain(gate={"max_latency_ms": 0.001, "max_memory_mb": 1e6})
+    assert result.action == "kept" and result.gate
+    assert {finding.rule: finding.passed for finding in result.gate.findings} == {
+        "gain": True, "slices": True, "latency": False, "memory": True,
+    }  # fmt: skip
+    assert "latency" in result.reason and "ceiling 0.0" in result.reason
+
+
+def test_failed_search_for_data_is_a_failed_run(place: Place) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        place.retrain(data={"name": "nowhere/to-be-found"}, offline=True)
+    assert only_run(Path.cwd()).info.status == "FAILED"
