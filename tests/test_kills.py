@@ -12,6 +12,8 @@ import pytest
 
 from tests.stacks import FINAL, Stack, until
 
+pytestmark = pytest.mark.alone
+
 VICTIMS = ("flow run", "worker", "prefect server", "mlflow server", "everything")
 TRUE = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
 """MLflow's status for each final state of Prefect."""
@@ -40,7 +42,7 @@ def strike(stack: Stack, victim: str) -> None:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [10, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [len(VICTIMS), pytest.param(20, marks=pytest.mark.slow)])
 def test_every_run_ends_in_a_true_state_and_the_next_one_runs(
     kills: int, stack: Stack, foundation: Any, reviews: Path
 ) -> None:

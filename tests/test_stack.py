@@ -23,6 +23,8 @@ from tasks.config import InputError
 from tests.conftest import ROOT, free_port
 from tests.stacks import FINAL, Stack, until
 
+pytestmark = pytest.mark.alone
+
 PASSWORDS = {
     "PREFECT_SERVER_API_AUTH_STRING": "team:a-good-password",
     "MLFLOW_TRACKING_USERNAME": "admin",

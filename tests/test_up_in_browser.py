@@ -23,6 +23,7 @@ from tests.stacks import Stack, until
 from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
 ]
