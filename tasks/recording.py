@@ -222,6 +222,7 @@ def final_metrics(
         "cost/train_seconds": trained.seconds,
         "cost/tuned_seconds": evaluations["tuned"].seconds,
         "cost/train_examples_per_second": trained.examples_per_second,
+        "cost/train_padding": trained.padding,
         "cost/peak_memory_mb": trained.peak_memory_mb,
         "cost/adapter_mb": adapter_bytes / 2**20,
         "train/steps": trained.steps,

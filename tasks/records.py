@@ -166,6 +166,8 @@ class TrainedAdapter(Record):
     """What the logits are divided by for calibrated probabilities; fitted on validation."""
     seconds: float
     examples_per_second: float
+    padding: float
+    """Share of the tokens in training batches that are padding."""
     peak_memory_mb: float
 
 

@@ -81,6 +81,8 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
             """Logits and labels of the validation rows, set by whoever computes the metrics."""
             self.found: Checkpoint | None = None
             self.seconds_before = self.examples_before = 0.0
+            self.tokens = self.tokens_with_padding = 0
+            """Of the training batches."""
             self.started = self.saved = time.monotonic()
             self.cost = FIRST_GUESS_SECONDS
             self.step_loss, self.finite_loss = 0.0, ""
@@ -149,6 +151,7 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
                 "last_logged": self._globalstep_last_logged,
                 "seconds": self.seconds,
                 "examples": self.examples,
+                "tokens": [self.tokens, self.tokens_with_padding],
                 "best_step": self.best.step,
                 "best_rank_pattern": self.best.rank_pattern,
                 "rank_pattern": rank_pattern(self.model),
@@ -205,6 +208,7 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
                     f"{before:.6f} when that was written"
                 )
             self.seconds_before, self.examples_before = state["seconds"], state["examples"]
+            self.tokens, self.tokens_with_padding = state["tokens"]
             if state["best_step"]:
                 self.best.step, self.best.rank_pattern = state["best_step"], state["best_rank_pattern"]
                 self.best.tensors, validation = found.tensors("best"), found.tensors("validation")
@@ -238,8 +242,10 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
 
         # --- watching
 
-        def training_step(self, *arguments: Any, **keywords: Any) -> Any:
-            loss = super().training_step(*arguments, **keywords)
+        def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.tokens += int(inputs["attention_mask"].sum())
+            self.tokens_with_padding += inputs["attention_mask"].numel()
+            loss = super().training_step(model, inputs, *arguments, **keywords)
             value = float(loss)
             if not math.isfinite(value):
                 raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))

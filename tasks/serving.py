@@ -85,7 +85,20 @@ def load_classifier(
     )
     model.config.pad_token_id = pad_token_id
     model.config.use_cache = False  # nothing is generated: the keys and values of a text would be kept for nothing
+    fuse_activations(model)
     return model, info
+
+
+def fuse_activations(model: Any) -> None:
+    """transformers writes GPT-2's activation as seven operations; torch has it as one, equal but for rounding."""
+    import torch
+    from transformers import activations
+
+    spelled_out = (activations.NewGELUActivation, activations.FastGELUActivation)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, spelled_out):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def on_best_device(model: Any) -> Any:

@@ -21,6 +21,7 @@ from tasks.evaluation import PROBE_ROWS, free_device_memory
 from tasks.progress import amount, progress_artifact, tell, warn
 from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.tracking import describe, log, log_files
+from tasks.trimming import trim_last_block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,6 +212,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     trainer = build_trainer(config, micro, model, tokenizer, splits, work / "checkpoints", watcher)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
+    trim_last_block(trainer.model, unlike_rows(splits["train"], trainer))
     try:
         trainer.go_on()
     except Exception:
@@ -248,8 +250,18 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         temperature=temperature,
         seconds=round(seconds, 3),
         examples_per_second=round(trainer.examples / seconds, 2),
+        padding=round(1 - trainer.tokens / trainer.tokens_with_padding, 6),
         peak_memory_mb=peak_memory_mb(),
     )
+
+
+def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
+    """A batch of the shortest and the longest row, on the model's device."""
+    import numpy as np
+
+    lengths = np.asarray(split["length"])
+    batch = trainer.data_collator([trainer.train_dataset[int(row)] for row in (lengths.argmin(), lengths.argmax())])
+    return {name: values.to(trainer.model.device) for name, values in batch.items()}
 
 
 class WholeWeights:

@@ -373,6 +373,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         temperature=1.5,
         seconds=12.5,
         examples_per_second=345.6,
+        padding=0.02,
         peak_memory_mb=789.0,
     )
     Path(trained.folder).mkdir()

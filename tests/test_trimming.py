@@ -1,0 +1,174 @@
+"""The last block computes the one token that is read, and nothing else changes."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tasks import adapter as adapters
+from tasks import model as models
+from tasks.config import validated
+from tasks.hub import find
+from tasks.methods import METHODS
+from tasks.trimming import trim_last_block
+from tests.conftest import sentences
+from tests.test_methods import FAMILIES, REFUSED
+
+TRIMMED = {
+    "gpt2": {"attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
+    "bert": {"attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"},
+    "roberta": {"attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"},
+    "distilbert": {"attention.q_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"},
+    "llama": {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"},
+}
+
+
+class Prepared:
+    """A classifier with an adapter that is no longer the identity, and a batch of rows of different length."""
+
+    def __init__(self, folder: Any, method: str = "lora") -> None:
+        import torch
+
+        config = validated({"model": {"name": str(folder)}, "data": {"max_length": 32}, "adapter": {"method": method}})
+        source = find("model", str(folder), "main", offline=True)
+        self.tokenizer = models.load_tokenizer(source, config.model)
+        model, fresh = models.load_foundation(source, config, ("bad", "good"), self.tokenizer)
+        self.model = adapters.attach_adapter(model, config, fresh, steps=2)
+        torch.manual_seed(1)
+        for weight in self.trained():
+            weight.data += 0.05 * torch.randn_like(weight)
+        texts = [" ".join(sentences()[0][:count])[: 20 * count] for count in (1, 2, 3)]
+        self.batch = self.tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+
+    def trained(self) -> list[Any]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def step(self) -> tuple[Any, list[Any]]:
+        """Logits and gradients of one training step, without dropout."""
+        import torch
+
+        self.model.eval()
+        self.model.zero_grad()
+        logits = self.model(**self.batch).logits
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1])).backward()
+        return logits.detach(), [deepcopy(weight.grad) for weight in self.trained()]
+
+
+def check_same(prepared: Prepared, names: set[str] | None = None) -> None:
+    import torch
+
+    logits, gradients = prepared.step()
+    trimmed = trim_last_block(prepared.model, prepared.batch)
+    if names is not None:
+        assert set(trimmed) == names
+    after, gradients_after = prepared.step()
+    assert torch.allclose(after, logits, atol=1e-5, rtol=0)
+    for before, now in zip(gradients, gradients_after, strict=True):
+        assert (before is None) == (now is None)
+        assert before is None or torch.allclose(now, before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_last_block_of_every_family_is_trimmed_and_nothing_changes(foundation: Any, family: str) -> None:
+    check_same(Prepared(foundation(family)), TRIMMED[family])
+
+
+@pytest.mark.parametrize("method", ["adalora", "boft", "dora", "ia3", "ln_tuning", "prompt_tuning", "vera"])
+def test_nothing_changes_whatever_the_adapter(foundation: Any, method: str) -> None:
+    assert method in METHODS
+    check_same(Prepared(foundation("bert"), method))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [(family, method) for family in FAMILIES for method in METHODS if method not in REFUSED.get(family, ())],
+)
+def test_nothing_changes_with_any_adapter_on_any_family(foundation: Any, family: str, method: str) -> None:
+    check_same(Prepared(foundation(family), method))
+
+
+def test_pad_token_inside_a_text_moves_the_token_as_the_model_moves_it(foundation: Any) -> None:
+    """GPT-2 pads with its end-of-text token, which a text may hold, also as its last."""
+    prepared = Prepared(foundation("gpt2"))
+    prepared.batch["input_ids"][2, 3] = prepared.batch["input_ids"][2, -1] = prepared.tokenizer.pad_token_id
+    check_same(prepared, TRIMMED["gpt2"])
+
+
+def test_trimming_draws_no_random_number_and_leaves_training_mode(foundation: Any) -> None:
+    import torch
+
+    prepared = Prepared(foundation("gpt2"))
+    prepared.model.train()
+    before = torch.get_rng_state()
+    assert trim_last_block(prepared.model, prepared.batch)
+    assert prepared.model.training and torch.equal(torch.get_rng_state(), before)
+    assert all(weight.grad is None for weight in prepared.trained())
+
+
+def classifier(kind: str, **settings: Any) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=99, pad_token_id=1, **settings)
+    return getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+
+
+def batch_of_ids() -> dict[str, Any]:
+    import torch
+
+    ids = torch.arange(2, 18).reshape(2, 8)
+    mask = torch.ones_like(ids)
+    ids[0, 5:], mask[0, 5:] = 1, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_model_whose_head_reads_every_token_is_left_alone() -> None:
+    """XLNet-like summaries aside, Reformer and others average; here a head that does."""
+    import torch
+
+    model = classifier("Bert", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+
+    class Average(torch.nn.Module):
+        def forward(self, states: Any) -> Any:
+            return states.mean(1)
+
+    model.bert.pooler = Average()
+    assert trim_last_block(model, batch_of_ids()) == ()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_blocks_in_groups_or_repeated_change_nothing(groups: int) -> None:
+    """ALBERT runs one block several times."""
+    import torch
+
+    model = classifier(
+        "Albert",
+        hidden_size=32,
+        embedding_size=16,
+        num_hidden_layers=3,
+        num_hidden_groups=groups,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    before = model(**batch_of_ids()).logits
+    assert bool(trim_last_block(model, batch_of_ids())) == (groups == 3)
+    assert torch.allclose(model(**batch_of_ids()).logits, before, atol=1e-5)
+
+
+def test_encoder_with_decoder_is_left_alone() -> None:
+    model = classifier(
+        "Bart",
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        eos_token_id=2,
+    )
+    batch = batch_of_ids()
+    batch["input_ids"][:, 4] = 2
+    assert trim_last_block(model, batch) == ()
