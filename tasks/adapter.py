@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 from tasks import serving
+from tasks.blocks import find_blocks
 from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
 from tasks.hub import first_line
 from tasks.methods import METHODS, Shape
@@ -63,13 +64,19 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
     linear layers of the body (for ln_tuning, all its norms). Raises InputError for what peft refuses.
     """
     kind, values = peft_settings(model, config, fresh, steps)
+    for name in config.adapter.target_modules:
+        if config.adapter.layers and is_below(name, model, config):
+            raise InputError(f"adapter.target_modules: {name} is below the top {config.adapter.layers} blocks")
     try:
         try:
             return wrap(model, kind, values, config.seed)
         except ValueError as error:
             if "target_modules" in values or "specify `target_modules`" not in str(error):
                 raise
-        values["target_modules"] = sorted(body_layers(model, fresh, norms=config.adapter.method == "ln_tuning"))
+        layers = body_layers(model, fresh, norms=config.adapter.method == "ln_tuning")
+        if values.pop("layers_to_transform", None):  # peft heeds it for last names only
+            layers = {name: layer for name, layer in layers.items() if not is_below(name, model, config)}
+        values["target_modules"] = sorted(layers)
         if config.adapter.method == "ia3":
             values["feedforward_modules"] = []
         return wrap(model, kind, values, config.seed)
@@ -79,6 +86,14 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
         raise InputError(
             f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}"
         ) from error
+
+
+def is_below(name: str, model: Any, config: RunConfig) -> bool:
+    """Whether this part of the model is in a block below `adapter.layers`."""
+    blocks = find_blocks(model)
+    assert blocks and config.adapter.layers
+    inside = f".{name}".partition(f".{blocks.name}.")[2]
+    return bool(inside) and int(inside.split(".")[0]) < len(blocks.modules) - config.adapter.layers
 
 
 def wrap(model: Any, kind: type, values: dict[str, Any], seed: int) -> Any:
@@ -121,8 +136,28 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
         if "target_modules" in adapter.options:
             raise InputError("adapter.target_modules: given here and in adapter.options; choose one")
         values["target_modules"] = list(adapter.target_modules)
+    if adapter.layers:
+        values |= top_blocks(model, config, fields)
     values |= method.fitted(method_shape(model, adapter, steps))
     return kind, values | adapter.options
+
+
+def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[str, Any]:
+    """Which blocks to adapt, as peft's configurations take it; InputError where model or method has no such thing."""
+    adapter, blocks = config.adapter, find_blocks(model)
+    assert adapter.layers
+    if "layers_to_transform" not in fields:
+        raise InputError(f"adapter.layers: {adapter.method} adapts all blocks; leave it empty, or choose lora")
+    if "layers_to_transform" in adapter.options:
+        raise InputError("adapter.layers: adapter.options has layers_to_transform, too; choose one")
+    if not blocks:
+        raise InputError(f"adapter.layers: the blocks of {config.model.name} cannot be told; leave it empty")
+    count = len(blocks.modules)
+    if adapter.layers >= count:
+        raise InputError(
+            f"adapter.layers: {config.model.name} has {count} blocks; give fewer, or leave it empty to adapt all"
+        )
+    return {"layers_to_transform": list(range(count - adapter.layers, count))}
 
 
 def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:

@@ -246,6 +246,13 @@ class AdapterConfig(Config):
     target_modules: tuple[str, ...] = Field(
         (), description="Names of the layers to adapt. Empty: those that suit the architecture."
     )
+    layers: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Adapt this many of the model's blocks, the top ones. Those below are computed once, without "
+        "dropout, for all epochs: several times as fast, for a little accuracy. None: all.",
+    )
     options: dict[str, Any] = Field(
         {},
         description='Further fields of the method\'s own peft configuration, for example {"use_rslora": true}.',
@@ -274,6 +281,12 @@ class TrainingConfig(Config):
     )
     selection_metric: Literal["accuracy", "macro_f1", "log_loss"] = Field(
         "accuracy", description="Validation score that chooses the best checkpoint."
+    )
+    max_trunk_gb: float = Field(
+        20,
+        gt=0,
+        le=1e6,
+        description="With adapter.layers: the most disk space, in GB, for what the blocks below have computed.",
     )
 
 
@@ -349,7 +362,8 @@ class RunConfig(Config):
         """
         rank = f" r{self.adapter.r}" if METHODS[self.adapter.method].r else ""
         data = self.data.name.removesuffix(Path(self.data.name).suffix if self.data.name.endswith(DATA_FILES) else "")
-        names = [Path(self.model.name).name, Path(data).name, self.adapter.method + rank]
+        top = f" top {self.adapter.layers}" if self.adapter.layers else ""
+        names = [Path(self.model.name).name, Path(data).name, self.adapter.method + rank + top]
         if self.training.learning_rate != TrainingConfig.model_fields["learning_rate"].default:
             names.append(f"lr {self.training.learning_rate:g}")
         if self.seed:

@@ -220,6 +220,7 @@ def final_metrics(
     return metrics | {
         "cost/baseline_seconds": evaluations["baseline"].seconds,
         "cost/train_seconds": trained.seconds,
+        "cost/trunk_seconds": trained.trunk_seconds,
         "cost/tuned_seconds": evaluations["tuned"].seconds,
         "cost/train_examples_per_second": trained.examples_per_second,
         "cost/train_padding": trained.padding,

@@ -165,6 +165,8 @@ class TrainedAdapter(Record):
     temperature: float
     """What the logits are divided by for calibrated probabilities; fitted on validation."""
     seconds: float
+    trunk_seconds: float
+    """What computing the blocks below `adapter.layers` took before; nearly nothing where an earlier run has done it."""
     examples_per_second: float
     padding: float
     """Share of the tokens in training batches that are padding."""

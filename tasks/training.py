@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from tasks.progress import amount, progress_artifact, tell, warn
 from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.tracking import describe, log, log_files
 from tasks.trimming import trim_last_block
+from tasks.trunk import PLACE, Trunk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,12 +210,21 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
-    trainer = build_trainer(config, micro, model, tokenizer, splits, work / "checkpoints", watcher)
+    model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
+    if config.adapter.layers:
+        trunk = Trunk(model, data, config, splits)
+        trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
+    trunk_seconds = time.monotonic() - begun
+    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, work / "checkpoints", watcher)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
-    trim_last_block(trainer.model, unlike_rows(splits["train"], trainer))
+    batch = unlike_rows(splits["train"], trainer)
+    if trunk:
+        trunk.check(model, batch)
     try:
-        trainer.go_on()
+        with trunk.in_place_of_blocks(model) if trunk else nullcontext():
+            trim_last_block(model, batch)
+            trainer.go_on()
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
@@ -249,6 +259,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         best_step=best.step,
         temperature=temperature,
         seconds=round(seconds, 3),
+        trunk_seconds=round(trunk_seconds, 3),
         examples_per_second=round(trainer.examples / seconds, 2),
         padding=round(1 - trainer.tokens / trainer.tokens_with_padding, 6),
         peak_memory_mb=peak_memory_mb(),
@@ -292,7 +303,14 @@ class WholeWeights:
 
 
 def build_trainer(
-    config: RunConfig, micro: MicroBatch, model: Any, tokenizer: Any, splits: Any, folder: Path, watcher: Watcher
+    config: RunConfig,
+    micro: MicroBatch,
+    model: Any,
+    tokenizer: Any,
+    splits: Any,
+    trunk: Trunk | None,
+    folder: Path,
+    watcher: Watcher,
 ) -> Any:
     import numpy as np
     from scipy.special import softmax
@@ -313,7 +331,11 @@ def build_trainer(
         return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids).model_dump()
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]
-    validation = splits["validation"].sort("length")  # batches of like length; scores do not depend on the order
+    train, validation, collate = splits["train"], splits["validation"], DataCollatorWithPadding(tokenizer)
+    if trunk:
+        train, validation = trunk.rows(splits, "train"), trunk.rows(splits, "validation")
+        columns, collate = [*columns, PLACE], trunk.collator(collate)
+    validation = validation.sort("length")  # batches of like length; scores do not depend on the order
     trainer = resumable(
         folder,
         watcher.say,
@@ -321,10 +343,10 @@ def build_trainer(
         model=model,
         args=training_arguments(config, micro, planned_steps(config, len(splits["train"])), folder),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
-        train_dataset=splits["train"].select_columns(columns),
+        train_dataset=train.select_columns(columns),
         eval_dataset=validation.select_columns(columns),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collate,
         compute_loss_func=mean_loss,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,

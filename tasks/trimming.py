@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tasks.blocks import find_blocks
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,9 +27,10 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
     """
     import torch
 
-    block = last_block(model)
-    if block is None or len(batch["input_ids"]) < 2:
+    blocks = find_blocks(model)
+    if not blocks or len(batch["input_ids"]) < 2:
         return ()
+    block = blocks.modules[-1]
     training, batch = model.training, {name: batch[name] for name in batch if name != "labels"}
     model.eval()
     try:
@@ -46,18 +49,6 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
         return tuple(layers)
     finally:
         model.train(training)
-
-
-def last_block(model: Any) -> Any:
-    """The last of the model's like blocks; None where the architecture has them in another way."""
-    from torch.nn import ModuleList
-
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        return None
-    count = getattr(config, "num_hidden_layers", None)
-    lists = [module for module in model.modules() if isinstance(module, ModuleList) and len(module) == count]
-    return lists[0][-1] if lists else None
 
 
 def linear_layers(block: Any) -> dict[str, Any]:

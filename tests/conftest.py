@@ -373,6 +373,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         temperature=1.5,
         seconds=12.5,
         examples_per_second=345.6,
+        trunk_seconds=0.0,
         padding=0.02,
         peak_memory_mb=789.0,
     )

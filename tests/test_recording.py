@@ -84,6 +84,7 @@ def an_adapter(folder: Path) -> TrainedAdapter:
         temperature=1.5,
         seconds=3,
         examples_per_second=100,
+        trunk_seconds=0.0,
         padding=0.1,
         peak_memory_mb=400,
     )

@@ -70,7 +70,8 @@ def what_counts(trained: TrainedAdapter) -> dict[str, Any]:
     """All that is no time, no memory and no place."""
     from safetensors.torch import load_file
 
-    values = trained.model_dump(exclude={"folder", "probe", "seconds", "examples_per_second", "peak_memory_mb"})
+    times = {"seconds", "trunk_seconds", "examples_per_second", "peak_memory_mb"}
+    values = trained.model_dump(exclude={"folder", "probe", *times})
     return values | {"probe": load_file(trained.probe)["logits"].tolist()}
 
 
