@@ -1,12 +1,12 @@
 """The last block works for one token of each row alone, where the classifier's head reads no other.
 
-Which token that is, and which layers of the block work for nothing else, is read off gradients, so that no
+Which token that is, and which parts of the block work for nothing else, is read off gradients, so that no
 architecture has to be known by name. What is left out has a gradient of exactly zero: it changes nothing.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.blocks import find_blocks
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     Find = Callable[[Tensor, Tensor, int], Tensor]
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Of a logit: a product of fewer rows may be added up in another order."""
+"""Relative, of a number: a product of fewer rows may be added up in another order."""
 
 
 def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
-    """Names of the layers in the last block that from now on compute only the token which the head reads.
+    """Names of the parts of the last block that from now on compute only the token which the head reads.
 
     `batch` is a padded batch of the tokenizer's columns on the model's device. Nothing is changed, and nothing
     returned, for a model whose head reads several tokens, or whose last block cannot be told.
@@ -30,39 +30,56 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
     blocks = find_blocks(model)
     if not blocks or len(batch["input_ids"]) < 2:
         return ()
-    block = blocks.modules[-1]
     training, batch = model.training, {name: batch[name] for name in batch if name != "labels"}
     model.eval()
     try:
-        with torch.enable_grad():
-            found = read_token(model, block, batch)
+        with torch.enable_grad(), stirred(model):
+            found = read_token(model, blocks.modules[-1], batch)
         if not found:
             return ()
-        find, layers = found
         with torch.no_grad():
             whole = model(**batch).logits
-            trim = Trim(model, find, list(layers.values()))
-            tolerance = TOLERANCE[str(whole.dtype).removeprefix("torch.")]
-            if not torch.allclose(model(**batch).logits, whole, rtol=0, atol=tolerance):
+            trim = Trim(model, found)
+            if not close(model(**batch).logits, whole):
                 trim.remove()
                 return ()
-        return tuple(layers)
+        return tuple(found.parts)
     finally:
         model.train(training)
 
 
-def linear_layers(block: Any) -> dict[str, Any]:
-    """Layers of matrix products by name, each with the adapter that wraps it."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
+@contextmanager
+def stirred(model: Any) -> Iterator[None]:
+    """Within, the trained weights are others: half of an adapter starts as zeros, which no gradient passes."""
+    import torch
 
-    found: dict[str, Any] = {}
-    for name, module in block.named_modules():
-        is_inside = any(name.startswith(f"{outer}.") for outer in found)
-        if not is_inside and isinstance(module, BaseTunerLayer | Linear | Conv1D):
-            found[name] = module
-    return found
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(0)  # not the one that training draws from
+    with torch.no_grad():
+        for weight in weights:
+            noise = torch.empty(weight.shape).uniform_(-0.1, 0.1, generator=generator)
+            weight.add_(noise.to(weight.device, weight.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(kept)
+
+
+def close(one: "Tensor", other: "Tensor") -> bool:
+    import torch
+
+    tolerance = TOLERANCE[str(other.dtype).removeprefix("torch.")]
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+class Found(NamedTuple):
+    find: "Find"
+    """Places (rows,) of the token that the head reads, from ids and mask (rows, length) and the pad token."""
+    parts: dict[str, Any]
+    """Modules of the block whose output matters at that token alone, by name."""
 
 
 def first_token(ids: "Tensor", mask: "Tensor", pad: int) -> "Tensor":
@@ -77,55 +94,107 @@ def last_token(ids: "Tensor", mask: "Tensor", pad: int) -> "Tensor":
     return (places * (ids != pad).to(torch.int32)).argmax(-1)
 
 
-def read_token(model: Any, block: Any, batch: Any) -> "tuple[Find, dict[str, Any]] | None":
-    """How to find the token that the head reads, and the layers whose output matters there alone."""
-    import torch
-
-    outputs: dict[str, Any] = {}
-    layers, shape = linear_layers(block), batch["input_ids"].shape
-    with watching(block, layers, outputs):
-        logits = model(**batch).logits
-    if not logits.requires_grad or outputs.pop("calls", 0) != 1 or "" not in outputs:
-        return None
-    # not the plain sum: two logits may always add up to the same
-    weights = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
-    gradients = torch.autograd.grad((logits * weights).sum(), list(outputs.values()), allow_unused=True)
-    slopes = {name: slope for name, slope in zip(outputs, gradients, strict=True) if slope is not None}
-    for find in (first_token, last_token):
-        others = torch.ones(shape, dtype=torch.bool, device=logits.device)
-        others[torch.arange(len(others)), token_of(find, model, batch)] = False
-        # exactly zero: whatever is left out has no influence at all
-        alone = [name for name, slope in slopes.items() if slope.shape[:2] == shape and not slope[others].any()]
-        if "" in alone and len(alone) > 1:
-            return find, {name: layers[name] for name in alone if name}
-    return None
-
-
 def token_of(find: "Find", model: Any, batch: Any) -> "Tensor":
     ids = batch["input_ids"]
     return find(ids, batch.get("attention_mask"), model.config.pad_token_id)
 
 
+class Call(NamedTuple):
+    """What a module was given and what it made of it, each (rows, length, width)."""
+
+    module: Any
+    inputs: tuple["Tensor", ...]
+    output: "Tensor"
+
+
+def read_token(model: Any, block: Any, batch: Any) -> Found | None:
+    """How to find the token that the head reads, and what works for it alone."""
+    import torch
+
+    calls: dict[str, list[Call]] = {}
+    with watching(block, tuple(batch["input_ids"].shape), calls):
+        logits = model(**batch).logits
+    once = {name: found[0] for name, found in calls.items() if len(found) == 1}
+    if not logits.requires_grad or "" not in once:
+        return None
+    # not the plain sum: two logits may always add up to the same
+    weights = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
+    outputs = [call.output for call in once.values()]
+    gradients = torch.autograd.grad((logits * weights).sum(), outputs, allow_unused=True)
+    slopes = {name: slope for name, slope in zip(once, gradients, strict=True) if slope is not None}
+    for find in (first_token, last_token):
+        token = token_of(find, model, batch)
+        others = torch.ones(slopes[""].shape[:2], dtype=torch.bool, device=logits.device)
+        others[torch.arange(len(others)), token] = False
+        # exactly zero: whatever is left out has no influence at all
+        alone = {name: once[name] for name, slope in slopes.items() if not slope[others].any()}
+        if "" in alone:
+            parts = outermost({name: call for name, call in alone.items() if name and works_alone(call, token)})
+            return Found(find, parts) if parts else None
+    return None
+
+
+def works_alone(call: Call, token: "Tensor") -> bool:
+    """Whether the module makes the same of a token without the others: attention does not."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    if any(isinstance(part, _BatchNorm) for part in call.module.modules()):  # in training it mixes rows
+        return False
+    with torch.no_grad():
+        try:
+            narrow = call.module(*(at(values, token) for values in call.inputs))
+        except Exception:  # it needs to know the length
+            return False
+    return isinstance(narrow, torch.Tensor) and close(narrow, at(call.output, token))
+
+
+def outermost(calls: dict[str, Call]) -> dict[str, Any]:
+    """The modules that are not inside another of them."""
+    return {
+        name: call.module
+        for name, call in calls.items()
+        if not any(name.startswith(f"{other}.") for other in calls if other != name)
+    }
+
+
+def at(values: "Tensor", token: "Tensor") -> "Tensor":
+    """(rows, 1, width) of (rows, length, width)"""
+    import torch
+
+    return values[torch.arange(len(values), device=values.device), token][:, None]
+
+
 @contextmanager
-def watching(block: Any, layers: dict[str, Any], outputs: dict[str, Any]) -> Iterator[None]:
-    """Note the outputs of the block (as `""`) and of its layers, and how often it was called (as `calls`)."""
+def watching(block: Any, shape: tuple[int, ...], calls: dict[str, list[Call]]) -> Iterator[None]:
+    """Note the calls of the block (as `""`) and of all modules in it that map tensors to a tensor, token by token."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def fits(values: Any) -> bool:
+        return isinstance(values, torch.Tensor) and values.dim() == 3 and tuple(values.shape[:2]) == shape
 
     def enter(module: Any, inputs: Any) -> Any:
-        outputs["calls"] = outputs.get("calls", 0) + 1
         if inputs and not inputs[0].requires_grad:  # nothing below is trained
             return (inputs[0].detach().requires_grad_(), *inputs[1:])
         return None
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if tensor.requires_grad and tensor.dim() == 3:
-                outputs[name] = tensor
+        def hook(module: Any, inputs: Any, named: Any, output: Any) -> None:
+            if name == "":  # what else it is given, and whether it gives a tuple, does not matter
+                inputs, named, output = (), {}, output[0] if isinstance(output, tuple) else output
+            if all(map(fits, (*inputs, output))) and not named and output.requires_grad:
+                calls.setdefault(name, []).append(Call(module, inputs, output))
+            else:
+                calls.setdefault(name, []).extend([Call(module, (), output)] * 2)  # not one of those that we can trim
 
         return hook
 
-    hooks = [block.register_forward_pre_hook(enter), block.register_forward_hook(note(""))]
-    hooks += [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    adapters = [name for name, part in block.named_modules() if isinstance(part, BaseTunerLayer)]
+    hooks = [block.register_forward_pre_hook(enter)]
+    for name, part in block.named_modules():
+        if not any(name.startswith(f"{adapter}.") for adapter in adapters):  # each a whole with the layer that it wraps
+            hooks.append(part.register_forward_hook(note(name), with_kwargs=True))
     try:
         yield
     finally:
@@ -134,32 +203,28 @@ def watching(block: Any, layers: dict[str, Any], outputs: dict[str, Any]) -> Ite
 
 
 class Trim:
-    """The hooks that do it: a layer is given the one token of each row, the others of its output are zero."""
+    """The hooks that do it: a part is given the one token of each row, the others of its output are zero."""
 
-    def __init__(self, model: Any, find: "Find", layers: list[Any]) -> None:
-        self.find = find
+    def __init__(self, model: Any, found: Found) -> None:
+        self.find = found.find
         self.token: Tensor | None = None
-        self.shape = (0, 0)
         self.hooks = [model.register_forward_pre_hook(self.look, with_kwargs=True)]
-        for layer in layers:
-            self.hooks += [layer.register_forward_pre_hook(self.narrow), layer.register_forward_hook(self.widen)]
+        for part in found.parts.values():
+            self.hooks += [part.register_forward_pre_hook(self.narrow), part.register_forward_hook(self.widen)]
+        self.length = 0
 
     def look(self, model: Any, arguments: Any, named: Any) -> None:
-        ids = named["input_ids"]
-        self.token, self.shape = token_of(self.find, model, named), tuple(ids.shape)
+        self.token, self.length = token_of(self.find, model, named), named["input_ids"].shape[1]
 
-    def narrow(self, layer: Any, inputs: Any) -> Any:
+    def narrow(self, part: Any, inputs: Any) -> Any:
+        assert self.token is not None
+        return tuple(at(values, self.token) for values in inputs)
+
+    def widen(self, part: Any, inputs: Any, output: Any) -> Any:
         import torch
 
-        (values,) = inputs
-        assert self.token is not None and tuple(values.shape[:2]) == self.shape
-        return (values[torch.arange(len(values), device=values.device), self.token][:, None],)
-
-    def widen(self, layer: Any, inputs: Any, output: Any) -> Any:
-        import torch
-
-        rows, length = self.shape
-        wide = output.new_zeros(rows, length, output.shape[-1])
+        rows = len(output)
+        wide = output.new_zeros(rows, self.length, output.shape[-1])
         return wide.index_put((torch.arange(rows, device=output.device), self.token), output[:, 0])
 
     def remove(self) -> None:
