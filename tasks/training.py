@@ -17,6 +17,7 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
+from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
 from tasks.progress import amount, progress_artifact, tell, warn
 from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
@@ -224,7 +225,8 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     try:
         with trunk.in_place_of_blocks(model) if trunk else nullcontext():
             trim_last_block(model, batch)
-            trainer.go_on()
+            with quick_dropout(model):
+                trainer.go_on()
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long

@@ -1,0 +1,89 @@
+"""Dropout on a CPU for a third of the time: sixteen random bits decide about a value, where torch draws a number.
+
+The probability is rounded to 1/65,536, and what is kept is scaled by what that gives, so that the mean stays exact.
+Attention with dropout falls out of torch's fused kernel on a CPU; here it is four operations.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEVELS = 2**16
+
+
+def keep(shape: tuple[int, ...], p: float) -> "Tensor":
+    """float32 of `shape`: zero with probability `p`, else 1 / (1 - p); drawn from torch's generator."""
+    import math
+
+    import torch
+
+    count, dropped = math.prod(shape), round(p * LEVELS)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[:count].view(shape)
+    # signed: the lowest `dropped` of the 65,536 values
+    return (bits >= dropped - LEVELS // 2).to(torch.float32).mul_(LEVELS / (LEVELS - dropped))
+
+
+def can(values: "Tensor", p: float) -> bool:
+    """Whether these values are ours; where there is a GPU, torch's own kernels are fast."""
+    import torch
+
+    return values.device.type == "cpu" and values.dtype == torch.float32 and 0 < round(p * LEVELS) < LEVELS
+
+
+@contextmanager
+def quick_dropout(model: Any) -> Iterator[None]:
+    """Within, the dropout of `model`, also that of its attention, is drawn by `keep`."""
+    import torch
+    from torch.nn import Dropout
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    class QuickDropout(Dropout):
+        def forward(self, input: "Tensor") -> "Tensor":
+            if not self.training or self.p == 0:
+                return input
+            if self.inplace or not can(input, self.p):
+                return super().forward(input)
+            return input * keep(tuple(input.shape), self.p)
+
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def quick_attention(
+        module: Any,
+        query: "Tensor",
+        key: "Tensor",
+        value: "Tensor",
+        attention_mask: "Tensor | None",
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **more: Any,
+    ) -> tuple["Tensor", None]:
+        is_plain = all(more.get(name) is None for name in ("is_causal", "position_bias", "softcap"))
+        if not is_plain or key.shape[1] != query.shape[1] or not can(query, dropout):
+            done: tuple[Tensor, None] = attend(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+            )
+            return done
+        if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True):
+            attention_mask = query.new_ones(query.shape[2], key.shape[2]).tril().bool()
+        scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
+        if attention_mask is not None and attention_mask.dtype.is_floating_point:
+            scores = scores + attention_mask
+        elif attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        return ((weights * keep(tuple(weights.shape), dropout)) @ value).transpose(1, 2).contiguous(), None
+
+    changed = [module for module in model.modules() if type(module) is Dropout]
+    for module in changed:
+        module.__class__ = QuickDropout
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = quick_attention
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+        for module in changed:
+            module.__class__ = Dropout
