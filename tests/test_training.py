@@ -314,7 +314,7 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     micro = training.MicroBatch.asked_for(config)
     model = adapters.attach_adapter(model, config, fresh, steps=100)
-    trainer = training.build_trainer(config, micro, model, tokenizer, splits, tmp_path / "run", silent)
+    trainer = training.build_trainer(config, micro, model, tokenizer, splits, None, tmp_path / "run", silent)
     loader = trainer.get_train_dataloader()
 
     def epoch() -> list[Any]:
