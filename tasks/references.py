@@ -20,10 +20,11 @@ from tasks import model as models
 from tasks.config import Reference, RunConfig
 from tasks.evaluation import model_rows, write_evaluation
 from tasks.hub import NETWORK, first_line, is_network_trouble
+from tasks.progress import tell, warn
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
 from tasks.splits import stratified_rows
-from tasks.tracking import Champion, download_adapter, find_champion
+from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
 from tasks.work import environment_key
 
 if TYPE_CHECKING:
@@ -72,20 +73,38 @@ def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dic
     """Those of `evaluation.references` that there are for this run, by name."""
     found: dict[str, Evaluation] = {}
     for name in config.evaluation.references:
-        champion = current_champion(config.tracking.registered_model) if name == "champion" else None
-        if name == "champion" and not champion:
+        try:
+            champion = current_champion(config.tracking.registered_model) if name == "champion" else None
+            if name == "champion" and not champion:
+                continue
+            measured = evaluated(name, config, data, work, champion)
+        except Exception as error:
+            if name != "champion" or not may_recover(error):
+                raise
+            warn("The champion is not compared, for it cannot be reached now (%s); the run goes on", reason(error))
             continue
-        if measured := evaluated(name, config, data, work, champion):
+        if measured:
             found[name] = measured
     return found
 
 
 def current_champion(name: str | None) -> Champion | None:
-    """Of the registered model; a promotion that broke off is completed first."""
+    """Of the registered model; a promotion that broke off is completed first. MLflow is waited for a while."""
     if not name:
         return None
-    settle(name)
-    return find_champion(name)
+
+    def ask() -> Champion | None:
+        settle(name)
+        return find_champion(name)
+
+    def waiting(error: Exception) -> None:
+        tell("MLflow does not say which version is champion (%s); it is asked again", reason(error))
+
+    return answered(ask, CHAMPION_SECONDS, waiting)
+
+
+CHAMPION_SECONDS = 60
+"""So long a run waits to hear which version is champion, before it goes on without; a server starts in less."""
 
 
 def evaluated(

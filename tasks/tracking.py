@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import yaml
@@ -352,20 +352,32 @@ def reason(error: BaseException) -> str:
 
 def send_all(work: str) -> Sent:
     """MLflow has all of the journal; one that does not answer is waited for. Raises what goes wrong in the end."""
-    journal, until, pause = journal_of(work), time.monotonic() + PATIENCE_SECONDS, 1.0
+    journal = journal_of(work)
+    try:
+        answered(lambda: send(journal), PATIENCE_SECONDS, lambda error: put_off(work, error))
+    except Exception as error:
+        raise RuntimeError(
+            f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
+            "run the same command again when it answers, nothing is computed twice"
+        ) from error
+    return journal.sent
+
+
+T = TypeVar("T")
+
+
+def answered(ask: Callable[[], T], seconds: float, waiting: Callable[[Exception], None]) -> T:
+    """What `ask` gives; where MLflow does not answer, `waiting` is told and it is asked again, for so many seconds."""
+    until, pause = time.monotonic() + seconds, 1.0
     while True:
         try:
-            send(journal)
-            return journal.sent
+            return ask()
         except Exception as error:
-            if why_refused(error) or time.monotonic() + pause > until or not may_recover(error):
-                raise RuntimeError(
-                    f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
-                    "run the same command again when it answers, nothing is computed twice"
-                ) from error
-            put_off(work, error)
-            time.sleep(pause)
-            pause = min(2 * pause, 15)
+            if why_refused(error) or not may_recover(error) or time.monotonic() + pause > until:
+                raise
+            waiting(error)
+        time.sleep(pause)
+        pause = min(2 * pause, 15)
 
 
 def may_recover(error: Exception) -> bool:

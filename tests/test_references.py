@@ -529,6 +529,34 @@ def test_the_champion_says_on_the_test_rows_what_it_said_when_it_was_measured(
     assert results["champion"].scores.accuracy == measured.scores.accuracy
 
 
+@pytest.mark.parametrize("failures", [2, 10**9])
+def test_mlflow_that_does_not_answer_is_asked_for_the_champion_again_and_then_done_without(
+    failures: int,
+    registry: Any,
+    champion: Champion,
+    trained: Trained,
+    tmp_path: Path,
+    prefect_harness: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = 0
+
+    def find(name: str) -> Champion | None:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return find_champion(name)
+
+    monkeypatch.setattr(references, "find_champion", find)
+    monkeypatch.setattr(references, "CHAMPION_SECONDS", 60 if failures == 2 else 2)
+    results = in_flow(evaluate_references, registry[1], trained.data, str(tmp_path))
+    assert list(results) == ([*CHEAP, "champion"] if failures == 2 else [*CHEAP])
+    left_out = "The champion is not compared, for it cannot be reached now (Connection refused); the run goes on"
+    assert (left_out in caplog.text) == (failures != 2) and asked > 1
+
+
 def with_columns(config: RunConfig, folder: Path, **renamed: Any) -> tuple[RunConfig, PreparedData]:
     """The reviews with other columns or labels, and a configuration that reads them."""
     frames = [pd.read_csv(Path(config.data.name) / f"{name}.csv") for name in ("train", "test")]
