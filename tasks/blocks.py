@@ -1,5 +1,7 @@
 """The like blocks that a model is made of, whatever its architecture calls them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 
@@ -22,3 +24,14 @@ def find_blocks(model: Any) -> Blocks | None:
         if isinstance(module, ModuleList) and len(module) == count:
             return Blocks(name, module)
     return None
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Within, the model is in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.blocks import find_blocks
+from tasks.blocks import evaluating, find_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +30,8 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
     blocks = find_blocks(model)
     if not blocks or len(batch["input_ids"]) < 2:
         return ()
-    training, batch = model.training, {name: batch[name] for name in batch if name != "labels"}
-    model.eval()
-    try:
+    batch = {name: batch[name] for name in batch if name != "labels"}
+    with evaluating(model):
         with torch.enable_grad(), stirred(model):
             found = read_token(model, blocks.modules[-1], batch)
         if not found:
@@ -43,9 +42,7 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
             if not close(model(**batch).logits, whole):
                 trim.remove()
                 return ()
-        return tuple(found.parts)
-    finally:
-        model.train(training)
+    return tuple(found.parts)
 
 
 @contextmanager

@@ -4,15 +4,17 @@ The states that the blocks below give for the training and validation rows lie i
 that decides about them: runs that differ by seed, rank or learning rate share it. Blocks below run without dropout.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.blocks import Blocks, find_blocks
+from tasks import serving
+from tasks.blocks import Blocks, evaluating, find_blocks
 from tasks.config import STORE, InputError, RunConfig
 from tasks.disk import check_space, size, writing
-from tasks.evaluation import PROBE_TOLERANCE
+from tasks.evaluation import PROBE_TOLERANCE, model_rows
 from tasks.records import PreparedData, digest
 from tasks.work import environment_key
 
@@ -56,7 +58,7 @@ class Trunk:
 
     def rows(self, splits: Any, split: str) -> Any:
         """The split with the column that says where the states of each row are."""
-        begin = 0 if split == "train" else len(splits["train"])
+        begin = first_place(splits, split)
         return splits[split].add_column(PLACE, list(range(begin, begin + len(splits[split]))))
 
     def compute(self, model: Any, tokenizer: Any, splits: Any, batch_size: int, say: Callable[[str], None]) -> None:
@@ -82,27 +84,21 @@ class Trunk:
 
     def fill(self, file: Path, model: Any, tokenizer: Any, splits: Any, batch_size: int) -> None:
         """Rows of like length together, so that little padding is computed."""
-        import sys
-
         import torch
         from tqdm import tqdm
 
         states = self.mapped(file, writable=True)
-        columns = [name for name in tokenizer.model_input_names if name in splits["train"].column_names]
         for split in SPLITS:
-            begin = 0 if split == "train" else len(splits["train"])
-            rows = splits[split].select_columns(columns)[:]
+            rows = model_rows(splits[split], tokenizer)
             order = sorted(range(len(rows["input_ids"])), key=lambda row: len(rows["input_ids"][row]))
-            steps = range(0, len(order), batch_size)
-            for start in tqdm(steps, desc=f"lower blocks, {split}", unit="batch", file=sys.stderr, mininterval=0.5):
-                batch = order[start : start + batch_size]
-                inputs = tokenizer.pad(
-                    {name: [rows[name][row] for row in batch] for name in columns}, return_tensors="pt"
-                )
+            steps = list(serving.batches(order, batch_size))
+            for batch in tqdm(steps, desc=f"lower blocks, {split}", unit="batch", file=sys.stderr, mininterval=0.5):
+                kept = {name: [values[row] for row in batch] for name, values in rows.items()}
+                inputs = tokenizer.pad(kept, return_tensors="pt")
                 with torch.no_grad():
                     entering = self.entering(model, inputs.to(model.device)).cpu()
                 for place, row in enumerate(batch):
-                    mine = self.span(begin + row)
+                    mine = self.span(first_place(splits, split) + row)
                     states[mine] = entering[place, : mine.stop - mine.start]
 
     def entering(self, model: Any, inputs: Any) -> "Tensor":
@@ -113,16 +109,12 @@ class Trunk:
             caught.append(given[0])
             raise Enough
 
-        training = model.training
-        model.eval()
         hook = self.blocks.modules[self.first].register_forward_pre_hook(catch)
         try:
-            model(**inputs)
-        except Enough:
-            pass
+            with evaluating(model), suppress(Enough):
+                model(**inputs)
         finally:
             hook.remove()
-            model.train(training)
         return caught[0]
 
     def span(self, place: int) -> slice:
@@ -184,21 +176,21 @@ class Trunk:
         import torch
 
         inputs = {name: values for name, values in batch.items() if name not in (STATES, "labels")}
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                whole = model(**inputs).logits
-                with self.in_place_of_blocks(model):
-                    cut = model(**inputs, **{STATES: batch[STATES]}).logits
-        finally:
-            model.train(training)
+        with evaluating(model), torch.no_grad():
+            whole = model(**inputs).logits
+            with self.in_place_of_blocks(model):
+                cut = model(**inputs, **{STATES: batch[STATES]}).logits
         difference = float((whole - cut).abs().max())
         if not difference <= PROBE_TOLERANCE[str(self.dtype).removeprefix("torch.")]:
             raise InputError(
                 f"adapter.layers: the lower {self.first} blocks of this model cannot be computed once (logits differ "
                 f"by {difference:.2g}); leave it empty"
             )
+
+
+def first_place(splits: Any, split: str) -> int:
+    """Of the rows of a split; those of train come first."""
+    return 0 if split == "train" else len(splits["train"])
 
 
 class Enough(Exception):
