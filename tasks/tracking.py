@@ -106,15 +106,15 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
     FINISHED; FAILED on an exception; KILLED when the process is told to stop (SIGTERM, Ctrl-C, a cancelled flow).
     Everything goes to the folder's journal first and from there to MLflow, which may be gone meanwhile. Whatever cannot
     be said because this process is gone, the next run says: before it starts, it closes the runs that died.
-    Another process that runs the same is waited for.
+    Another process that runs the same is waited for, and its result taken.
     """
     flow_run, parent = tags.get(FLOW_RUN_TAG), enclosing()
     make_store()
-    with as_one(work):
+    with as_one(work) as waited:
         if flow_run:
             liveness.hold(flow_run, work)
         tidy_up()
-        journal = open_journal(config, work, parent if parent in _open else None)
+        journal = open_journal(config, work, parent if parent in _open else None, waited)
         status = "FAILED"
         try:
             begin(journal, config, tags)
@@ -150,10 +150,10 @@ _open: dict[str, Journal] = {}
 """Journals that this process writes to, by folder."""
 
 
-def open_journal(config: RunConfig, work: str, parent: str | None) -> Journal:
-    """The journal of the run that was interrupted in this folder, else a new one."""
+def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool) -> Journal:
+    """The journal of the run that was interrupted in this folder, or finished while this one waited; else a new one."""
     journal = Journal(Path(work))
-    is_over = journal.status == "FINISHED" and not journal.waiting and is_delivered(work)
+    is_over = journal.status == "FINISHED" and not journal.waiting and is_delivered(work) and not waited
     if journal.status and not is_over:
         what = "was begun before and interrupted; it goes on from there"
         if journal.status == "FINISHED":  # its process is still about to end, or did not come to that

@@ -60,30 +60,31 @@ def code_key() -> str:
 
 
 @contextmanager
-def sole_user(work: str) -> Iterator[None]:
-    """Hold `work` while its files are written; a second run of the same configuration waits, and says so."""
+def sole_user(work: str) -> Iterator[bool]:
+    """Hold `work` while its files are written; a second run of the same configuration waits, says so, and knows it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(lock_file(work))
+    lock, waited = FileLock(lock_file(work)), False
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        waited = True
         tell("The same configuration is being run by another process; waiting for it to finish")
         lock.acquire()
     token = _enclosing.set(work)
     try:
-        yield
+        yield waited
     finally:
         _enclosing.reset(token)
         lock.release()
 
 
 @contextmanager
-def as_one(work: str) -> Iterator[None]:
+def as_one(work: str) -> Iterator[bool]:
     """Hold `work` as its sole user. Runs that are finished within count as handed over when all of it is done."""
     try:
-        with sole_user(work):
-            yield
+        with sole_user(work) as waited:
+            yield waited
     except BaseException:
         failed()
         raise

@@ -145,6 +145,32 @@ def test_result_that_nobody_has_seen_is_given_once_more(workplace: Path) -> None
         assert third != first
 
 
+def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the other process has ended in good order before this one, on a busy machine, came to its turn."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Event
+
+    from tasks import work
+
+    waiting = Event()
+    monkeypatch.setattr(work, "tell", lambda line: waiting.set())
+
+    def run_again() -> str:
+        with tracked() as run_id:
+            return run_id
+
+    with tracked() as first:
+        pass
+    folder = str((work.WORK / "a").resolve())
+    work.write_text(Path(folder) / work.DELIVERED, "")
+    with ThreadPoolExecutor(1) as pool:
+        with work.sole_user(folder):
+            second = pool.submit(run_again)
+            assert waiting.wait(10)
+        assert second.result(30) == first
+    assert run_again() != first
+
+
 def test_finished_part_of_a_run_that_failed_is_not_begun_anew(workplace: Path) -> None:
     """Of several seeds, those that were done are not trained again; when all are, the next start is a new one."""
     with pytest.raises(ValueError), tracked() as parent:
