@@ -7,7 +7,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: demo up test chaos lint
+.PHONY: demo up test chaos bench lint
 
 demo: $(READY)
 	.venv/bin/peft-flow finetune
@@ -28,6 +28,11 @@ test: $(READY)
 chaos: $(READY)
 	.venv/bin/python -m tests.chaos --kills 200
 	.venv/bin/python -m tests.chaos --kills 40 --outages
+
+# About three hours on two cores, and the machine must do nothing else meanwhile.
+bench: $(READY)
+	.venv/bin/python -m benchmarks.speed
+	.venv/bin/python -m benchmarks.growth
 
 # Known holes in the pinned packages fail, less those listed in ACCEPTED, each with its reason. Offline there is no
 # source to ask; and one that knows packages but no advisories answers "could not be audited" for each, with success.

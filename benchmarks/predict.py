@@ -20,7 +20,11 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.conftest import NEGATIVE, POSITIVE, bare_data, write_model  # noqa: E402  (with caches of its own)
+own = dict(os.environ)
+from tests.conftest import NEGATIVE, POSITIVE, bare_data, write_model  # noqa: E402
+
+os.environ.clear()  # of the tests' settings: what is measured has all threads, and the caches that it is given
+os.environ.update(own)
 
 
 def make_adapter(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from tasks.config import (
 )
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
-from tasks.device import claim_gpu
+from tasks.device import claim_device
 from tasks.evaluation import evaluate_adapter
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
 from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
@@ -70,7 +70,7 @@ def finetune(
         offline=offline,
     )
     logger, clock = get_run_logger(), Clock()
-    claim_gpu()
+    claim_device()
     live()
     source, base = found_input(config, config)
     work = work_folder(config, source, base)

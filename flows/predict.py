@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from pydantic import Field
 
 from tasks.config import InputError, PredictionConfig, Revision, checked
-from tasks.device import claim_gpu
+from tasks.device import claim_device
 from tasks.job import find_job
 from tasks.prediction import describe_result, predict_rows
 from tasks.recording import live
@@ -50,7 +50,7 @@ def predict(
         revision: Branch, tag or commit of a data set on the Hub.
         text_columns: Columns of the input that hold the texts. Empty: called as in training.
         abstain_below: Give no label to a row whose most probable class has less than this probability (0 to 1).
-        batch_size: Rows in one forward pass.
+        batch_size: Most rows in one forward pass.
         on_error: Stop at a row that cannot be read or has no text, or skip it and set it aside beside the output.
         overwrite: Replace an output that is there already and is of something else.
         trust_remote_code: Run Python code that comes with the foundation model.
@@ -74,7 +74,7 @@ def predict(
     if runtime.deployment.id and "-" in (input, output):
         raise InputError("input, output: - is for the command line; give files that the worker can reach")
     logger = get_run_logger()
-    claim_gpu()
+    claim_device()
     live()
     tidy_up()
     with TemporaryDirectory(prefix="peft-flow-") as folder:

@@ -293,7 +293,7 @@ class TrainingConfig(Config):
 class EvaluationConfig(Config):
     """How foundation model and adapter are measured and compared."""
 
-    batch_size: int = Field(64, ge=1, le=65_536, description="Rows in one forward pass.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
     references: tuple[Reference, ...] = Field(
         ("majority", "tfidf", "probe", "champion"),
         description="What else is measured on the same test rows: the majority class, TF-IDF with logistic regression, "
@@ -457,7 +457,7 @@ class PredictionConfig(Config):
         le=1,
         description="Give no label to a row whose most probable class has less than this probability.",
     )
-    batch_size: int = Field(64, ge=1, le=65_536, description="Rows in one forward pass.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
     on_error: Literal["stop", "skip"] = Field(
         "stop",
         description="What to do about a row that cannot be read or has no text: stop, or skip it and set it aside in "

@@ -1,4 +1,4 @@
-"""Which GPU a run computes on, where a machine has several: one that no other run has."""
+"""What a run computes on: one free GPU where a machine has several, and no more threads than it has cores to use."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 CHOICE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
 
 _claimed: list[FileLock] = []
 """Kept, like the GPU's memory, until this process ends."""
@@ -24,8 +25,26 @@ def gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
 
 
+def claim_device() -> None:
+    """To be called before torch looks for its device; processes started from here inherit the choice."""
+    limit_threads()
+    claim_gpu()
+
+
+def limit_threads() -> None:
+    """No more than a container may use: torch would start one for each core of the machine, and they would wait.
+
+    Everywhere else torch's own choice, one for each core, is the right one.
+    """
+    from joblib import cpu_count
+
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (allowed := cpu_count()) < seen:
+        os.environ.setdefault(THREADS, str(allowed))
+
+
 def claim_gpu() -> None:
-    """Keep this process to one free GPU, before torch looks for them; where all are taken, leave it as it is.
+    """Keep this process to one free GPU; where all are taken, leave it as it is.
 
     The work pool lets in as many runs as there are GPUs. Without this, all of them would take the first.
     """

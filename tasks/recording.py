@@ -186,7 +186,7 @@ def log_seen(work: str, data: PreparedData) -> None:
 
 
 def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, str]:
-    """What the run found out: exact revisions, the layers adapted, and the size of what was trained."""
+    """What the run found out: exact revisions, the layers adapted, the size of what was trained, on what and how."""
     return {
         "model.revision": data.model.revision,
         "data.revision": data.source.revision,
@@ -194,6 +194,7 @@ def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, s
         "adapter.target_modules": ",".join(trained.target_modules),
         "trainable_parameters": str(trained.trainable_parameters),
         "total_parameters": str(trained.total_parameters),
+        **{f"compute.{name}": value for name, value in trained.compute.items()},
     }
 
 

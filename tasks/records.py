@@ -171,6 +171,8 @@ class TrainedAdapter(Record):
     padding: float
     """Share of the tokens in training batches that are padding."""
     peak_memory_mb: float
+    compute: dict[str, str]
+    """Device, threads, precision, optimizer and attention that it was trained with."""
 
 
 class Interval(Record):

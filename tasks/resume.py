@@ -242,6 +242,10 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
 
         # --- watching
 
+        def floating_point_ops(self, inputs: Any) -> int:
+            """Nobody reads the count, and Trainer would walk through all weights for it in every step."""
+            return 0
+
         def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
             self.tokens += int(inputs["attention_mask"].sum())
             self.tokens_with_padding += inputs["attention_mask"].numel()

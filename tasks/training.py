@@ -265,7 +265,21 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         examples_per_second=round(trainer.examples / seconds, 2),
         padding=round(1 - trainer.tokens / trainer.tokens_with_padding, 6),
         peak_memory_mb=peak_memory_mb(),
+        compute=compute_settings(model, trainer.args),
     )
+
+
+def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, str]:
+    """What this machine trains with: chosen once from what it has, never by the user, and logged."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
+        "threads": str(torch.get_num_threads()),
+        "training_precision": "bfloat16 autocast" if arguments.bf16 else str(model.dtype).removeprefix("torch."),
+        "optimizer": str(arguments.optim.value),
+        "attention": str(model.config._attn_implementation),
+    }
 
 
 def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:

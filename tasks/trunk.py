@@ -90,8 +90,8 @@ class Trunk:
         states = self.mapped(file, writable=True)
         for split in SPLITS:
             rows = model_rows(splits[split], tokenizer)
-            order = sorted(range(len(rows["input_ids"])), key=lambda row: len(rows["input_ids"][row]))
-            steps = list(serving.batches(order, batch_size))
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            steps = list(serving.batches(lengths, batch_size, str(model.device)))
             for batch in tqdm(steps, desc=f"lower blocks, {split}", unit="batch", file=sys.stderr, mininterval=0.5):
                 kept = {name: [values[row] for row in batch] for name, values in rows.items()}
                 inputs = tokenizer.pad(kept, return_tensors="pt")

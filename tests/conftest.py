@@ -376,6 +376,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         trunk_seconds=0.0,
         padding=0.02,
         peak_memory_mb=789.0,
+        compute={"device": "cpu"},
     )
     Path(trained.folder).mkdir()
     result = judge(config, data, check, predictions, trained, work / "comparison")

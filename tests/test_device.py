@@ -37,6 +37,19 @@ def test_gpus_are_those_that_runs_may_use(
     assert device.gpus() == names
 
 
+@pytest.mark.parametrize(("cores", "set_before", "threads"), [(1, None, "1"), (10_000, None, None), (1, "3", "3")])
+def test_container_with_fewer_cores_than_its_machine_has_as_many_threads(
+    monkeypatch: pytest.MonkeyPatch, cores: int, set_before: str | None, threads: str | None
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_before:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_before)
+    device.limit_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
 def test_each_run_has_a_gpu_of_its_own_and_gives_it_back(machine: None) -> None:
     runs: list[subprocess.Popen[str]] = []
 

@@ -134,7 +134,7 @@ def test_parameters_are_the_flattened_configuration(finished: Run, mlflow_run: A
     params = mlflow_run.data.params
     assert params["training.learning_rate"] == "0.01"
     assert params["adapter.r"] == "8"
-    assert params["adapter.target_modules"] == "c_attn"
+    assert params["adapter.target_modules"] == "c_attn" and params["compute.optimizer"] == "adamw_torch_fused"
     assert params["model.revision"].startswith("sha256:")
     assert int(params["trainable_parameters"]) > 0
     assert "seed" in params

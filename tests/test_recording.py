@@ -87,6 +87,7 @@ def an_adapter(folder: Path) -> TrainedAdapter:
         trunk_seconds=0.0,
         padding=0.1,
         peak_memory_mb=400,
+        compute={"threads": "2"},
     )
 
 

@@ -125,6 +125,13 @@ def test_any_text_gets_an_answer_alone_and_among_others(served: Any, text: objec
     assert numbers(among)[1] == pytest.approx(numbers(alone)[0], abs=1e-6)
 
 
+def test_batches_hold_rows_of_like_length_and_on_a_cpu_no_more_tokens_than_fit_its_caches() -> None:
+    lengths = [5, 400, 3, 2000, 300, 7]
+    assert list(serving.batches(lengths, 64, "cpu")) == [[3], [1, 4], [5, 0, 2]]
+    assert list(serving.batches(lengths, 64, "cuda:0")) == [[3, 1, 4, 5, 0, 2]]
+    assert list(serving.batches(lengths, 2, "cpu")) == [[3], [1, 4], [5, 0], [2]]
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_logits_do_not_depend_on_the_batch_size(served: Any, test_rows: pd.DataFrame, batch_size: int) -> None:
     model, tokenizer, _ = served

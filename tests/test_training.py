@@ -386,12 +386,17 @@ def test_the_task_writes_every_point_into_the_journal(
 
 
 def test_the_record_describes_the_adapter(trained: Trained) -> None:
+    import torch
+
     adapter = trained.adapter
     saved = weights(adapter.folder)
     assert adapter.trainable_parameters == sum(weight.numel() for weight in saved.values())
     assert adapter.total_parameters > 10 * adapter.trainable_parameters
     assert adapter.target_modules == ("c_attn",) and adapter.peak_memory_mb > 50
     assert adapter.steps == 8 * STEPS_PER_EPOCH and adapter.examples_per_second > 0
+    used = adapter.compute
+    assert used["threads"] == str(torch.get_num_threads()) and used["optimizer"] == "adamw_torch_fused"
+    assert (used["device"], used["attention"]) == ("cpu", "sdpa") or torch.cuda.is_available()
 
 
 # --- when things go wrong --------------------------------------------------------------------------------------------

@@ -1,0 +1,275 @@
+"""docs/benchmarks.md and its pictures, from what benchmarks/speed.py and benchmarks/growth.py have measured."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from benchmarks.peers import OURS, SAME_LOSSES, SCRIPTS
+
+TITLES = {name: script.title for name, script in SCRIPTS.items()} | OURS
+TRAIN_ROWS, EVAL_ROWS, EPOCHS = 8_530, 1_066, 3
+"""Rotten Tomatoes and the whole job."""
+PROBE_ROWS = 3_000
+"""Training rows that peft-flow's linear probe reads, in tasks/references.py."""
+
+Measurement = dict[str, Any]
+Part = dict[str, Any]
+
+PARTS = {
+    "gpt2": "GPT-2 (124M, decoder)",
+    "minilm": "all-MiniLM-L6-v2 (22M, encoder)",
+    "bert": "BERT base (110M, encoder; random weights)",
+}
+
+TRIED = """\
+- Unpadded (flattened) batches, one row of all tokens with block-diagonal attention: with rows of like length in a
+  batch, padding is under 3 % already, and gathering and scattering the tokens costs about that; not built.
+- bfloat16 on a CPU without such units: five times slower. On GPUs that have them, training uses bfloat16 autocast.
+- int8 weights for evaluation: 1.6 times as fast, and a tenth of the predictions change; measured results must be exact.
+- Larger evaluation batches without sorting: slower, for they hold more padding.
+- Two threads for the logistic regressions of the references: they wait for each other, 4 to 17 s instead of 1.2.
+- Dropping the base model's dropout: faster, and the training loss falls faster, but test accuracy does not; the model
+  is trained as its authors meant it.
+"""
+
+
+def write_page(results: dict[str, Part], docs: Path) -> None:
+    text = [HEAD]
+    for name, title in PARTS.items():
+        if name in results:
+            text += [f"## {title}", machine_line(results[name]), speed_table(results[name])]
+    if "minilm" in results:
+        draw_losses(results["minilm"], docs / "benchmark-losses.png")
+        text += [LOSSES, loss_table(results["minilm"]), "![Loss curves](benchmark-losses.png)"]
+    if "job" in results:
+        text += [JOB, machine_line(results["job"]), job_table(results["job"])]
+    if "growth" in results:
+        draw_growth(results["growth"]["measured"], docs / "benchmark-growth.png")
+        text += [GROWTH, machine_line(results["growth"]), growth_table(results["growth"]["measured"])]
+        text += ["![Growth](benchmark-growth.png)"]
+    text += ["## Tried, and not worth it", TRIED]
+    (docs / "benchmarks.md").write_text("\n\n".join(part.strip() for part in text) + "\n", encoding="utf-8")
+
+
+HEAD = f"""
+# How fast it is
+
+Written by `make bench`; every figure was measured, none typed in. All sides train the same LoRA (r 8) with the same
+learning rate on the same rows of Rotten Tomatoes, one after the other, each in a fresh process, in rounds that change
+order and seed. A figure is the median of the rounds, with the lowest and highest behind it; a ratio is that of
+neighbours in one round.
+
+- *training*: rows a second, without the first two steps and without validation.
+- *whole job*: {TRAIN_ROWS:,} rows, {EPOCHS} epochs with validation, the test rows before and after. It was measured on
+  fewer rows, for the notebook would need days, and computed for all sides alike: what does not depend on the rows, plus
+  rows by measured rows a second. peft-flow's has all that it does besides: data check, references, intervals, pictures,
+  MLflow, Prefect, the adapter read back in another process.
+- *of the floor*: how much of the speed it would have if nothing but the matrix products of the real tokens took time.
+"""
+
+LOSSES = """
+### Nobody wins by learning less
+
+MiniLM, validation loss and test accuracy after the last epoch, mean of the rounds (lowest to highest). Padding
+changes nothing that is learned, so both scripts with batches of 8 learn what the row without their padding shows.
+"""
+
+JOB = f"""
+## The whole MiniLM job, all of it run: {TRAIN_ROWS:,} rows, {EPOCHS} epochs
+
+*orchestration, tracking and analysis*: how much longer the run takes than its own training and evaluations alone.
+"""
+
+GROWTH = """
+## Growth
+
+Preparing (reading, checking, cutting the splits, finding copies, tokenizing), predicting with a tiny model, and one
+epoch of MiniLM, against rows; and one epoch of 8,192 words against the words of a text.
+"""
+
+
+def machine_line(part: Part) -> str:
+    machine = part["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['device']}, {machine['threads']} threads; {versions}; commit {machine['commit']}, {machine['date']}"
+    )
+
+
+def by_round(part: Part, name: str) -> list[Measurement]:
+    found = [measured for measured in part["measured"] if measured["name"] == name]
+    return sorted(found, key=lambda measured: measured["round"])
+
+
+def names_in(part: Part) -> list[str]:
+    order = [*SCRIPTS, *OURS]
+    return sorted({measured["name"] for measured in part["measured"]} - {"floor"}, key=order.index)
+
+
+def train_rate(measured: Measurement) -> float:
+    """Rows a second; where lower layers are computed once, that is spread over the epochs."""
+    rate: float = measured["step_rows"] / measured["step_seconds"]
+    once = measured["trunk_seconds"]
+    if not once or math.isnan(once):
+        return rate
+    rows = measured["rows"]["train"] * EPOCHS
+    return rows / (rows / rate + once)
+
+
+def eval_rate(measured: Measurement) -> float:
+    return float(measured["eval_rows"] / measured["eval_seconds"])
+
+
+def whole_job(measured: Measurement) -> float:
+    """Seconds for all rows; see the head of the page."""
+    rows, epochs = measured["rows"], measured["epochs"]
+    rate, asked = measured["step_rows"] / measured["step_seconds"], eval_rate(measured)
+    once = measured["trunk_seconds"] if measured["trunk_seconds"] > 0 else 0.0
+    evaluated = 2 * rows["test"] + epochs * rows["validation"]
+    fixed = measured["seconds"] - epochs * rows["train"] / rate - evaluated / asked - once
+    seconds = fixed + EPOCHS * TRAIN_ROWS / rate + (2 + EPOCHS) * EVAL_ROWS / asked
+    seconds += once * (TRAIN_ROWS + EVAL_ROWS) / (rows["train"] + rows["validation"])
+    if measured["laps"]:  # the linear probe's rows
+        seconds += (max(0, PROBE_ROWS - rows["train"]) + EVAL_ROWS - rows["test"]) / asked
+    return float(seconds)
+
+
+def spread(values: Sequence[float], form: str = ",.1f") -> str:
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def against(part: Part, ours: str, name: str, value: Callable[[Measurement], float], more_is_better: bool) -> str:
+    ratios = []
+    for one, other in zip(by_round(part, ours), by_round(part, name), strict=True):
+        ratio = value(one) / value(other)
+        ratios.append(ratio if more_is_better else 1 / ratio)
+    return f"**{median(ratios):.2f}×** ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def speed_table(part: Part) -> str:
+    floor = next(measured for measured in part["measured"] if measured["name"] == "floor")
+    fastest = floor["flops"] / (4 * floor["layer_weights"] * floor["tokens"])
+    lines = [
+        "| | training, rows/s | peft-flow is | evaluation, rows/s | whole job, s | peft-flow is | start, s "
+        "| peak memory, MiB | of the floor |",
+        "| --- " * 9 + "|",
+    ]
+    for name in names_in(part):
+        found = by_round(part, name)
+        rates = [train_rate(measured) for measured in found]
+        top = name == "peft-flow-top"
+        cells = [
+            TITLES[name],
+            spread(rates, ",.2f" if median(rates) < 10 else ",.1f"),
+            "" if name == "peft-flow" else against(part, "peft-flow", name, train_rate, True),
+            spread([eval_rate(measured) for measured in found]),
+            spread([whole_job(measured) for measured in found], ",.0f"),
+            "" if name == "peft-flow" else against(part, "peft-flow", name, whole_job, False),
+            spread([measured["start_seconds"] for measured in found]),
+            spread([measured["peak_memory_mb"] for measured in found], ",.0f"),
+            "" if top else f"{median(rates) / fastest:.0%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    ours = by_round(part, "peft-flow")
+    padding = median(measured["padding"] for measured in ours)
+    note = (
+        f"Padding in peft-flow's training batches: {padding:.1%} of all tokens. The floor is {fastest:,.1f} rows/s: "
+        f"{floor['flops'] / 1e9:,.0f} GFLOP/s measured, {floor['layer_weights'] / 1e6:,.1f}M weights in the layers' "
+        f"matrices, {floor['tokens']:.1f} tokens a row, four operations each."
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
+def loss_table(part: Part) -> str:
+    lines = ["| | validation loss | test accuracy |", "| --- | --- | --- |"]
+    for name in names_in(part):
+        found = by_round(part, name)
+        if name in SAME_LOSSES:
+            continue
+        losses = [measured["validation_losses"][-1] for measured in found]
+        accuracies = [measured["accuracy"] for measured in found]
+        shown = [f"{mean(v):.3f} ({min(v):.3f}–{max(v):.3f})" for v in (losses, accuracies)]
+        lines.append(f"| {TITLES[name]} | {shown[0]} | {shown[1]} |")
+    return "\n".join(lines)
+
+
+def job_table(part: Part) -> str:
+    lines = ["| | whole job, s | training, rows/s | test accuracy by seed |", "| --- | --- | --- | --- |"]
+    for name in names_in(part):
+        found = by_round(part, name)
+        accuracies = ", ".join(f"{measured['accuracy']:.3f}" for measured in found)
+        rates = spread([train_rate(measured) for measured in found])
+        seconds = spread([measured["seconds"] for measured in found], ",.0f")
+        lines.append(f"| {TITLES[name]} | {seconds} | {rates} | {accuracies} |")
+    pairs = list(zip(by_round(part, "peft-flow"), by_round(part, "peft-flow-bare"), strict=True))
+    overhead = [whole["seconds"] / bare["seconds"] - 1 for whole, bare in pairs]
+    laps = by_round(part, "peft-flow")[0]["laps"]
+    steps = {name: median(m["laps"][name] for m in by_round(part, "peft-flow")) for name in laps if name != "total"}
+    notes = [
+        f"Orchestration, tracking and analysis: **{median(overhead):+.1%}** "
+        f"({min(overhead):+.1%} to {max(overhead):+.1%}). Seconds by step: "
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in steps.items())
+        + ".",
+        f"Top half of the layers: training "
+        f"{against(part, 'peft-flow-top', 'peft-flow', train_rate, True)}, computing the lower half once included, "
+        f"and the whole job {against(part, 'peft-flow-top', 'peft-flow', lambda m: m['seconds'], False)} as fast.",
+    ]
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
+
+
+GROWING = {
+    "prepare": ("preparing", "rows"),
+    "predict": ("predicting", "rows"),
+    "train": ("training", "rows"),
+    "length": ("training, by length", "words of a text"),
+}
+
+
+def growth_table(measured: Sequence[Measurement]) -> str:
+    lines = ["| | rows, or words of a text | seconds | peak memory, MiB |", "| --- | ---: | ---: | ---: |"]
+    for point in sorted(measured, key=lambda point: list(GROWING).index(point["name"])):
+        title = GROWING[point["name"]][0]
+        lines.append(f"| {title} | {point['size']:,} | {point['seconds']:,.1f} | {point['peak_memory_mb']:,.0f} |")
+    return "\n".join(lines)
+
+
+def draw_growth(measured: Sequence[Measurement], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained", dpi=100)
+    grid = figure.subplots(2, len(GROWING))
+    for column, (name, (title, unit)) in enumerate(GROWING.items()):
+        points = [point for point in measured if point["name"] == name]
+        for axis, (value, label) in zip(
+            grid[:, column], (("seconds", "seconds"), ("peak_memory_mb", "peak memory, MiB")), strict=True
+        ):
+            axis.plot([point["size"] for point in points], [point[value] for point in points], marker="o")
+            axis.set(xscale="log", xlabel=unit, ylabel=label, title=title)
+            axis.set_yscale("log" if value == "seconds" else "linear")
+            axis.set_ylim(bottom=None if value == "seconds" else 0)
+            axis.grid(alpha=0.3)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def draw_losses(part: Part, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained", dpi=100)
+    train, validation = figure.subplots(1, 2)
+    for number, name in enumerate(name for name in names_in(part) if name not in SAME_LOSSES):
+        for found in by_round(part, name):
+            label = TITLES[name] if found["round"] == 0 else None
+            rows, losses = zip(*found["losses"], strict=True)
+            train.plot(rows, smooth(losses), color=f"C{number}", label=label, alpha=0.8, linewidth=1)
+            epochs = range(1, len(found["validation_losses"]) + 1)
+            validation.plot(epochs, found["validation_losses"], color=f"C{number}", marker=".", alpha=0.8, linewidth=1)
+    train.set(xlabel="rows seen", ylabel="training loss, mean of five points", title="Training")
+    validation.set(xlabel="epoch", ylabel="validation loss", title="Validation")
+    figure.legend(*train.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def smooth(values: Sequence[float], width: int = 5) -> list[float]:
+    return [mean(values[max(0, place - width + 1) : place + 1]) for place in range(len(values))]

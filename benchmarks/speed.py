@@ -1,0 +1,192 @@
+"""peft-flow beside the scripts that people use today: same rows, model, adapter and epochs, in turns.
+
+    .venv/bin/python -m benchmarks.speed [--parts gpt2 minilm bert job] [--rounds 3]
+
+Each measurement is a process of its own, and each round runs all of them, in another order and with another seed.
+Results go to benchmarks/results.json, where those of a part replace the ones before, and from there to
+docs/benchmarks.md with its pictures.
+"""
+
+from tasks import environment  # isort: skip  (first: libraries read it when they are imported)
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.page import write_page
+from benchmarks.peers import SCRIPTS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results.json"
+DATA = "cornell-movie-review-data/rotten_tomatoes"
+TOKENS = 32
+"""A script that pads to more than this gets so many times fewer rows, or it would take days."""
+
+
+class Part(NamedTuple):
+    """A table: who runs on what."""
+
+    model: str
+    layers: int
+    """The top half."""
+    train_rows: int | None
+    eval_rows: int | None
+    epochs: int
+    names: tuple[str, ...]
+
+
+BERT = "bert-base"
+"""Its shape and MiniLM's tokenizer, which has the same words; the weights are random."""
+QUICK = ("peft-flow", "peft-flow-top", "best-settings", "peft-example")
+PADDED = ("notebook", "transformers-example")
+PARTS = {
+    "gpt2": Part("openai-community/gpt2", 6, 480, 192, 1, (*QUICK, *PADDED)),
+    "minilm": Part("sentence-transformers/all-MiniLM-L6-v2", 3, 2132, 512, 3, (*QUICK, "batch-8", *PADDED)),
+    "bert": Part(BERT, 6, 480, 192, 1, (*QUICK, *PADDED)),
+    "job": Part(
+        "sentence-transformers/all-MiniLM-L6-v2", 3, None, None, 3, ("peft-flow", "peft-flow-bare", "peft-flow-top")
+    ),
+}
+
+
+def alone(command: list[str], folder: Path) -> dict[str, Any]:
+    """What the last line of a fresh process says, as JSON, and its peak memory, in MiB."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as work,
+        open(f"{work}/stdout", "w+") as out,
+        open(f"{work}/stderr", "w+") as err,
+    ):
+        began, paths = time.time(), os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-m", *command], cwd=work, env=paths, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        ended, process.returncode = time.time(), os.waitstatus_to_exitcode(status)
+        text, words = Path(out.name).read_text(), Path(err.name).read_text()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{words[-3000:]}")
+    return {
+        "began": began,
+        "ended": ended,
+        "peak_memory_mb": usage.ru_maxrss / 1024,
+        **json.loads(text.splitlines()[-1]),
+    }
+
+
+def measure(name: str, model: str, rows: Path, folder: Path, *options: str) -> dict[str, Any]:
+    """A job of benchmarks/peers.py, with the seconds until a model first computes and of the whole."""
+    found = alone(["benchmarks.peers", name, model, str(rows), *options], folder)
+    began, ended = found.pop("began"), found.pop("ended")
+    found["start_seconds"] = found.pop("first_step") - began
+    found["seconds"] = found.pop("done") - began + ended - found.pop("printed")
+    found["rows"] = {split: count_rows(rows / f"{split}.csv") for split in ("train", "validation", "test")}
+    return found
+
+
+def make_model(name: str, folder: Path) -> str:
+    """Hub id, or the folder of the shape that is on no Hub."""
+    if name != BERT:
+        return name
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig()).save_pretrained(folder / name)
+    AutoTokenizer.from_pretrained(PARTS["minilm"].model).save_pretrained(folder / name)
+    return str(folder / name)
+
+
+def write_rows(folder: Path, train_rows: int | None, eval_rows: int | None) -> Path:
+    """The first so many rows of the real splits, shuffled, as csv."""
+    from datasets import load_dataset
+
+    environment.hide_short_bars()
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows, most = load_dataset(DATA, split=split), train_rows if split == "train" else eval_rows
+        rows.shuffle(seed=0).select(range(min(most or len(rows), len(rows)))).to_csv(folder / f"{split}.csv")
+    return folder
+
+
+def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
+    model = make_model(part.model, folder)
+    rows = {1: write_rows(folder / "rows", part.train_rows, part.eval_rows)}
+    for name in part.names:
+        share = fewer(name)
+        if share not in rows and part.train_rows and part.eval_rows:
+            rows[share] = write_rows(folder / f"rows-{share}", part.train_rows // share, part.eval_rows // share)
+    yield {"name": "floor", **alone(["benchmarks.peers", "floor", model, str(rows[1])], folder)}
+    measure("peft-flow", model, write_rows(folder / "first", 32, 16), folder, "--epochs", "1")  # fills caches
+    for turn in range(count):
+        place = turn * 2 % len(part.names)
+        for name in part.names[place:] + part.names[:place]:
+            share = fewer(name)
+            epochs = 1 if share > 1 else part.epochs
+            asked = ["--epochs", str(epochs), "--seed", str(turn)]
+            asked += ["--layers", str(part.layers)] if name == "peft-flow-top" else []
+            found = measure(name, model, rows[share], folder, *asked)
+            found |= {"name": name, "round": turn, "epochs": epochs}
+            rate = found["step_rows"] / found["step_seconds"]
+            print(f"{name:22} {rate:8.2f} rows/s  {found['seconds']:7.1f} s in all", flush=True)
+            yield found
+
+
+def fewer(name: str) -> int:
+    pad_to = SCRIPTS[name].pad_to if name in SCRIPTS else None
+    return (pad_to or TOKENS) // TOKENS
+
+
+def count_rows(file: Path) -> int:
+    import pandas as pd
+
+    return len(pd.read_csv(file))
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a part was measured."""
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = ("torch", "transformers", "peft", "prefect", "mlflow")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit.strip(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else environment.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+    }
+
+
+def keep(part: str, measured: list[dict[str, Any]]) -> None:
+    """Put a part in the place of the one before, and write the page anew."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[part] = {"machine": machine(), "measured": measured}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_page(results, ROOT / "docs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    for name in options.parts:
+        print(f"--- {name}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            measured = []
+            for found in rounds(PARTS[name], options.rounds, Path(folder)):
+                measured.append(found)
+                if len(measured) % len(PARTS[name].names) == 1 and len(measured) > 1:  # the floor, and whole rounds
+                    keep(name, measured)
+
+
+if __name__ == "__main__":
+    main()
