@@ -150,10 +150,10 @@ def run_script(script: Script, config: RunConfig, measured: Measured) -> None:
     model = get_peft_model(model, settings)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     run = run_plain_loop if script.plain_loop else run_trainer
-    logits = run(script, config, measured, model, tokenizer, splits)
+    logits, labels = run(script, config, measured, model, tokenizer, splits)
     measured.done = time.time()
     measured.eval_rows = len(splits["test"])
-    measured.accuracy = float((np.argmax(logits, -1) == np.asarray(splits["test"]["labels"])).mean())
+    measured.accuracy = float((np.argmax(logits, -1) == labels).mean())
 
 
 def run_trainer(
@@ -197,9 +197,9 @@ def run_trainer(
     trainer.predict(splits["test"])
     trainer.train()
     began = time.perf_counter()
-    logits = trainer.predict(splits["test"]).predictions
+    predicted = trainer.predict(splits["test"])
     measured.eval_seconds = time.perf_counter() - began
-    return logits
+    return predicted.predictions, predicted.label_ids  # grouped by length, the rows are not in their own order
 
 
 def run_plain_loop(
@@ -253,7 +253,7 @@ def run_plain_loop(
     began = time.perf_counter()
     logits = evaluate("test")
     measured.eval_seconds = time.perf_counter() - began
-    return np.asarray(logits)
+    return np.asarray(logits), np.asarray(splits["test"]["labels"])
 
 
 def run_flow(config: RunConfig, measured: Measured) -> None:
