@@ -270,6 +270,7 @@ def draw_losses(part: Part, file: Path) -> None:
             epochs = range(1, len(found["validation_losses"]) + 1)
             validation.plot(epochs, found["validation_losses"], color=f"C{number}", marker=".", alpha=0.8, linewidth=1)
     train.set(xlabel="rows seen", ylabel="training loss, mean of five points", title="Training")
+    validation.xaxis.get_major_locator().set_params(integer=True)
     validation.set(xlabel="epoch", ylabel="validation loss", title="Validation")
     figure.legend(*train.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file, metadata={"Software": None})
