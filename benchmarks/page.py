@@ -7,12 +7,11 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.peers import OURS, SAME_LOSSES, SCRIPTS
+from tasks.references import PROBE_TRAINING_ROWS as PROBE_ROWS
 
 TITLES = {name: script.title for name, script in SCRIPTS.items()} | OURS
 TRAIN_ROWS, EVAL_ROWS, EPOCHS = 8_530, 1_066, 3
 """Rotten Tomatoes and the whole job."""
-PROBE_ROWS = 3_000
-"""Training rows that peft-flow's linear probe reads, in tasks/references.py."""
 
 Measurement = dict[str, Any]
 Part = dict[str, Any]

@@ -120,8 +120,8 @@ class Measured:
 def read_splits(config: RunConfig) -> dict[str, Any]:
     from datasets import load_dataset
 
-    names = {"train": "train", "validation": "validation", "test": "test"}
-    return dict(load_dataset("csv", data_files={s: f"{config.data.name}/{f}.csv" for s, f in names.items()}))
+    files = {split: f"{config.data.name}/{split}.csv" for split in ("train", "validation", "test")}
+    return dict(load_dataset("csv", data_files=files))
 
 
 def run_script(script: Script, config: RunConfig, measured: Measured) -> None:
@@ -139,9 +139,8 @@ def run_script(script: Script, config: RunConfig, measured: Measured) -> None:
     def tokenize(rows: Any) -> Any:
         return tokenizer(rows["text"], truncation=True, max_length=length, padding=padding)
 
-    columns = ["text", "label"]
     splits = {
-        name: split.map(tokenize, batched=True).rename_column("label", "labels").remove_columns(columns[:1])
+        name: split.map(tokenize, batched=True).rename_column("label", "labels").remove_columns("text")
         for name, split in read_splits(config).items()
     }
     model = AutoModelForSequenceClassification.from_pretrained(config.model.name, num_labels=2)

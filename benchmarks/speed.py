@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.page import write_page
+from benchmarks.page import step_rate, write_page
 from benchmarks.peers import SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,8 +134,7 @@ def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
             asked += ["--layers", str(part.layers)] if name == "peft-flow-top" else []
             found = measure(name, model, rows[share], folder, *asked)
             found |= {"name": name, "round": turn, "epochs": epochs}
-            rate = found["step_rows"] / found["step_seconds"]
-            print(f"{name:22} {rate:8.2f} rows/s  {found['seconds']:7.1f} s in all", flush=True)
+            print(f"{name:22} {step_rate(found):8.2f} rows/s  {found['seconds']:7.1f} s in all", flush=True)
             yield found
 
 
