@@ -9,13 +9,16 @@ same adapter with the same learning rate on the same rows.
 from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import argparse
+import io
 import json
 import math
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.config import RunConfig, validated
+from tasks.device import cpu_multiplies_bfloat16
 
 WARM_STEPS = 2
 """Not counted: the first steps find memory and compile kernels."""
@@ -175,7 +178,8 @@ def run_trainer(
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_steps=max(1, steps // 50),
-        bf16=script.grouped and torch.cuda.is_available(),
+        bf16=script.grouped and (torch.cuda.is_available() or cpu_multiplies_bfloat16()),
+        use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         report_to=[],
         **best,
@@ -257,12 +261,16 @@ def run_plain_loop(
 
 def run_flow(config: RunConfig, measured: Measured) -> None:
     """The product as its command runs it."""
-    from flows.finetune import finetune
-    from tasks.records import TrainedAdapter, read_record
+    from flows.cli import main as command
+    from tasks.records import RunResult, TrainedAdapter, read_record
     from tasks.training import DONE
 
-    result = finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
-    measured.done, measured.accuracy, measured.laps = time.time(), result.tuned.accuracy, result.seconds.model_dump()
+    Path("job.yaml").write_text(config.model_dump_json())
+    with redirect_stdout(io.StringIO()) as said:
+        if command(["finetune", "job.yaml", "--json"]):
+            raise SystemExit("peft-flow finetune failed")
+    measured.done, result = time.time(), RunResult.model_validate_json(said.getvalue())
+    measured.accuracy, measured.laps = result.tuned.accuracy, result.seconds.model_dump()
     trained = read_record(TrainedAdapter, Path(result.adapter_path).with_name(DONE))
     assert trained
     measured.padding, measured.trunk_seconds = trained.padding, trained.trunk_seconds

@@ -8,6 +8,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -303,24 +305,27 @@ def run_finetune(options: argparse.Namespace) -> int:
 
     from tasks import environment  # noqa: F401  (before the libraries that read it)
     from tasks.data import check_input
+    from tasks.evaluation import reload_at_hand
 
-    check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
-    introduce(config)
-    start_prefect()
-    stream = sys.stderr if options.json else sys.stdout
-    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
-    if seeds == 1:
-        from flows.finetune import finetune
+    with reload_at_hand():
+        with without_collection():
+            check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
+            introduce(config)
+            with prefect_starting():
+                from flows.finetune import finetune
+                from flows.seeds import finetune_seeds
 
-        result: RunResult = finetune(**settings)
-        summarize(config, result, stream)
-        answer = result.model_dump_json()
-    else:
-        from flows.seeds import finetune_seeds
-
-        results: SeedsResult = finetune_seeds(**settings, seeds=seeds)
-        summarize_seeds(config, results, stream)
-        answer = results.model_dump_json()
+                get_ready_to_train()
+        stream = sys.stderr if options.json else sys.stdout
+        settings = {name: getattr(config, name) for name in RunConfig.model_fields}
+        if seeds == 1:
+            result: RunResult = finetune(**settings)
+            summarize(config, result, stream)
+            answer = result.model_dump_json()
+        else:
+            results: SeedsResult = finetune_seeds(**settings, seeds=seeds)
+            summarize_seeds(config, results, stream)
+            answer = results.model_dump_json()
     if options.json:
         print(answer)
     return DONE
@@ -336,9 +341,10 @@ def run_retrain(options: argparse.Namespace) -> int:
     check_approval(config)
     check_input(config.run_config())
     introduce(config)
-    start_prefect()
-    from flows.retrain import retrain
+    with prefect_starting():
+        from flows.retrain import retrain
 
+        get_ready_to_train()
     result: RetrainResult = retrain(**{name: getattr(config, name) for name in RetrainConfig.model_fields})
     if options.json:
         print(result.model_dump_json())
@@ -351,19 +357,48 @@ def run_retrain(options: argparse.Namespace) -> int:
     return DONE
 
 
-def start_prefect() -> None:
-    """Where no server is set, Prefect starts its own, here with Ctrl-C blocked.
+@contextlib.contextmanager
+def prefect_starting() -> Iterator[None]:
+    """Where no server is set, Prefect starts its own, which takes seconds: the body is for what else takes long.
 
-    A terminal sends that to every process of the command, and this one must live on to hear how the run ended.
+    Ctrl-C does not reach it: a terminal sends that to every process of the command, and the server must live on to
+    hear how the run ended.
     """
     from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    if not get_current_settings().api.url:
+        import prefect.server.api.server  # noqa: F401  (not in the thread: two threads must not import the same)
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with get_client(sync_client=True):
             pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(start)
+        yield
+        started.result()
+
+
+def get_ready_to_train() -> None:
+    """Do what every training needs sooner or later: imports, and MLflow's database."""
+    from tasks.tracking import make_store
+
+    for name in TRAINING_IMPORTS:
+        import_module(name)
+    make_store()
+
+
+TRAINING_IMPORTS = (
+    "mlflow",
+    "transformers.trainer",
+    "scipy.stats",
+    "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "matplotlib.figure",
+)
 
 
 def seed_count(text: str) -> int:
@@ -380,9 +415,9 @@ def run_predict(options: argparse.Namespace) -> int:
 
     with TemporaryDirectory() as folder:
         find_job(config, Path(folder))  # what the user must change is said before Prefect starts
-    start_prefect()
-    from flows.predict import predict
-    from tasks.prediction import describe_result
+    with prefect_starting():
+        from flows.predict import predict
+        from tasks.prediction import describe_result
 
     result: PredictionResult = predict(**{name: getattr(config, name) for name in PredictionConfig.model_fields})
     print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)
@@ -428,11 +463,12 @@ def run_rollback(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """No garbage collection: while MLflow is imported there is none to find, and looking takes a fifth of the time."""
+    """No garbage collection: in what imports have made there is none to find, now or later, and looking takes long."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 
@@ -481,9 +517,10 @@ def run_rerun(options: argparse.Namespace) -> int:
     from tasks.rerun import recall, rerun_text
 
     recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
-    start_prefect()
-    from flows.rerun import rerun
+    with prefect_starting():
+        from flows.rerun import rerun
 
+        get_ready_to_train()
     result: RerunResult = rerun(options.run, options.anyway)
     stream = sys.stderr if options.json else sys.stdout
     print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)

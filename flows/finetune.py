@@ -23,7 +23,7 @@ from tasks.config import (
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
 from tasks.device import claim_device
-from tasks.evaluation import evaluate_adapter
+from tasks.evaluation import evaluate_adapter, reload_at_hand
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
 from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.references import evaluate_baseline, evaluate_references
@@ -74,7 +74,7 @@ def finetune(
     live()
     source, base = found_input(config, config)
     work = work_folder(config, source, base)
-    with tracked_run(config, work, flow_tags()):
+    with reload_at_hand(), tracked_run(config, work, flow_tags()):
         logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", tracking.experiment)
         link_to_mlflow(work)
         prepared = prepare_data(config, source, base, str(WORK))

@@ -31,7 +31,8 @@ def can(values: "Tensor", p: float) -> bool:
     """Whether these values are ours; where there is a GPU, torch's own kernels are fast."""
     import torch
 
-    return values.device.type == "cpu" and values.dtype == torch.float32 and 0 < round(p * LEVELS) < LEVELS
+    ours = values.device.type == "cpu" and values.dtype in (torch.float32, torch.bfloat16)
+    return ours and 0 < round(p * LEVELS) < LEVELS
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 64
 """Validation rows whose logits are compared between memory and disk."""
+
+RELOAD = "tasks.reload"
+"""Module that reads an adapter in a process of its own."""
 
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of a logit that rounding explains. On one machine the difference is 0."""
@@ -133,7 +137,7 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
         "batch_size": config.evaluation.batch_size,
         "out": str(logits_file),
     }
-    run_offline("tasks.reload", request)
+    run_offline(RELOAD, request)
     reloaded, probe = load_file(logits_file), load_file(trained.probe)["logits"]
     difference = float((reloaded["probe"] - probe).abs().max())
     if not difference <= PROBE_TOLERANCE[config.model.dtype]:
@@ -146,17 +150,54 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
     return write_evaluation(table, test, out, time.monotonic() - started)
 
 
-def run_offline(module: str, request: dict[str, Any]) -> None:
-    """Run a module of this project in a fresh process with no Hub; RuntimeError carries its last words."""
-    free_device_memory()
+def start_offline(module: str) -> "subprocess.Popen[str]":
+    """A module of this project in a fresh process with no Hub, which waits for its request on standard input."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", module, json.dumps(request)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if finished.returncode:
-        words = finished.stderr.strip()[-2000:]
-        raise RuntimeError(f"{module} failed in a fresh process (exit code {finished.returncode}): {words}")
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", module]
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def run_offline(module: str, request: dict[str, Any]) -> None:
+    """What `start_offline` has started, or now, told and waited for; RuntimeError carries its last words."""
+    free_device_memory()
+    process = _waiting.pop(module, None)
+    if not process or process.poll() is not None:
+        process = start_offline(module)
+    with process:
+        try:
+            _, words = process.communicate(json.dumps(request))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise RuntimeError(
+            f"{module} failed in a fresh process (exit code {process.returncode}): {words.strip()[-2000:]}"
+        )
+
+
+_waiting: dict[str, "subprocess.Popen[str]"] = {}
+
+
+@contextmanager
+def reload_at_hand() -> Iterator[None]:
+    """Within, a process for reading the adapter back has its imports done when it is needed.
+
+    They take a core for 6 s: to be entered before this process imports as much, which leaves the other cores alone.
+    """
+    if RELOAD in _waiting:
+        yield
+        return
+    process = _waiting[RELOAD] = start_offline(RELOAD)
+    try:
+        yield
+    finally:
+        if _waiting.pop(RELOAD, None):
+            process.kill()
+            with process:
+                pass
 
 
 def free_device_memory() -> None:

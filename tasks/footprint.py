@@ -1,4 +1,4 @@
-"""`python -m tasks.footprint '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
+"""`python -m tasks.footprint <<< '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
 
 In a fresh process, as where it serves: nothing of the training is in its memory.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     from tasks import serving
     from tasks.records import Footprint
 
-    request = json.loads(sys.argv[1])
+    request = json.load(sys.stdin)
     adapter, rows = Path(request["adapter"]), pd.read_parquet(request["rows"])
     settings = serving.read_settings(adapter)
     model, tokenizer = serving.load_adapter(adapter, local_files_only=True)

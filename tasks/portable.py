@@ -1,6 +1,6 @@
 """A classifier that runs without peft: an adapter merged into a transformers model, or that as ONNX.
 
-`python -m tasks.portable '{"folder": ..., "texts": ..., "settings": ..., "out": ...}'` is the fresh process that reads
+`python -m tasks.portable`, with a request as JSON on standard input, is the fresh process that reads
 such a folder as a user would, and says what it makes of some texts.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    request = json.loads(sys.argv[1])
+    request = json.load(sys.stdin)
     folder, settings = Path(request["folder"]), request["settings"]
     texts = json.loads(Path(request["texts"]).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

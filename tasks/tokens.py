@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tasks.config import DataConfig
 from tasks.model import model_texts
@@ -110,13 +111,17 @@ def tokenize(
 
     if sum(map(len, splits.values())) > MANY_ROWS:
         datasets.enable_progress_bars()
-    tokenized = splits.map(
-        encode,
-        batched=True,
-        desc="tokenizing",
-        cache_file_names={role: str(scratch / f"{role}.arrow") for role in splits},
-    )
-    return tokenized.rename_column("label", "labels")
+    tokenized = {
+        role: split.map(
+            encode,
+            batched=True,
+            desc="tokenizing",
+            cache_file_name=str(scratch / f"{role}.arrow"),
+            new_fingerprint=uuid4().hex,  # a hash of the tokenizer takes longer than tokenizing Rotten Tomatoes
+        )
+        for role, split in splits.items()
+    }
+    return datasets.DatasetDict(tokenized).rename_column("label", "labels")
 
 
 def encode_texts(columns: Sequence[Sequence[str]], tokenizer: Any, config: DataConfig) -> dict[str, list[Any]]:

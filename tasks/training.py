@@ -17,6 +17,7 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
+from tasks.device import cpu_multiplies_bfloat16
 from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
 from tasks.progress import amount, progress_artifact, tell, warn
@@ -236,7 +237,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         watcher.stopped(work / "checkpoint", trainer.state.global_step)
         raise
     seconds, best = trainer.seconds, trainer.best
-    # on a GPU, Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
+    # Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.use_best()
     model.eval()
@@ -357,7 +358,9 @@ def build_trainer(
         watcher.say,
         watcher.stop,
         model=model,
-        args=training_arguments(config, micro, planned_steps(config, len(splits["train"])), folder),
+        args=training_arguments(
+            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model)
+        ),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
         train_dataset=train.select_columns(columns),
         eval_dataset=validation.select_columns(columns),
@@ -372,7 +375,9 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(config: RunConfig, micro: MicroBatch, steps: int, folder: Path) -> "TrainingArguments":
+def training_arguments(
+    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool
+) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -396,7 +401,8 @@ def training_arguments(config: RunConfig, micro: MicroBatch, steps: int, folder:
         metric_for_best_model=f"eval_{training.selection_metric}",
         greater_is_better=training.selection_metric != "log_loss",
         logging_steps=max(1, steps // CURVE_POINTS),
-        bf16=use_bfloat16(),
+        bf16=bfloat16,
+        use_cpu=bfloat16 and not torch.cuda.is_available(),  # without, Trainer takes bf16 for a GPU's
         seed=config.seed,
         data_seed=config.seed,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
@@ -410,11 +416,18 @@ def training_arguments(config: RunConfig, micro: MicroBatch, steps: int, folder:
     return arguments
 
 
-def use_bfloat16() -> bool:
-    """Whether to compute in bfloat16 in training: three times as fast where a GPU has it; weights stay as they are."""
+BFLOAT16_WIDTH = 256
+"""Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
+
+
+def use_bfloat16(model: Any) -> bool:
+    """Whether to train in bfloat16 autocast, which is faster where the device has units for it; weights stay."""
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if model.device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    width = getattr(model.config, "hidden_size", 0)
+    return model.device.type == "cpu" and width >= BFLOAT16_WIDTH and cpu_multiplies_bfloat16()
 
 
 def mean_loss(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":

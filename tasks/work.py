@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tasks.config import STORE, RunConfig
+from tasks.device import cpu_multiplies_bfloat16
 from tasks.liveness import if_free
 from tasks.progress import tell
 from tasks.records import Source, digest, write_text
@@ -47,7 +48,7 @@ def environment_key() -> str:
 
     packages = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "tokenizers", "numpy")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return digest([packages, code_key(), device, torch.get_num_threads()])
+    return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
 
 
 @lru_cache

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
     import flows.finetune
 
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
-    monkeypatch.setattr("flows.cli.start_prefect", lambda: None)
+    monkeypatch.setattr("flows.cli.prefect_starting", nullcontext)
     monkeypatch.setattr(flows.finetune, "finetune", flow)
 
 

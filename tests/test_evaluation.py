@@ -223,7 +223,7 @@ def test_a_fresh_process_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "try:\n"
         "    HfApi().model_info('gpt2')\n"
         "except OfflineModeIsEnabled:\n"
-        "    pathlib.Path(json.loads(sys.argv[1])['out']).write_text('refused before a connection')\n",
+        "    pathlib.Path(json.load(sys.stdin)['out']).write_text('refused before a connection')\n",
         monkeypatch,
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
