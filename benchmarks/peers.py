@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.config import RunConfig, validated
-from tasks.device import cpu_multiplies_bfloat16
+from tasks.precision import cpu_multiplies_bfloat16
 
 WARM_STEPS = 2
 """Not counted: the first steps find memory and compile kernels."""

@@ -392,6 +392,7 @@ def get_ready_to_train() -> None:
 
 TRAINING_IMPORTS = (
     "mlflow",
+    "evaluate",
     "transformers.trainer",
     "scipy.stats",
     "sklearn.feature_extraction.text",

@@ -60,10 +60,3 @@ def claim_gpu() -> None:
         os.environ[CHOICE] = name
         _claimed.append(lock)
         return
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has units for products of bfloat16 matrices; others compute them several times as slowly."""
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

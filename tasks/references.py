@@ -20,6 +20,7 @@ from tasks import model as models
 from tasks.config import Reference, RunConfig
 from tasks.evaluation import model_rows, write_evaluation
 from tasks.hub import NETWORK, first_line, is_network_trouble
+from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
@@ -261,9 +262,11 @@ def ask_probe(config: RunConfig, data: PreparedData) -> "np.ndarray":
 def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any]) -> list["np.ndarray"]:
     """For each of `splits`, (rows, width): the last hidden state, mean over the tokens that are no padding.
 
-    Raises FloatingPointError naming the row whose features are no finite numbers.
+    In bfloat16 where training is: a reference learns from these, and no model is measured by them. Raises
+    FloatingPointError naming the row whose features are no finite numbers.
     """
     import numpy as np
+    import torch
 
     from tasks import serving
 
@@ -274,7 +277,9 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
         body = body.get_encoder()
 
     def pool(inputs: Any) -> Any:
-        states, real = body(**inputs).last_hidden_state.float(), inputs["attention_mask"][..., None]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(model)):
+            states = body(**inputs).last_hidden_state.float()
+        real = inputs["attention_mask"][..., None]
         return states.masked_fill(real == 0, 0).sum(1) / real.sum(1)
 
     features = []

@@ -17,9 +17,9 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
-from tasks.device import cpu_multiplies_bfloat16
 from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
+from tasks.precision import cast_once, use_bfloat16
 from tasks.progress import amount, progress_artifact, tell, warn
 from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.tracking import describe, log, log_files
@@ -226,7 +226,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     try:
         with trunk.in_place_of_blocks(model) if trunk else nullcontext():
             trim_last_block(model, batch)
-            with quick_dropout(model):
+            with quick_dropout(model), cast_once(model) if trainer.args.bf16 else nullcontext():
                 trainer.go_on()
     except Exception:
         raise
@@ -414,20 +414,6 @@ def training_arguments(
     # one process, one device: on several GPUs Trainer would multiply the batch and so change the run
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-BFLOAT16_WIDTH = 256
-"""Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
-
-
-def use_bfloat16(model: Any) -> bool:
-    """Whether to train in bfloat16 autocast, which is faster where the device has units for it; weights stay."""
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    width = getattr(model.config, "hidden_size", 0)
-    return model.device.type == "cpu" and width >= BFLOAT16_WIDTH and cpu_multiplies_bfloat16()
 
 
 def mean_loss(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":

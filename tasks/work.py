@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tasks.config import STORE, RunConfig
-from tasks.device import cpu_multiplies_bfloat16
 from tasks.liveness import if_free
+from tasks.precision import cpu_multiplies_bfloat16
 from tasks.progress import tell
 from tasks.records import Source, digest, write_text
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
+from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main, prefect_starting
 from tasks.config import PredictionConfig, RunConfig, TrainingConfig, sections
 from tasks.methods import METHODS
 from tests.conftest import ROOT, register
@@ -36,7 +36,20 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
 
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
     monkeypatch.setattr("flows.cli.prefect_starting", nullcontext)
+    monkeypatch.setattr("flows.cli.get_ready_to_train", lambda: None)
+    monkeypatch.setattr("tasks.evaluation.reload_at_hand", nullcontext)
     monkeypatch.setattr(flows.finetune, "finetune", flow)
+
+
+def test_a_prefect_server_that_does_not_start_is_the_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(sync_client: bool) -> None:
+        raise RuntimeError("no free port")
+
+    monkeypatch.setattr("prefect.client.orchestration.get_client", broken)
+    done = []
+    with pytest.raises(RuntimeError, match="no free port"), prefect_starting():
+        done.append("what takes long")
+    assert done
 
 
 @pytest.fixture

@@ -99,3 +99,14 @@ def test_attention_without_dropout_in_its_weights_is_torchs_to_rounding(foundati
     with quick_dropout(model):
         found = model(**prepared.batch).logits
     assert not torch.equal(found, expected) and torch.allclose(found, expected, atol=1e-3)
+
+
+def test_dropout_of_bfloat16_keeps_the_mean() -> None:
+    """As autocast gives it; a mask of bfloat16 would make 0.2 % of it disappear."""
+    import torch
+
+    layer = torch.nn.Sequential(torch.nn.Dropout(0.1)).train()
+    torch.manual_seed(0)
+    with quick_dropout(layer):
+        found = layer(torch.ones(1000, 1000, dtype=torch.bfloat16))
+    assert abs(float(found.double().mean()) - 1) < 0.0014  # four standard errors

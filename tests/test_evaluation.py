@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tasks.evaluation import (
     measure_adapter,
     paired_predictions,
     read_predictions,
+    reload_at_hand,
     run_offline,
+    start_offline,
     write_evaluation,
 )
 from tasks.records import Evaluation, TrainedAdapter, file_sha256
@@ -243,3 +246,33 @@ def test_a_process_that_is_killed_is_told_by_its_exit_code(tmp_path: Path, monke
     code = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
     with pytest.raises(RuntimeError, match="exit code -9"):
         run_offline(module(tmp_path, code, monkeypatch), {})
+
+
+def test_the_process_at_hand_is_the_one_that_reads_the_adapter_back(
+    trained: Trained, measured: Evaluation, tmp_path: Path
+) -> None:
+    with reload_at_hand(), reload_at_hand():  # a flow that its command has prepared for
+        (ready,) = evaluation._waiting.values()
+        again = measure_adapter(trained.config, trained.data, copied(trained, tmp_path))
+        assert ready.returncode == 0 and not evaluation._waiting
+    assert again.scores == measured.scores
+
+
+def test_a_process_that_was_not_needed_is_gone_afterwards_and_one_that_died_is_replaced(
+    trained: Trained, measured: Evaluation, tmp_path: Path
+) -> None:
+    with reload_at_hand():
+        (ready,) = evaluation._waiting.values()
+    assert ready.returncode == -signal.SIGKILL and not evaluation._waiting
+    with reload_at_hand():
+        (ready,) = evaluation._waiting.values()
+        ready.kill()
+        ready.wait()
+        assert measure_adapter(trained.config, trained.data, copied(trained, tmp_path)).scores == measured.scores
+
+
+def test_a_process_whose_master_is_gone_ends_by_itself() -> None:
+    with start_offline(evaluation.RELOAD) as ready:
+        assert ready.stdin
+        ready.stdin.close()  # as when the other process is killed
+        assert ready.wait(timeout=60) == 0

@@ -1,0 +1,50 @@
+"""Training in bfloat16 where the device has units for it; what is measured is always computed as it is served."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CPU_WIDTH = 256
+"""Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
+
+
+def use_bfloat16(model: Any) -> bool:
+    """Whether bfloat16 autocast is faster for this model on its device; its weights stay what they are."""
+    import torch
+
+    if model.device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    width = getattr(model.config, "hidden_size", 0)
+    return model.device.type == "cpu" and width >= CPU_WIDTH and cpu_multiplies_bfloat16()
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has units for products of bfloat16 matrices; others compute them several times as slowly."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@contextmanager
+def cast_once(model: Any) -> Iterator[None]:
+    """Within, frozen matrices are bfloat16, to which autocast would cast them again in each step: the same numbers.
+
+    Not those of adapted layers: some methods compute with them elsewhere than in the layer's product.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
+
+    adapted = {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
+    kept = {
+        module.weight: module.weight.data
+        for module in model.modules()
+        if type(module) in (torch.nn.Linear, Conv1D) and id(module) not in adapted and not module.weight.requires_grad
+    }
+    for weight, full in kept.items():
+        weight.data = full.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for weight, full in kept.items():
+            weight.data = full
