@@ -202,13 +202,14 @@ def loss_table(part: Part) -> str:
 
 
 def job_table(part: Part) -> str:
-    lines = ["| | whole job, s | training, rows/s | test accuracy by seed |", "| --- | --- | --- | --- |"]
+    lines = ["| | whole job, s | peft-flow is | training, rows/s | test accuracy by seed |", "| --- " * 5 + "|"]
     for name in names_in(part):
         found = by_round(part, name)
         accuracies = ", ".join(f"{measured['accuracy']:.3f}" for measured in found)
         rates = spread([train_rate(measured) for measured in found])
         seconds = spread([measured["seconds"] for measured in found], ",.0f")
-        lines.append(f"| {TITLES[name]} | {seconds} | {rates} | {accuracies} |")
+        ratio = "" if name == "peft-flow" else against(part, "peft-flow", name, lambda m: m["seconds"], False)
+        lines.append(f"| {TITLES[name]} | {seconds} | {ratio} | {rates} | {accuracies} |")
     pairs = list(zip(by_round(part, "peft-flow"), by_round(part, "peft-flow-bare"), strict=True))
     overhead = [whole["seconds"] / bare["seconds"] - 1 for whole, bare in pairs]
     laps = by_round(part, "peft-flow")[0]["laps"]

@@ -54,7 +54,12 @@ PARTS = {
     "minilm": Part("sentence-transformers/all-MiniLM-L6-v2", 3, 2132, 512, 3, (*QUICK, "batch-8", *PADDED)),
     "bert": Part(BERT, 6, 480, 192, 1, (*QUICK, *PADDED)),
     "job": Part(
-        "sentence-transformers/all-MiniLM-L6-v2", 3, None, None, 3, ("peft-flow", "peft-flow-bare", "peft-flow-top")
+        "sentence-transformers/all-MiniLM-L6-v2",
+        3,
+        None,
+        None,
+        3,
+        ("peft-flow", "peft-flow-bare", "peft-flow-top", "best-settings"),
     ),
 }
 

@@ -9,22 +9,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LEVELS = 2**16
 
 
-def keep(shape: tuple[int, ...], p: float) -> "Tensor":
-    """float32 of `shape`: zero with probability `p`, else 1 / (1 - p); drawn from torch's generator."""
+def keep(shape: tuple[int, ...], p: float, dtype: "torch.dtype | None" = None) -> "Tensor":
+    """`dtype` (float32) of `shape`: zero with probability `p`, else 1 / (1 - p); drawn from torch's generator.
+
+    Where `dtype` is too coarse for that number, the next that it has is taken, and the probability that goes with it.
+    """
     import math
 
     import torch
 
-    count, dropped = math.prod(shape), round(p * LEVELS)
+    count, dropped, dtype = math.prod(shape), round(p * LEVELS), dtype or torch.float32
+    if dtype != torch.float32:
+        dropped = round(LEVELS * (1 - 1 / torch.tensor(LEVELS / (LEVELS - dropped), dtype=dtype).item()))
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:count].view(shape)
     # signed: the lowest `dropped` of the 65,536 values
-    return (bits >= dropped - LEVELS // 2).to(torch.float32).mul_(LEVELS / (LEVELS - dropped))
+    return (bits >= dropped - LEVELS // 2).to(dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 def can(values: "Tensor", p: float) -> bool:
@@ -48,7 +54,7 @@ def quick_dropout(model: Any) -> Iterator[None]:
                 return input
             if self.inplace or not can(input, self.p):
                 return super().forward(input)
-            return input * keep(tuple(input.shape), self.p)
+            return input * keep(tuple(input.shape), self.p, input.dtype)
 
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
@@ -70,13 +76,16 @@ def quick_dropout(model: Any) -> Iterator[None]:
             return done
         if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True):
             attention_mask = query.new_ones(query.shape[2], key.shape[2]).tril().bool()
-        scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
-        if attention_mask is not None and attention_mask.dtype.is_floating_point:
-            scores = scores + attention_mask
-        elif attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
-        return ((weights * keep(tuple(weights.shape), dropout)) @ value).transpose(1, 2).contiguous(), None
+        with torch.autocast("cpu", enabled=False):  # these products are too small to gain by bfloat16
+            query, key, value = query.float(), key.float(), value.float()
+            scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
+            if attention_mask is not None and attention_mask.dtype.is_floating_point:
+                scores = scores + attention_mask
+            elif attention_mask is not None:
+                scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1)
+            kept = weights * keep(tuple(weights.shape), dropout)
+            return (kept @ value).transpose(1, 2).contiguous(), None
 
     changed = [module for module in model.modules() if type(module) is Dropout]
     for module in changed:

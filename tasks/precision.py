@@ -1,7 +1,8 @@
 """Training in bfloat16 where the device has units for it; what is measured is always computed as it is served."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 CPU_WIDTH = 256
@@ -26,25 +27,37 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 @contextmanager
-def cast_once(model: Any) -> Iterator[None]:
-    """Within, frozen matrices are bfloat16, to which autocast would cast them again in each step: the same numbers.
+def quick_autocast(model: Any) -> Iterator[None]:
+    """Within, bfloat16 autocast of `model` on a CPU leaves out what does not pay there.
 
-    Not those of adapted layers: some methods compute with them elsewhere than in the layer's product.
+    Frozen matrices are bfloat16, to which autocast would cast them again in each step: the same numbers. (Not those of
+    adapted layers: some methods compute with them elsewhere than in the layer's product.) Trained layers, whose
+    products are small, compute in float32: in bfloat16 each length of a batch would cost time and memory for kernels.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
     adapted = {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
-    kept = {
-        module.weight: module.weight.data
-        for module in model.modules()
-        if type(module) in (torch.nn.Linear, Conv1D) and id(module) not in adapted and not module.weight.requires_grad
-    }
-    for weight, full in kept.items():
-        weight.data = full.to(torch.bfloat16)
+    products = [module for module in model.modules() if type(module) in (torch.nn.Linear, Conv1D)]
+    trained = [module for module in products if module.weight.requires_grad]
+    frozen = [module.weight for module in products if not module.weight.requires_grad and id(module) not in adapted]
+    full = [weight.data for weight in frozen]
+    for weight in frozen:
+        weight.data = weight.data.to(torch.bfloat16)
+    for module in trained:
+        module.forward = partial(in_float32, module.forward)
     try:
         yield
     finally:
-        for weight, full in kept.items():
-            weight.data = full
+        for weight, before in zip(frozen, full, strict=True):
+            weight.data = before
+        for module in trained:
+            del module.forward
+
+
+def in_float32(forward: Callable[..., Any], values: Any) -> Any:
+    import torch
+
+    with torch.autocast(values.device.type, enabled=False):
+        return forward(values.float())

@@ -19,7 +19,7 @@ from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
 from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
-from tasks.precision import cast_once, use_bfloat16
+from tasks.precision import quick_autocast, use_bfloat16
 from tasks.progress import amount, progress_artifact, tell, warn
 from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.tracking import describe, log, log_files
@@ -226,7 +226,8 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     try:
         with trunk.in_place_of_blocks(model) if trunk else nullcontext():
             trim_last_block(model, batch)
-            with quick_dropout(model), cast_once(model) if trainer.args.bf16 else nullcontext():
+            quick = quick_autocast(model) if trainer.args.bf16 and trainer.args.use_cpu else nullcontext()
+            with quick_dropout(model), quick:
                 trainer.go_on()
     except Exception:
         raise

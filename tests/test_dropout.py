@@ -102,7 +102,7 @@ def test_attention_without_dropout_in_its_weights_is_torchs_to_rounding(foundati
 
 
 def test_dropout_of_bfloat16_keeps_the_mean() -> None:
-    """As autocast gives it; a mask of bfloat16 would make 0.2 % of it disappear."""
+    """As autocast gives it; 1 / 0.9 as bfloat16 would lose 0.2 % of it, with zeros for a tenth."""
     import torch
 
     layer = torch.nn.Sequential(torch.nn.Dropout(0.1)).train()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.precision import cast_once, use_bfloat16
+from tasks.precision import quick_autocast, use_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,41 @@ def test_a_cpu_trains_in_bfloat16_where_that_pays(
     assert use_bfloat16(BertForSequenceClassification(shape)) is expected
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_frozen_matrices_alone_are_cast_and_come_back(foundation: Any, family: str) -> None:
-    import torch
+@pytest.fixture(params=["gpt2", "bert"])
+def model(foundation: Any, request: pytest.FixtureRequest) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    base = AutoModelForSequenceClassification.from_pretrained(foundation(family))
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS"))
+    base = AutoModelForSequenceClassification.from_pretrained(foundation(request.param))
+    base.config.pad_token_id = 0
+    return get_peft_model(base, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False)).eval()
+
+
+def test_frozen_matrices_alone_are_cast_and_come_back(model: Any) -> None:
+    import torch
+
     before = {name: weight.data for name, weight in model.named_parameters()}
-    with cast_once(model):
-        cast = {name for name, weight in model.named_parameters() if weight.dtype == torch.bfloat16}
-        assert cast and not any(weight.requires_grad for name, weight in model.named_parameters() if name in cast)
-        assert not any("lora" in name or "base_layer" in name or "embed" in name or "bias" in name for name in cast)
+    with quick_autocast(model):
+        cast = {name: weight for name, weight in model.named_parameters() if weight.dtype == torch.bfloat16}
+        assert cast and not any(weight.requires_grad for weight in cast.values())
+        assert not any(part in name for name in cast for part in ("lora", "base_layer", "embed", "bias"))
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_trained_computes_in_float32_and_all_of_it_has_gradients(model: Any) -> None:
+    import torch
+
+    batch = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    with torch.no_grad():
+        exact = model(**batch).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = model(**batch).logits
+    with torch.autocast("cpu", torch.bfloat16), quick_autocast(model):
+        logits = model(**batch).logits
+        logits.sum().backward()
+    assert plain.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert not torch.equal(logits, exact) and torch.allclose(logits, exact, atol=0.05)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in trained)

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -451,17 +450,6 @@ def test_mixed_precision_ends_with_training(small_config: Any, tmp_path: Path, b
     in_full = torch.nn.functional.cross_entropy(probe_logits(mixed), labels).item()
     assert validated_in_training != pytest.approx(in_full, rel=1e-6)
     assert validated_in_training == pytest.approx(in_full, rel=0.05)
-
-
-def test_casting_frozen_weights_once_changes_no_bit(
-    small_config: Any, tmp_path: Path, bfloat16_on_a_cpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = small_config({"training": {"epochs": 1}})
-    data = prepare(config, tmp_path)
-    once = fit_adapter(config, data, tmp_path / "once", silent)
-    monkeypatch.setattr(training, "cast_once", lambda model: nullcontext())
-    each_time = fit_adapter(config, data, tmp_path / "each", silent)
-    assert (once.sha256, once.history) == (each_time.sha256, each_time.history)
 
 
 @pytest.mark.gpu
