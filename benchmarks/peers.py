@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import math
+import resource
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -80,6 +81,12 @@ class Measured:
         self.accuracy = math.nan
         self.laps: dict[str, float] = {}
         self.padding = self.trunk_seconds = math.nan
+        self.peak_memory_mb = math.nan
+        """Most resident memory, in MiB, until the job is done."""
+
+    def end(self) -> None:
+        """The job is done; what comes next is ours to measure."""
+        self.done, self.peak_memory_mb = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def watch_first_step(self) -> None:
         """Start-up ends where a model computes for the first time."""
@@ -153,7 +160,7 @@ def run_script(script: Script, config: RunConfig, measured: Measured) -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     run = run_plain_loop if script.plain_loop else run_trainer
     logits, labels = run(script, config, measured, model, tokenizer, splits)
-    measured.done = time.time()
+    measured.end()
     measured.eval_rows = len(splits["test"])
     measured.accuracy = float((np.argmax(logits, -1) == labels).mean())
 
@@ -269,7 +276,8 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
     with redirect_stdout(io.StringIO()) as said:
         if command(["finetune", "job.yaml", "--json"]):
             raise SystemExit("peft-flow finetune failed")
-    measured.done, result = time.time(), RunResult.model_validate_json(said.getvalue())
+    measured.end()
+    result = RunResult.model_validate_json(said.getvalue())
     measured.accuracy, measured.laps = result.tuned.accuracy, result.seconds.model_dump()
     trained = read_record(TrainedAdapter, Path(result.adapter_path).with_name(DONE))
     assert trained
@@ -290,7 +298,7 @@ def run_bare(config: RunConfig, measured: Measured) -> None:
     ask_foundation(config, data)
     trained = fit_adapter(config, data, work, Watcher(lambda progress: None))
     measured.accuracy = measure_adapter(config, data, trained).scores.accuracy
-    measured.done = time.time()
+    measured.end()
     time_evaluation(Path(trained.folder), config, measured)
 
 

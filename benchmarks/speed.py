@@ -131,8 +131,7 @@ def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"name": "floor", **alone(["benchmarks.peers", "floor", model, str(rows[1])], folder)}
     measure("peft-flow", model, write_rows(folder / "first", 32, 16), folder, "--epochs", "1")  # fills caches
     for turn in range(count):
-        place = turn * 2 % len(part.names)
-        for name in part.names[place:] + part.names[:place]:
+        for name in part.names if turn % 2 == 0 else part.names[::-1]:  # the nearest rivals stay neighbours
             share = fewer(name)
             epochs = 1 if share > 1 else part.epochs
             asked = ["--epochs", str(epochs), "--seed", str(turn)]
