@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import gc
 import getpass
 import shlex
 import signal
@@ -303,12 +302,12 @@ def run_finetune(options: argparse.Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks import environment  # before the libraries that read it
     from tasks.data import check_input
     from tasks.evaluation import reload_at_hand
 
     with reload_at_hand():
-        with without_collection():
+        with environment.without_collection():
             check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
             introduce(config)
             with prefect_starting():
@@ -445,32 +444,21 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_promote(options: argparse.Namespace) -> int:
     reason = given_reason(options.reason)
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks import environment  # before the libraries that read it
     from tasks.registry import promote
 
-    with without_collection():
+    with environment.without_collection():
         return tell_champion(promote(options.name, options.version, reason, by=user()))
 
 
 def run_rollback(options: argparse.Namespace) -> int:
     reason = given_reason(options.reason)
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks import environment  # before the libraries that read it
     from tasks.registry import rollback
 
-    with without_collection():
+    with environment.without_collection():
         return tell_champion(rollback(options.name, reason, by=user()))
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """No garbage collection: in what imports have made there is none to find, now or later, and looking takes long."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def tell_champion(decision: "Decision") -> int:

@@ -24,9 +24,8 @@ def keep(shape: tuple[int, ...], p: float, dtype: "torch.dtype | None" = None) -
 
     import torch
 
-    count, dropped, dtype = math.prod(shape), round(p * LEVELS), dtype or torch.float32
-    if dtype != torch.float32:
-        dropped = round(LEVELS * (1 - 1 / torch.tensor(LEVELS / (LEVELS - dropped), dtype=dtype).item()))
+    count, dtype = math.prod(shape), dtype or torch.float32
+    dropped = round(LEVELS * (1 - 1 / torch.tensor(1 / (1 - p), dtype=dtype).item()))
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:count].view(shape)
     # signed: the lowest `dropped` of the 65,536 values

@@ -1,12 +1,14 @@
 """Defaults that libraries read from the environment when they are imported. Import this module before them."""
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,14 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection: in what imports have made there is none to find, now or later, and looking takes long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

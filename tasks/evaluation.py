@@ -33,13 +33,6 @@ class ReloadMismatch(RuntimeError):
     """The adapter on disk does not compute what the trained model computed."""
 
 
-def model_rows(split: Any, tokenizer: Any) -> dict[str, list[list[int]]]:
-    """The columns of `split` that the model reads, in memory; its texts are as large again and stay on disk."""
-    columns = [name for name in tokenizer.model_input_names if name in split.column_names]
-    rows: dict[str, list[list[int]]] = split.select_columns(columns)[:]
-    return rows
-
-
 def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float) -> Evaluation:
     """Probabilities (rows, classes) for the rows of `split` as a parquet file, whole or not at all, and their scores.
 
@@ -133,6 +126,7 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
     logits_file = Path(trained.folder).parent / "reloaded.safetensors"
     request = {
         "adapter": trained.folder,
+        "probe_rows": PROBE_ROWS,
         "data": data.folder,
         "batch_size": config.evaluation.batch_size,
         "out": str(logits_file),
@@ -195,9 +189,8 @@ def reload_at_hand() -> Iterator[None]:
         yield
     finally:
         if _waiting.pop(RELOAD, None):
-            process.kill()
             with process:
-                pass
+                process.kill()
 
 
 def free_device_memory() -> None:

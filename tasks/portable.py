@@ -1,7 +1,7 @@
 """A classifier that runs without peft: an adapter merged into a transformers model, or that as ONNX.
 
-`python -m tasks.portable`, with a request as JSON on standard input, is the fresh process that reads
-such a folder as a user would, and says what it makes of some texts.
+`python -m tasks.portable`, with a request as JSON on standard input, is the fresh process that reads such a folder as a
+user would, and says what it makes of some texts.
 """
 
 import json

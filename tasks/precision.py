@@ -1,4 +1,4 @@
-"""Training in bfloat16 where the device has units for it; what is measured is always computed as it is served."""
+"""Training in bfloat16 where a device has units for it; base model and adapter are measured as they are served."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

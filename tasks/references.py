@@ -18,7 +18,7 @@ from prefect.serializers import PickleSerializer
 
 from tasks import model as models
 from tasks.config import Reference, RunConfig
-from tasks.evaluation import model_rows, write_evaluation
+from tasks.evaluation import write_evaluation
 from tasks.hub import NETWORK, first_line, is_network_trouble
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
@@ -198,7 +198,7 @@ def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":
 
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    rows = model_rows(load_from_disk(data.folder)["test"], tokenizer)
+    rows = serving.model_rows(load_from_disk(data.folder)["test"], tokenizer)
     logits = serving.classify(serving.on_best_device(model).eval(), tokenizer, rows, config.evaluation.batch_size)
     return serving.probabilities(logits)
 
@@ -276,15 +276,17 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
     if model.config.is_encoder_decoder:
         body = body.get_encoder()
 
+    precision = torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(model))
+
     def pool(inputs: Any) -> Any:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(model)):
+        with precision:
             states = body(**inputs).last_hidden_state.float()
         real = inputs["attention_mask"][..., None]
         return states.masked_fill(real == 0, 0).sum(1) / real.sum(1)
 
     features = []
     for name, split in splits.items():
-        rows = model_rows(split, tokenizer)
+        rows = serving.model_rows(split, tokenizer)
         pooled = serving.run_in_batches(pool, model.device, tokenizer, rows, config.evaluation.batch_size)
         table = pooled.numpy().astype(np.float64)
         if not (finite := np.isfinite(table).all(1)).all():

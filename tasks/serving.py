@@ -120,6 +120,13 @@ def model_texts(columns: Sequence[Sequence[str]], tokenizer: Any) -> Sequence[Se
     return columns
 
 
+def model_rows(split: Any, tokenizer: Any) -> dict[str, list[list[int]]]:
+    """The columns of `split` that the model reads, in memory; its texts are as large again and stay on disk."""
+    columns = [name for name in tokenizer.model_input_names if name in split.column_names]
+    rows: dict[str, list[list[int]]] = split.select_columns(columns)[:]
+    return rows
+
+
 def classify(model: Any, tokenizer: Any, rows: Any, batch_size: int) -> "Tensor":
     """Logits (rows, classes), float32, in the order of `rows`, a mapping of the tokenizer's columns to lists."""
     return run_in_batches(lambda inputs: model(**inputs).logits, model.device, tokenizer, rows, batch_size)

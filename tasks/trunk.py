@@ -14,7 +14,7 @@ from tasks import serving
 from tasks.blocks import Blocks, evaluating, find_blocks
 from tasks.config import STORE, InputError, RunConfig
 from tasks.disk import check_space, size, writing
-from tasks.evaluation import PROBE_TOLERANCE, model_rows
+from tasks.evaluation import PROBE_TOLERANCE
 from tasks.records import PreparedData, digest
 from tasks.work import environment_key
 
@@ -89,7 +89,7 @@ class Trunk:
 
         states = self.mapped(file, writable=True)
         for split in SPLITS:
-            rows = model_rows(splits[split], tokenizer)
+            rows = serving.model_rows(splits[split], tokenizer)
             lengths = [len(ids) for ids in rows["input_ids"]]
             steps = list(serving.batches(lengths, batch_size, str(model.device)))
             for batch in tqdm(steps, desc=f"lower blocks, {split}", unit="batch", file=sys.stderr, mininterval=0.5):

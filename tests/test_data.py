@@ -15,9 +15,9 @@ from tasks import data, model
 from tasks.config import InputError, RunConfig, load_config, validated
 from tasks.data import prepare
 from tasks.datacheck import read_check
-from tasks.evaluation import model_rows
 from tasks.hub import HubUnreachable, network_may_recover
 from tasks.records import PreparedData
+from tasks.serving import model_rows
 from tests.conftest import ROOT
 from tests.test_splits import film_reviews, fingerprint_of, write
 

@@ -120,7 +120,7 @@ def test_only_the_columns_a_model_reads_are_held_in_memory(trained: Trained) -> 
     from transformers import AutoTokenizer
 
     test = load_from_disk(trained.data.folder)["test"]
-    rows = evaluation.model_rows(test, AutoTokenizer.from_pretrained(trained.adapter.folder))
+    rows = serving.model_rows(test, AutoTokenizer.from_pretrained(trained.adapter.folder))
     assert set(rows) == {"input_ids", "attention_mask"} and "text" in test.column_names
 
 
@@ -164,7 +164,7 @@ def test_the_fresh_process_computes_what_this_one_does(trained: Trained, measure
     from datasets import load_from_disk
 
     model, tokenizer = serving.load_adapter(Path(trained.adapter.folder))
-    rows = evaluation.model_rows(load_from_disk(trained.data.folder)["test"], tokenizer)
+    rows = serving.model_rows(load_from_disk(trained.data.folder)["test"], tokenizer)
     logits = serving.classify(model, tokenizer, rows, trained.config.evaluation.batch_size)
     here = serving.probabilities(logits, trained.adapter.temperature)
     assert (read_predictions(measured.predictions)[2] == here).all()
