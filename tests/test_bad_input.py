@@ -406,8 +406,8 @@ def refused(
     capfd: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """`refused("--seed", "-1")`: the line that the command says, after checking what holds for every refusal."""
-    import flows.finetune
     import flows.predict
+    import flows.seeds  # before the flow is replaced: the module keeps, for the tests after this one, what it imports
 
     def start(**sections: object) -> None:
         raise Started
@@ -443,7 +443,7 @@ def valid(foundation: Any, reviews: Path) -> list[str]:
 def test_valid_options_reach_the_flow(
     valid: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import flows.finetune
+    import flows.seeds  # before the flow is replaced: the module keeps, for the tests after this one, what it imports
 
     def start(**sections: object) -> None:
         raise Started

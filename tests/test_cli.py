@@ -32,7 +32,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
-    import flows.finetune
+    import flows.seeds  # before the flow is replaced: the module keeps, for the tests after this one, what it imports
 
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
     monkeypatch.setattr("flows.cli.prefect_starting", nullcontext)
