@@ -1,4 +1,4 @@
-"""Dropout on a CPU for a third of the time: sixteen random bits decide about a value, where torch draws a number.
+"""Dropout on a CPU for a fraction of the time: sixteen random bits decide about a value, where torch draws a number.
 
 The probability is rounded to 1/65,536, and what is kept is scaled by what that gives, so that the mean stays exact.
 Attention with dropout falls out of torch's fused kernel on a CPU; here it is four operations.
@@ -16,20 +16,23 @@ LEVELS = 2**16
 
 
 def keep(shape: tuple[int, ...], p: float, dtype: "torch.dtype | None" = None) -> "Tensor":
-    """`dtype` (float32) of `shape`: zero with probability `p`, else 1 / (1 - p); drawn from torch's generator.
+    """`dtype` (float32) of `shape`: zero with probability `p`, else 1 / (1 - p).
 
-    Where `dtype` is too coarse for that number, the next that it has is taken, and the probability that goes with it.
+    Drawn from a generator that torch's seeds, for its own takes three times as long. Where `dtype` is too coarse for
+    that number, the next that it has is taken, and the probability that goes with it.
     """
     import math
 
+    import numpy as np
     import torch
+    from numpy.random import PCG64
 
     count, dtype = math.prod(shape), dtype or torch.float32
     dropped = round(LEVELS * (1 - 1 / torch.tensor(1 / (1 - p), dtype=dtype).item()))
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[:count].view(shape)
-    # signed: the lowest `dropped` of the 65,536 values
-    return (bits >= dropped - LEVELS // 2).to(dtype).mul_(LEVELS / (LEVELS - dropped))
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    words = torch.from_numpy(PCG64(seed).random_raw((count + 3) // 4).view(np.int16))
+    # signed: the lowest `dropped` of the 65,536 values; compared in place, for torch writes booleans slowly
+    return words[:count].view(shape).ge_(dropped - LEVELS // 2).to(dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 def can(values: "Tensor", p: float) -> bool:
@@ -38,6 +41,13 @@ def can(values: "Tensor", p: float) -> bool:
 
     ours = values.device.type == "cpu" and values.dtype in (torch.float32, torch.bfloat16)
     return ours and 0 < round(p * LEVELS) < LEVELS
+
+
+def bias(seen: "Tensor") -> "Tensor":
+    """What to add to scores of attention so that only those are left that `seen`, of booleans, allows."""
+    import torch
+
+    return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 @contextmanager
@@ -76,12 +86,10 @@ def quick_dropout(model: Any) -> Iterator[None]:
         if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True):
             attention_mask = query.new_ones(query.shape[2], key.shape[2]).tril().bool()
         with torch.autocast("cpu", enabled=False):  # these products are too small to gain by bfloat16
-            query, key, value = query.float(), key.float(), value.float()
+            query, key, value = (part.float().contiguous() for part in (query, key, value))
             scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
-            if attention_mask is not None and attention_mask.dtype.is_floating_point:
-                scores = scores + attention_mask
-            elif attention_mask is not None:
-                scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+            if attention_mask is not None:
+                scores = scores + (attention_mask if attention_mask.dtype.is_floating_point else bias(attention_mask))
             weights = scores.softmax(-1)
             kept = weights * keep(tuple(weights.shape), dropout)
             return (kept @ value).transpose(1, 2).contiguous(), None

@@ -31,8 +31,9 @@ def quick_autocast(model: Any) -> Iterator[None]:
     """Within, bfloat16 autocast of `model` on a CPU leaves out what does not pay there.
 
     Frozen matrices are bfloat16, to which autocast would cast them again in each step: the same numbers. (Not those of
-    adapted layers: some methods compute with them elsewhere than in the layer's product.) Trained layers, whose
-    products are small, compute in float32: in bfloat16 each length of a batch would cost time and memory for kernels.
+    adapted layers: some methods compute with them elsewhere than in the layer's product.) Their products come out as
+    float32, in which PEFT adds to them; it would cast the sum back. Trained layers, whose products are small, compute
+    in float32: in bfloat16 each length of a batch would cost time and memory for kernels.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -41,18 +42,22 @@ def quick_autocast(model: Any) -> Iterator[None]:
     adapted = {id(part) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
     products = [module for module in model.modules() if type(module) in (torch.nn.Linear, Conv1D)]
     trained = [module for module in products if module.weight.requires_grad]
-    frozen = [module.weight for module in products if not module.weight.requires_grad and id(module) not in adapted]
+    still = [module for module in products if not module.weight.requires_grad]
+    frozen = [module.weight for module in still if id(module) not in adapted]
+    bases = [module for module in still if id(module) in adapted]
     full = [weight.data for weight in frozen]
     for weight in frozen:
         weight.data = weight.data.to(torch.bfloat16)
     for module in trained:
         module.forward = partial(in_float32, module.forward)
+    for module in bases:
+        module.forward = partial(to_float32, module.forward)
     try:
         yield
     finally:
         for weight, before in zip(frozen, full, strict=True):
             weight.data = before
-        for module in trained:
+        for module in (*trained, *bases):
             del module.forward
 
 
@@ -61,3 +66,7 @@ def in_float32(forward: Callable[..., Any], values: Any) -> Any:
 
     with torch.autocast(values.device.type, enabled=False):
         return forward(values.float())
+
+
+def to_float32(forward: Callable[..., Any], values: Any) -> Any:
+    return forward(values).float()
