@@ -88,6 +88,10 @@ class Measured:
         """The job is done; what comes next is ours to measure."""
         self.done, self.peak_memory_mb = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
+    def watch(self) -> None:
+        self.watch_first_step()
+        self.watch_trainers()
+
     def watch_first_step(self) -> None:
         """Start-up ends where a model computes for the first time."""
         from torch.nn.modules.module import register_module_forward_pre_hook
@@ -268,13 +272,20 @@ def run_plain_loop(
 
 def run_flow(config: RunConfig, measured: Measured) -> None:
     """The product as its command runs it."""
-    from flows.cli import main as command
+    from flows import cli
     from tasks.records import RunResult, TrainedAdapter, read_record
     from tasks.training import DONE
 
+    get_ready = cli.get_ready_to_train
+
+    def get_ready_and_watch() -> None:  # not before: the command imports what is watched while other processes start
+        get_ready()
+        measured.watch()
+
+    cli.get_ready_to_train = get_ready_and_watch
     Path("job.yaml").write_text(config.model_dump_json())
     with redirect_stdout(io.StringIO()) as said:
-        if command(["finetune", "job.yaml", "--json"]):
+        if cli.main(["finetune", "job.yaml", "--json"]):
             raise SystemExit("peft-flow finetune failed")
     measured.end()
     result = RunResult.model_validate_json(said.getvalue())
@@ -369,8 +380,8 @@ def main() -> None:
         print(json.dumps(floor(config)))
         return
     measured = Measured()
-    measured.watch_first_step()
-    measured.watch_trainers()
+    if options.name in (*SCRIPTS, "peft-flow-bare"):
+        measured.watch()
     if options.name in SCRIPTS:
         run_script(SCRIPTS[options.name], config, measured)
     elif options.name == "peft-flow-bare":
