@@ -181,14 +181,17 @@ def speed_table(part: Part) -> str:
             "" if top else f"{median(rates) / fastest:.0%}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    ours = by_round(part, "peft-flow")
-    padding = median(measured["padding"] for measured in ours)
     note = (
-        f"Padding in peft-flow's training batches: {padding:.1%} of all tokens. The floor is {fastest:,.1f} rows/s: "
+        f"{padding_line(part)} The floor is {fastest:,.1f} rows/s: "
         f"{floor['flops'] / 1e9:,.0f} GFLOP/s measured, {floor['layer_weights'] / 1e6:,.1f}M weights in the layers' "
         f"matrices, {floor['tokens']:.1f} tokens a row, four operations each."
     )
     return "\n".join(lines) + "\n\n" + note
+
+
+def padding_line(part: Part) -> str:
+    padding = median(measured["padding"] for measured in by_round(part, "peft-flow"))
+    return f"Padding in peft-flow's training batches: {padding:.1%} of all tokens."
 
 
 def loss_table(part: Part) -> str:
@@ -221,7 +224,6 @@ def job_table(part: Part) -> str:
             whole = against(part, "peft-flow", name, lambda m: m["seconds"], False)
             training = against(part, "peft-flow", name, train_rate, True)
         lines.append(f"| {TITLES[name]} | {seconds} | {whole} | {rates} | {training} | {losses} | {accuracies} |")
-    padding = median(measured["padding"] for measured in by_round(part, "peft-flow"))
     pairs = list(zip(by_round(part, "peft-flow"), by_round(part, "peft-flow-bare"), strict=True))
     overhead = [whole["seconds"] / bare["seconds"] - 1 for whole, bare in pairs]
     laps = by_round(part, "peft-flow")[0]["laps"]
@@ -234,7 +236,7 @@ def job_table(part: Part) -> str:
         f"Top half of the layers: training {against(part, 'peft-flow-top', 'peft-flow', step_rate, True)} as fast, "
         f"{against(part, 'peft-flow-top', 'peft-flow', train_rate, True)} with the computing of the lower half once, "
         f"and the whole job {against(part, 'peft-flow-top', 'peft-flow', lambda m: m['seconds'], False)} as fast.",
-        f"Padding in peft-flow's training batches: {padding:.1%} of all tokens.",
+        padding_line(part),
     ]
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
 

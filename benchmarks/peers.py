@@ -144,6 +144,7 @@ def run_script(script: Script, config: RunConfig, measured: Measured) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
+    measured.watch()
     set_seed(config.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model.name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -303,6 +304,7 @@ def run_bare(config: RunConfig, measured: Measured) -> None:
     from tasks.references import ask_foundation
     from tasks.training import Watcher, fit_adapter
 
+    measured.watch()
     work = Path("work")
     work.mkdir()
     data = prepare(config, work)
@@ -380,8 +382,6 @@ def main() -> None:
         print(json.dumps(floor(config)))
         return
     measured = Measured()
-    if options.name in (*SCRIPTS, "peft-flow-bare"):
-        measured.watch()
     if options.name in SCRIPTS:
         run_script(SCRIPTS[options.name], config, measured)
     elif options.name == "peft-flow-bare":

@@ -25,12 +25,11 @@ def keep(shape: tuple[int, ...], p: float, dtype: "torch.dtype | None" = None) -
 
     import numpy as np
     import torch
-    from numpy.random import PCG64
 
     count, dtype = math.prod(shape), dtype or torch.float32
     dropped = round(LEVELS * (1 - 1 / torch.tensor(1 / (1 - p), dtype=dtype).item()))
     seed = int(torch.empty((), dtype=torch.int64).random_())
-    words = torch.from_numpy(PCG64(seed).random_raw((count + 3) // 4).view(np.int16))
+    words = torch.from_numpy(np.random.PCG64(seed).random_raw((count + 3) // 4).view(np.int16))
     # signed: the lowest `dropped` of the 65,536 values; compared in place, for torch writes booleans slowly
     return words[:count].view(shape).ge_(dropped - LEVELS // 2).to(dtype).mul_(LEVELS / (LEVELS - dropped))
 
