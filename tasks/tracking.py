@@ -133,13 +133,20 @@ _experiments: dict[str, str] = {}
 
 
 def end_here(journal: Journal, status: str) -> None:
-    """What the run could not say of its end, the next command says."""
+    """What the run could not say of its end, the next command says.
+
+    A finished run waits for an MLflow that does not answer, as it did with its results; one that was stopped does not.
+    """
+    work = str(journal.folder)
     try:
         journal.add("end", {"status": status})
-        if try_to_send(str(journal.folder), at_once=True):
+        if try_to_send(work, at_once=True):
             return
-    except OSError as error:  # a full disk
-        warn("%s", error)
+        if status == "FINISHED":
+            answered(lambda: send(journal), PATIENCE_SECONDS, lambda _: None)
+            return
+    except Exception as error:  # a full disk, or MLflow still
+        warn("%s", reason(error))
     warn("The next command will tell MLflow that this run has ended")
 
 

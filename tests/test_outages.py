@@ -121,9 +121,14 @@ def test_address_of_a_run_is_known_when_mlflow_has_gone_again(proxy: Proxy, requ
 
 
 def test_down_from_start_to_end_is_told_by_the_next_command(
-    proxy: Proxy, server: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+    proxy: Proxy,
+    server: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = experiment(request)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.0)
     proxy.down()
     begun = time.monotonic()
     with tracked_anyway(name):
@@ -154,8 +159,9 @@ def test_down_in_the_middle_and_back_loses_nothing(
     assert "answers again and has everything" in caplog.text
 
 
+@pytest.mark.parametrize("down_after", ["training", "the results"])
 def test_end_waits_for_a_server_that_comes_back(
-    proxy: Proxy, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    down_after: str, proxy: Proxy, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, sleep = experiment(request), time.sleep
     pauses: list[float] = []
@@ -167,11 +173,14 @@ def test_end_waits_for_a_server_that_comes_back(
             proxy.up()
 
     with tracked_anyway(name):
+        if down_after == "the results":
+            tell()
+            tracking.send_all(folder())
         proxy.down()
-        tell()
         monkeypatch.setattr(tracking.time, "sleep", pause)
-        tracking.send_all(folder())
-        monkeypatch.setattr(tracking.time, "sleep", sleep)
+        if down_after == "training":
+            tell()
+            tracking.send_all(folder())
     assert pauses == [1, 2, 4, 8]
     check_whole(server, name)
 

@@ -53,7 +53,7 @@ def furnished(folder: Path, foundation: Any) -> Place:
     values = {
         "model": {"name": str(foundation("gpt2"))},
         "data": {"name": str(data), "max_length": 16},
-        "training": {"epochs": 8, "batch_size": 8, "learning_rate": 0.02},
+        "training": {"epochs": 12, "batch_size": 8, "learning_rate": 0.01},
         "evaluation": {"bootstrap_samples": 300, "references": []},
         "tracking": {"registered_model": NAME},
     }
@@ -132,7 +132,7 @@ def test_better_challenger_is_promoted_and_a_tie_is_not(story: Story) -> None:
 def test_test_set_is_frozen_while_the_training_rows_grow(story: Story) -> None:
     runs = [story.api.get_run(result.run_id) for result in (story.forced, story.better, story.tie)]
     assert len({run.data.tags["test_fingerprint"] for run in runs}) == 1
-    assert [run.data.metrics["train/steps"] for run in runs] == [6, 64, 64]
+    assert [run.data.metrics["train/steps"] for run in runs] == [6, 96, 96]
 
 
 def test_why_is_on_record_with_run_and_version(story: Story) -> None:
