@@ -23,8 +23,8 @@ from benchmarks.speed import PARTS, alone, keep, measure, write_rows
 
 MODEL = PARTS["minilm"].model
 TRAIN_ROWS = (1_000, 2_000, 4_000, 8_000)
-LENGTHS = (16, 32, 64, 128, 256, 512)
-"""Words; rows of one length, 8,192 words of each."""
+LENGTHS, WORDS = (16, 32, 64, 128, 256, 500), 65_536
+"""Of a text, and of all rows of one length."""
 
 
 def prepare_alone(file: str) -> None:
@@ -65,7 +65,7 @@ def training(rows: Path, folder: Path, max_length: int) -> dict[str, Any]:
 def texts_of(words: int, folder: Path) -> Path:
     chance, folder = random.Random(0), folder / f"length-{words}"
     folder.mkdir()
-    for split, rows in (("train", 8192 // words), ("validation", 16), ("test", 16)):
+    for split, rows in (("train", WORDS // words), ("validation", 16), ("test", 16)):
         with (folder / f"{split}.csv").open("w", encoding="utf-8") as opened:
             opened.write("text,label\n")
             for row in range(rows):

@@ -91,7 +91,7 @@ GROWTH = """
 ## Growth
 
 Preparing (reading, checking, cutting the splits, finding copies, tokenizing), predicting with a tiny model, and one
-epoch of MiniLM, against rows; and one epoch of 8,192 words against the words of a text.
+epoch of MiniLM, against rows; and one epoch of 65,536 words against the words of a text.
 """
 
 
@@ -140,8 +140,10 @@ def whole_job(measured: Measurement) -> float:
     fixed = measured["seconds"] - epochs * rows["train"] / rate - evaluated / asked - once
     seconds = fixed + EPOCHS * TRAIN_ROWS / rate + (2 + EPOCHS) * EVAL_ROWS / asked
     seconds += once * (TRAIN_ROWS + EVAL_ROWS) / (rows["train"] + rows["validation"])
-    if measured["laps"]:  # the linear probe's rows
-        seconds += (max(0, PROBE_ROWS - rows["train"]) + EVAL_ROWS - rows["test"]) / asked
+    if measured["laps"]:  # the references take as long as the linear probe has rows
+        seconds += measured["laps"]["references"] * (
+            (PROBE_ROWS + EVAL_ROWS) / (min(PROBE_ROWS, rows["train"]) + rows["test"]) - 1
+        )
     return float(seconds)
 
 

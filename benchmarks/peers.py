@@ -349,7 +349,7 @@ def floor(config: RunConfig) -> dict[str, float]:
         empty = AutoModelForSequenceClassification.from_config(settings)
     weights = sum(layer.weight.numel() for layer in body_layers(empty, ("pooler",)).values())
     device, width = "cuda" if torch.cuda.is_available() else "cpu", int(settings.hidden_size)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device == "cuda" or cpu_multiplies_bfloat16() else torch.float32
     rows, layer = (
         torch.randn(448, width, device=device, dtype=dtype),
         torch.randn(width, 4 * width, device=device, dtype=dtype),

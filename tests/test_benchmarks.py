@@ -96,8 +96,8 @@ def test_whole_job_is_what_stays_and_what_grows_with_the_rows() -> None:
     stays = 20.0 - 100 / 10 - 150 / 50
     grows = page.EPOCHS * page.TRAIN_ROWS / 10 + 5 * page.EVAL_ROWS / 50
     assert page.whole_job(measurement()) == pytest.approx(stays + grows)
-    probe = (page.PROBE_ROWS - 100 + page.EVAL_ROWS - 50) / 50
-    assert page.whole_job(measurement(laps={"total": 20.0})) == pytest.approx(stays + grows + probe)
+    probe = 3.0 * (page.PROBE_ROWS + page.EVAL_ROWS) / 150 - 3.0
+    assert page.whole_job(measurement(laps={"references": 3.0})) == pytest.approx(stays + grows + probe)
     once = page.whole_job(measurement(trunk_seconds=3.0, seconds=23.0))
     assert once == pytest.approx(stays + grows + 3.0 * (page.TRAIN_ROWS + page.EVAL_ROWS) / 150)
 
