@@ -271,8 +271,14 @@ def draw_growth(measured: Sequence[Measurement], file: Path) -> None:
         ):
             axis.plot([point["size"] for point in points], [point[value] for point in points], marker="o")
             axis.set(xscale="log", xlabel=unit, ylabel=label, title=title)
-            axis.set_yscale("log" if value == "seconds" else "linear")
-            axis.set_ylim(bottom=None if value == "seconds" else 0)
+            axis.set_xticks([point["size"] for point in points], [f"{point['size']:,}" for point in points])
+            axis.xaxis.set_minor_formatter("")
+            if value == "seconds":
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("{x:g}")
+            else:
+                axis.set_ylim(0, 1.1 * max(point[value] for point in points))
             axis.grid(alpha=0.3)
     figure.savefig(file, metadata={"Software": None})
 
