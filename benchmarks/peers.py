@@ -190,7 +190,7 @@ def run_trainer(
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_steps=max(1, steps // 50),
-        bf16=script.grouped and (torch.cuda.is_available() or cpu_multiplies_bfloat16()),
+        bf16=script.grouped and has_bfloat16(),
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         report_to=[],
@@ -330,6 +330,12 @@ def time_evaluation(adapter: Path, config: RunConfig, measured: Measured) -> Non
     measured.eval_seconds, measured.eval_rows = time.perf_counter() - began, len(texts)
 
 
+def has_bfloat16() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or cpu_multiplies_bfloat16()
+
+
 def floor(config: RunConfig) -> dict[str, float]:
     """What no program can beat here: matrix products at full speed, over the tokens of the training rows.
 
@@ -349,7 +355,7 @@ def floor(config: RunConfig) -> dict[str, float]:
         empty = AutoModelForSequenceClassification.from_config(settings)
     weights = sum(layer.weight.numel() for layer in body_layers(empty, ("pooler",)).values())
     device, width = "cuda" if torch.cuda.is_available() else "cpu", int(settings.hidden_size)
-    dtype = torch.bfloat16 if device == "cuda" or cpu_multiplies_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     rows, layer = (
         torch.randn(448, width, device=device, dtype=dtype),
         torch.randn(width, 4 * width, device=device, dtype=dtype),

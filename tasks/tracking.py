@@ -137,16 +137,13 @@ def end_here(journal: Journal, status: str) -> None:
 
     A finished run waits for an MLflow that does not answer, as it did with its results; one that was stopped does not.
     """
-    work = str(journal.folder)
+    patience = PATIENCE_SECONDS if status == "FINISHED" else 0.0
     try:
         journal.add("end", {"status": status})
-        if try_to_send(work, at_once=True):
+        if try_to_send(str(journal.folder), at_once=True, patience=patience):
             return
-        if status == "FINISHED":
-            answered(lambda: send(journal), PATIENCE_SECONDS, lambda _: None)
-            return
-    except Exception as error:  # a full disk, or MLflow still
-        warn("%s", reason(error))
+    except OSError as error:  # a full disk
+        warn("%s", error)
     warn("The next command will tell MLflow that this run has ended")
 
 
@@ -320,13 +317,16 @@ _put_off = set[str]()
 """Folders of runs that were told that MLflow does not answer."""
 
 
-def try_to_send(work: str, at_once: bool = False) -> bool:
-    """Whether MLflow has all of the journal. It is asked only now and then, unless `at_once`; raises nothing."""
+def try_to_send(work: str, at_once: bool = False, patience: float = 0.0) -> bool:
+    """Whether MLflow has all of the journal. It is asked only now and then, unless `at_once`; raises nothing.
+
+    One that does not answer is waited for, `patience` seconds.
+    """
     begun = time.monotonic()
     if not at_once and begun < _next_attempt.get(work, 0):
         return False
     try:
-        send(journal_of(work))
+        answered(lambda: send(journal_of(work)), patience, lambda error: put_off(work, error))
     except Exception as error:
         put_off(work, error)
         return False

@@ -97,7 +97,7 @@ def test_real_server_takes_the_event(prefect_harness: None, monkeypatch: pytest.
             if found["events"]:
                 break
             time.sleep(0.1)
-    assert [event["payload"]["name"] for event in found["events"]] == ["films"]
+    assert [event["resource"]["prefect.resource.id"] for event in found["events"]] == ["peft-flow.model.films"]
 
 
 def test_decision_of_a_flow_goes_the_way_of_its_other_events(monkeypatch: pytest.MonkeyPatch) -> None:
