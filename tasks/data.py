@@ -16,6 +16,7 @@ from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
 from tasks.disk import writing
 from tasks.frozen import file_revision
 from tasks.hub import NETWORK, find, patient
+from tasks.reading import numbers
 from tasks.records import PreparedData, Source, digest, write_text
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
@@ -70,7 +71,7 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
         tokenized = tokenize(splits.datasets, tokenizer, config.data, Path(temporary), known)
         finished = Path(temporary) / "finished"
         tokenized.save_to_disk(str(finished))
-        lengths = {name: np.asarray(split["full_length"][:]) for name, split in tokenized.items()}
+        lengths = {name: numbers(split, "full_length") for name, split in tokenized.items()}
         check, page = make_check(splits, lengths, config.data)
         check.write(finished / CHECK_FILE)
         write_text(finished / PAGE_FILE, page)
@@ -85,7 +86,7 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
             text_columns=config.data.text_columns,
             slice_columns=splits.slice_columns,
             class_counts={
-                name: tuple(class_counts(split["label"][:], len(splits.label_names)))
+                name: tuple(np.bincount(numbers(split, "label"), minlength=len(splits.label_names)).tolist())
                 for name, split in splits.datasets.items()
             },
             truncated=sum(check.truncated.values()),
@@ -150,9 +151,3 @@ def fingerprint_parts(
         for batch in splits[role].select_columns([*text_columns, "label"]).iter(batch_size=1000):
             for *texts, label in zip(*(batch[column] for column in text_columns), batch["label"], strict=True):
                 yield from (*texts, str(label))
-
-
-def class_counts(labels: Sequence[int], classes: int) -> list[int]:
-    import numpy as np
-
-    return [int(count) for count in np.bincount(np.asarray(labels), minlength=classes)]

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tasks.config import SPLITS, InputError
+from tasks.reading import BATCH_ROWS, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,19 +60,19 @@ def same_texts(splits: "DatasetDict", text_columns: Sequence[str]) -> "pd.DataFr
     import pandas as pd
 
     kinds = [("exact", np.int64), ("text", np.int64), ("near_empty", bool)]
-    parts = []
+    roles, parts = pd.CategoricalDtype(list(SPLITS), ordered=True), []
     for name, split in splits.items():
-        keys = np.fromiter(text_keys(split, text_columns), kinds, len(split))
-        place = np.arange(len(split))
-        parts.append(pd.DataFrame(keys).assign(split=name, place=place, row=split["row"][:], label=split["label"][:]))
+        keys = pd.DataFrame(np.fromiter(text_keys(split, text_columns), kinds, len(split)))
+        keys["split"] = pd.Categorical.from_codes(np.full(len(split), SPLITS.index(name)), dtype=roles)
+        keys["place"] = np.arange(len(split))
+        parts.append(keys.assign(row=numbers(split, "row"), label=numbers(split, "label")))
     table = pd.concat(parts, ignore_index=True)
-    table["split"] = pd.Categorical(table["split"], SPLITS, ordered=True)
     return table[table["exact"] != hash("")]
 
 
 def text_keys(split: "Dataset", text_columns: Sequence[str]) -> Iterator[tuple[int, int, bool]]:
     """`exact`, `text` and `near_empty` of each row."""
-    for batch in split.select_columns(list(text_columns)).iter(batch_size=10_000):
+    for batch in split.select_columns(list(text_columns)).iter(batch_size=BATCH_ROWS):
         for row in zip(*(batch[column] for column in text_columns), strict=True):
             parts = [normal(part or "") for part in row]
             whole = "\n".join(parts).strip()

@@ -15,7 +15,11 @@ from tasks.hub import HubUnreachable, first_line, is_network_trouble, visible_fi
 from tasks.records import Source, digest
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    import numpy as np
+    from datasets import Dataset, DatasetDict
+
+BATCH_ROWS = 10_000
+"""Looked at in one go: a column of a million rows as Python objects would be most of the memory of preparing it."""
 
 MOST_LEVELS = 100
 """Of lists and objects within each other in a json file."""
@@ -168,6 +172,17 @@ def check_class_names(loaded: "DatasetDict", files: Mapping[str, Sequence[str]],
 def class_names(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """What the label numbers stand for; empty where the column says nothing about it."""
     return tuple(getattr(features.get(column), "names", ()) or ())
+
+
+def numbers(split: "Dataset", column: str) -> "np.ndarray":
+    """A column of whole numbers, int64 (rows,).
+
+    By batches, because `datasets` makes an object and a table of each row that it looks up in a cut or selected split.
+    """
+    import numpy as np
+
+    batches = split.select_columns([column]).with_format("numpy").iter(batch_size=BATCH_ROWS)
+    return np.concatenate([np.empty(0, np.int64), *(batch[column] for batch in batches)])
 
 
 def check_files_alone(source: Source, config: DataConfig) -> None:

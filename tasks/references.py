@@ -22,6 +22,7 @@ from tasks.evaluation import write_evaluation
 from tasks.hub import NETWORK, first_line, is_network_trouble
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
+from tasks.reading import numbers
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
 from tasks.splits import stratified_rows
@@ -224,8 +225,8 @@ def ask_tfidf(config: RunConfig, data: PreparedData) -> "np.ndarray":
     return class_probabilities(known, train["labels"][:], asked, classes, TFIDF_GRID, config.data.split_seed)
 
 
-def training_rows(split: Any, classes: int, most: int, config: RunConfig) -> list[int]:
-    return stratified_rows(split["labels"][:], classes, min(most, len(split)), config.data.split_seed)
+def training_rows(split: Any, classes: int, most: int, config: RunConfig) -> "np.ndarray":
+    return stratified_rows(numbers(split, "labels"), classes, min(most, len(split)), config.data.split_seed)
 
 
 def text_features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:

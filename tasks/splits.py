@@ -1,16 +1,17 @@
 """The rows of a data set, labelled, split, and checked: complete, and worth training on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.reading import check_columns, check_letters, choose_splits, load
+from tasks.reading import BATCH_ROWS, check_columns, check_letters, choose_splits, load, numbers
 from tasks.records import Source
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from datasets import Dataset, DatasetDict
 
@@ -58,7 +59,7 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     splits, cut_notes = cut_missing(encoded, len(label_names), config.split_seed)
     splits, limit_notes = limit_rows(splits, config, len(label_names))
     check_classes(splits, label_names)
-    slices = slice_values(chosen.get("test", chosen["train"]), splits["test"]["row"][:], config)
+    slices = slice_values(chosen.get("test", chosen["train"]), numbers(splits["test"], "row"), config)
     for name, values in slices.items():
         splits["test"] = splits["test"].add_column(f"slice {name}", values)
     if config.test_file:
@@ -77,32 +78,63 @@ def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDi
     from datasets import ClassLabel, DatasetDict, Features, Value
 
     feature = chosen["train"].features[config.label_column]
-    values = {role: split[config.label_column][:] for role, split in chosen.items()}
-    labels = {role: [as_label(value) for value in column] for role, column in values.items()}
-    faults = [fault for role in labels for fault in no_classes(role, values[role], labels[role])]
+    columns = {role: read_labels(split, config.label_column) for role, split in chosen.items()}
+    faults = [fault for role, column in columns.items() for fault in no_classes(role, column)]
     number: dict[str | int | None, int]
     if isinstance(feature, ClassLabel):
         names: list[str] = list(feature.names)
         number = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     else:
-        names = sorted({str(label) for label in labels["train"] if label is not None}, key=numbers_first)
+        names = sorted({str(label) for label in columns["train"].labels if label is not None}, key=numbers_first)
         number = {name: i for i, name in enumerate(names)} | {int(n): i for i, n in enumerate(names) if n.isdecimal()}
     if not faults:
-        check_names(names, len(labels["train"]), config)
-    for role, column in labels.items():
+        check_names(names, len(chosen["train"]), config)
+    for role, column in columns.items():
         faults += unknown_labels(role, column, number, names)
     encoded = DatasetDict()
     features = Features({name: Value("string") for name in config.text_columns})
     for role, split in chosen.items():
         texts = split.select_columns(list(config.text_columns))
-        numbers = np.asarray([number.get(label, -1) for label in labels[role]])
+        own = np.asarray([number.get(label, -1) for label in columns[role].labels], np.int64)
         encoded[role] = (
             (texts if texts.features == features else texts.cast(features))
             # as arrays: `datasets` hashes what is added, which takes seconds for a long list
-            .add_column("label", numbers, feature=ClassLabel(names=names))
+            .add_column("label", own[columns[role].places], feature=ClassLabel(names=names))
             .add_column("row", np.arange(len(split)), feature=Value("int64"))
         )
     return encoded, tuple(names), faults
+
+
+class Labels(NamedTuple):
+    """A column of labels. It has few different values, which are looked at instead of its rows."""
+
+    values: list[object]
+    """The different ones, by first appearance."""
+    labels: list[str | int | None]
+    """What each of them is, as `as_label` has it."""
+    places: "np.ndarray"
+    """For each row, the place of its value among them."""
+
+    def rows(self, wanted: Sequence[int]) -> list[int]:
+        """The rows whose value has one of these places."""
+        import numpy as np
+
+        return np.flatnonzero(np.isin(self.places, wanted)).tolist()
+
+
+def read_labels(split: "Dataset", column: str) -> Labels:
+    import numpy as np
+
+    place: dict[object, int] = {}
+    values, places = list[object](), np.empty(len(split), np.int64)
+    for start, batch in enumerate(split.select_columns([column]).iter(batch_size=BATCH_ROWS)):
+        for row, value in enumerate(batch[column], start * BATCH_ROWS):
+            # neither a list nor NaN is found again as a key
+            key = value if isinstance(value, str | int | None) else repr(value)
+            if (at := place.setdefault(key, len(values))) == len(values):
+                values.append(value)
+            places[row] = at
+    return Labels(values, [as_label(value) for value in values], places)
 
 
 def as_label(value: object) -> str | int | None:
@@ -116,38 +148,39 @@ def as_label(value: object) -> str | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() and value >= 0 else None
 
 
-def no_classes(role: str, values: Sequence[object], labels: Sequence[str | int | None]) -> list[str]:
+def no_classes(role: str, column: Labels) -> list[str]:
     """What to say about rows whose label cannot be a class."""
-    bad = [row for row, label in enumerate(labels) if label is None]
-    unlabelled = [row for row in bad if isinstance(value := values[row], int) and value < 0]
+    values = column.values
+    bad = [place for place, label in enumerate(column.labels) if label is None]
+    unlabelled = [place for place in bad if isinstance(value := values[place], int) and value < 0]
     other = sorted(set(bad).difference(unlabelled))
     faults = []
     if unlabelled:
         faults.append(
-            f"data.label_column: label {values[unlabelled[0]]} means 'not labelled' ({named_rows(role, unlabelled)}); "
-            f"choose another {role}_split or remove such rows"
+            f"data.label_column: label {values[unlabelled[0]]} means 'not labelled' "
+            f"({named_rows(role, column.rows(unlabelled))}); choose another {role}_split or remove such rows"
         )
     if other:
         faults.append(
             f"data.label_column: {values[other[0]]!r:.80} is no class; use words or whole numbers "
-            f"({named_rows(role, other)}), or choose another {role}_split where rows are not labelled"
+            f"({named_rows(role, column.rows(other))}), or choose another {role}_split where rows are not labelled"
         )
     return faults
 
 
 def unknown_labels(
-    role: str, labels: Sequence[str | int | None], number: dict[str | int | None, int], names: Sequence[str]
+    role: str, column: Labels, number: Mapping[str | int | None, int], names: Sequence[str]
 ) -> list[str]:
     """What to say about rows whose label is not one of the classes."""
-    bad = [row for row, label in enumerate(labels) if label is not None and label not in number]
+    bad = [place for place, label in enumerate(column.labels) if label is not None and label not in number]
     if not bad:
         return []
-    different = list(dict.fromkeys(labels[row] for row in bad))
+    different = list(dict.fromkeys(column.labels[place] for place in bad))
     known, given = shortened(names), shortened([repr(label) for label in different])
     many = len(different) > 1
     return [
         f"data.label_column: label{'s' * many} {given} {'are' if many else 'is'} not one of {known} "
-        f"({named_rows(role, bad)})"
+        f"({named_rows(role, column.rows(bad))})"
     ]
 
 
@@ -194,7 +227,9 @@ def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str
     """What to say about rows without text, by column."""
     faults = []
     for column in columns:
-        bad = [row for row, text in enumerate(split[column][:]) if not (text and text.strip())]
+        batches = split.select_columns([column]).iter(batch_size=BATCH_ROWS)
+        texts = (text for batch in batches for text in batch[column])
+        bad = [row for row, text in enumerate(texts) if not (text and text.strip())]
         if bad:
             faults.append(
                 f"data.text_columns: {counted(len(bad), 'empty text')} in column '{column}' "
@@ -212,8 +247,8 @@ def cut_missing(chosen: "DatasetDict", classes: int, seed: int) -> tuple["Datase
     for offset, role in enumerate(("test", "validation")):
         if role in chosen:
             continue
-        rows = stratified_rows(chosen["train"]["label"][:], classes, max(count, classes), seed + offset, leave=1)
-        if not rows:
+        rows = stratified_rows(numbers(chosen["train"], "label"), classes, max(count, classes), seed + offset, leave=1)
+        if not len(rows):
             raise InputError(f"data: {len(train)} training rows are too few to cut a {role} split from; add rows")
         left = np.setdiff1d(np.arange(len(chosen["train"])), rows)
         chosen[role], chosen["train"] = chosen["train"].select(rows), chosen["train"].select(left)
@@ -235,20 +270,20 @@ def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int) -> tuple
                 field = "max_train_rows" if role == "train" else "max_test_rows"
                 raise InputError(f"data.{field}: {limit} rows cannot hold the {classes} classes; use more")
             notes.append(f"{role}: {limit} of {len(chosen[role])} rows, drawn stratified, split seed {seed}")
-            rows = stratified_rows(chosen[role]["label"][:], classes, limit, seed + offset)
+            rows = stratified_rows(numbers(chosen[role], "label"), classes, limit, seed + offset)
             chosen[role] = chosen[role].select(rows)
     return chosen, notes
 
 
-def stratified_rows(labels: Sequence[int], classes: int, count: int, seed: int, leave: int = 0) -> list[int]:
+def stratified_rows(labels: "np.ndarray", classes: int, count: int, seed: int, leave: int = 0) -> "np.ndarray":
     """`count` row numbers in rising order, each class in its share (largest remainder), at least one of each.
 
     `leave` rows of each class are never taken; fewer than `count` rows come back where that leaves too few.
     """
     import numpy as np
 
-    array, generator = np.asarray(labels), np.random.default_rng(seed)
-    free = np.maximum(np.bincount(array, minlength=classes) - leave, 0)
+    generator = np.random.default_rng(seed)
+    free = np.maximum(np.bincount(labels, minlength=classes) - leave, 0)
     count = min(count, int(free.sum()))
     exact = free * (count / max(free.sum(), 1))
     take = np.minimum(np.maximum(np.floor(exact).astype(int), free > 0), free)
@@ -257,27 +292,30 @@ def stratified_rows(labels: Sequence[int], classes: int, count: int, seed: int, 
             take[label] += 1
     while take.sum() > count:  # the guaranteed single rows were too many: take from the largest class
         take[take.argmax()] -= 1
-    rows = [generator.permutation(np.flatnonzero(array == label))[: take[label]] for label in range(classes)]
-    return sorted(np.concatenate(rows).tolist())
+    rows = [generator.permutation(np.flatnonzero(labels == label))[: take[label]] for label in range(classes)]
+    return np.sort(np.concatenate(rows))
 
 
 def check_classes(chosen: "DatasetDict", label_names: Sequence[str]) -> None:
     """Train must hold two classes, and every class that validation or test asks for."""
-    present = {role: set(split["label"][:]) for role, split in chosen.items()}
+    import numpy as np
+
+    labels = {role: numbers(split, "label") for role, split in chosen.items()}
+    present = {role: set(np.unique(column).tolist()) for role, column in labels.items()}
     if len(present["train"]) < 2:
         only = label_names[min(present["train"])]
         raise InputError(f"data: the training rows hold only one class, {only!r}; two are needed")
     for role in ("validation", "test"):
         unknown = present[role] - present["train"]
         if unknown:
-            row = chosen[role]["label"][:].index(min(unknown))
+            row = int((labels[role] == min(unknown)).argmax())
             raise InputError(
                 f"data.label_column: label {label_names[min(unknown)]!r} in {role} never appears in train "
                 f"({role} row {chosen[role][row]['row']})"
             )
 
 
-def slice_values(source: "Dataset", rows: Sequence[int], config: DataConfig) -> dict[str, list[str]]:
+def slice_values(source: "Dataset", rows: "np.ndarray", config: DataConfig) -> dict[str, list[str]]:
     """Categorical columns that `source` has besides texts and label: what each of `rows` holds there, as text."""
     found: dict[str, list[str]] = {}
     for name, feature in source.features.items():

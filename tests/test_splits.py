@@ -177,23 +177,23 @@ def test_limit_above_the_number_of_rows_changes_nothing(tmp_path: Path) -> None:
 def test_stratified_draw_is_exact_fair_and_complete(seed: int) -> None:
     generator = np.random.default_rng(seed)
     classes = int(generator.integers(2, 8))
-    labels = [*range(classes), *generator.geometric(0.5, size=200).clip(1, classes) - 1]
+    labels = np.concatenate([np.arange(classes), generator.geometric(0.5, size=200).clip(1, classes) - 1])
     count = int(generator.integers(classes, len(labels)))
-    rows = stratified_rows(labels, classes, count, seed)
+    rows = stratified_rows(labels, classes, count, seed).tolist()
     assert len(rows) == count and rows == sorted(set(rows))
-    taken, there = Counter(labels[row] for row in rows), Counter(labels)
+    taken, there = Counter(labels[rows].tolist()), Counter(labels.tolist())
     assert set(taken) == set(range(classes))
     for label in range(classes):
         # rare classes that get their guaranteed row take it from the largest
         assert taken[label] > there[label] * count / len(labels) - (1 if label else classes)
         assert taken[label] < there[label] * count / len(labels) + 1
-    assert rows == stratified_rows(labels, classes, count, seed)
+    assert rows == stratified_rows(labels, classes, count, seed).tolist()
 
 
 def test_stratified_draw_leaves_what_must_stay() -> None:
-    labels = [0] * 5 + [1] * 2 + [2]
+    labels = np.asarray([0] * 5 + [1] * 2 + [2])
     rows = stratified_rows(labels, 3, 8, seed=0, leave=1)
-    assert Counter(labels[row] for row in rows) == {0: 4, 1: 1}
+    assert Counter(labels[rows].tolist()) == {0: 4, 1: 1}
 
 
 # faults
