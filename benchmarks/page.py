@@ -35,6 +35,8 @@ TRIED = """\
 - int8 weights for evaluation: 1.6 times as fast, and a tenth of the predictions change; measured results must be exact.
 - Larger evaluation batches without sorting: slower, for they hold more padding.
 - Two threads for the logistic regressions of the references: they wait for each other, 4 to 17 s instead of 1.2.
+- GPT-2's activation as x · sigmoid(2u), which is the same, in pieces that fit the cache: 6.1 to 6.7 ms forward and
+  backward (448 tokens, bfloat16) against 4.2 to 4.6 of torch's own.
 - Dropping the base model's dropout: faster, and the training loss falls faster, but test accuracy does not; the model
   is trained as its authors meant it.
 """
@@ -85,6 +87,8 @@ JOB = f"""
 ## The whole MiniLM job, all of it run: {TRAIN_ROWS:,} rows, {EPOCHS} epochs
 
 *orchestration, tracking and analysis*: how much longer the run takes than its own training and evaluations alone.
+The top half of the layers has r 16 here, so as many trained weights as all layers, and twice the learning rate, because
+alpha / r is half.
 """
 
 GROWTH = """

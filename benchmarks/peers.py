@@ -52,14 +52,23 @@ SAME_LOSSES = ("notebook", "transformers-example")
 """Padding changes nothing that is learned: their losses are those of `batch-8`, which can be waited for."""
 
 
-def job(model: str, data: str, epochs: int, seed: int, layers: int | None = None, max_length: int = 128) -> RunConfig:
+def job(
+    model: str,
+    data: str,
+    epochs: int,
+    seed: int,
+    layers: int | None = None,
+    r: int = 8,
+    learning_rate: float = 1e-3,
+    max_length: int = 128,
+) -> RunConfig:
     """peft-flow's configuration; the scripts take their numbers from it."""
     return validated(
         {
             "model": {"name": model},
             "data": {"name": data, "max_length": max_length},
-            "adapter": {"layers": layers},
-            "training": {"epochs": epochs, "batch_size": 16, "learning_rate": 1e-3},
+            "adapter": {"layers": layers, "r": r},
+            "training": {"epochs": epochs, "batch_size": 16, "learning_rate": learning_rate},
             "seed": seed,
         }
     )
@@ -381,16 +390,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=128)
-    options = parser.parse_args()
-    config = job(options.model, options.data, options.epochs, options.seed, options.layers, options.max_length)
-    if options.name == "floor":
+    options = vars(parser.parse_args())
+    name, config = options.pop("name"), job(**options)
+    if name == "floor":
         print(json.dumps(floor(config)))
         return
     measured = Measured()
-    if options.name in SCRIPTS:
-        run_script(SCRIPTS[options.name], config, measured)
-    elif options.name == "peft-flow-bare":
+    if name in SCRIPTS:
+        run_script(SCRIPTS[name], config, measured)
+    elif name == "peft-flow-bare":
         run_bare(config, measured)
     else:
         run_flow(config, measured)

@@ -37,8 +37,8 @@ class Part(NamedTuple):
     """A table: who runs on what."""
 
     model: str
-    layers: int
-    """The top half."""
+    top: tuple[str, ...]
+    """What the side with the top half of the layers is asked for."""
     train_rows: int | None
     eval_rows: int | None
     epochs: int
@@ -50,12 +50,15 @@ BERT = "bert-base"
 QUICK = ("peft-flow", "peft-flow-top", "best-settings", "peft-example")
 PADDED = ("notebook", "transformers-example")
 PARTS = {
-    "gpt2": Part("openai-community/gpt2", 6, 480, 192, 1, (*QUICK, *PADDED)),
-    "minilm": Part("sentence-transformers/all-MiniLM-L6-v2", 3, 2132, 512, 3, (*QUICK, "batch-8", *PADDED)),
-    "bert": Part(BERT, 6, 480, 192, 1, (*QUICK, *PADDED)),
+    "gpt2": Part("openai-community/gpt2", ("--layers", "6"), 480, 192, 1, (*QUICK, *PADDED)),
+    "minilm": Part(
+        "sentence-transformers/all-MiniLM-L6-v2", ("--layers", "3"), 2132, 512, 3, (*QUICK, "batch-8", *PADDED)
+    ),
+    "bert": Part(BERT, ("--layers", "6"), 480, 192, 1, (*QUICK, *PADDED)),
     "job": Part(
         "sentence-transformers/all-MiniLM-L6-v2",
-        3,
+        # as many trained weights as in all layers, and the rate for it, because alpha / r is half
+        ("--layers", "3", "--r", "16", "--learning-rate", "2e-3"),
         None,
         None,
         3,
@@ -135,7 +138,7 @@ def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
             share = fewer(name)
             epochs = 1 if share > 1 else part.epochs
             asked = ["--epochs", str(epochs), "--seed", str(turn)]
-            asked += ["--layers", str(part.layers)] if name == "peft-flow-top" else []
+            asked += part.top if name == "peft-flow-top" else ()
             found = measure(name, model, rows[share], folder, *asked)
             found |= {"name": name, "round": turn, "epochs": epochs}
             print(f"{name:22} {step_rate(found):8.2f} rows/s  {found['seconds']:7.1f} s in all", flush=True)
