@@ -95,7 +95,8 @@ GROWTH = """
 ## Growth
 
 Preparing (reading, checking, cutting the splits, finding copies, tokenizing), predicting with a tiny model, and one
-epoch of MiniLM, against rows; and one epoch of 65,536 words against the words of a text.
+epoch of MiniLM, against rows; and one epoch of 65,536 words against the words of a text. Peak memory counts what is in
+memory of mapped files too, which the system takes back where it is short.
 """
 
 

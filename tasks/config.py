@@ -251,7 +251,7 @@ class AdapterConfig(Config):
         ge=1,
         le=1000,
         description="Adapt this many of the model's blocks, the top ones. Those below are computed once, without "
-        "dropout, for all epochs: several times as fast, for a little accuracy. None: all.",
+        "dropout, for all epochs: with half of the blocks twice as fast, for a little accuracy. None: all.",
     )
     options: dict[str, Any] = Field(
         {},

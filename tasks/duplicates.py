@@ -163,7 +163,7 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
 
     What differs by punctuation is different here: who is refused can do nothing about it.
     """
-    rows = rows.assign(text=rows["exact"])
+    rows = rows[["split", "row", "label", "exact"]].rename(columns={"exact": "text"})
     train = rows[rows["split"] == "train"]
     if train["text"].nunique() == 1:
         raise InputError(f"data.text_columns: all {len(train):,} training texts are the same; is it the right column?")
