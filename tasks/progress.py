@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-UPDATE_SECONDS = 2.0
-"""Each update is a call to an API, about 20 ms; more often tells nobody more and slows training."""
+UPDATE_SECONDS = 5.0
+"""Each update is a call to an API, about 20 ms, and as much work for the server, on the cores that train."""
 
 
 @contextmanager
 def progress_artifact(key: str) -> Iterator[Callable[[float, str], None]]:
-    """A function that shows percent done and a line of text as a Prefect progress artifact, at most every 2 s.
+    """A function that shows percent done and a line of text as a Prefect progress artifact, at most every 5 s.
 
     It never disturbs the work: outside a run it does nothing, and an API that is down only stops the display.
     """

@@ -303,10 +303,10 @@ def told_to_stop(error: BaseException) -> bool:
 
 # --- from the journal to MLflow ---------------------------------------------------------------------------------------
 
-UPDATE_SECONDS = 2.0
+UPDATE_SECONDS = 5.0
 """Between two attempts; more often tells nobody more and slows training."""
 
-MOST_SHARE = 0.02
+MOST_SHARE = 0.01
 """Of the time that passes, for sending: a slow server slows the live curves, not the training."""
 
 PATIENCE_SECONDS = 300

@@ -44,7 +44,8 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = write_long_model(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "write_rows", write_rows)
-        tiny = speed.Part(str(model), 1, None, None, 2, ("peft-flow", "peft-flow-top", "best-settings", "peft-example"))
+        names = ("peft-flow", "peft-flow-top", "best-settings", "peft-example")
+        tiny = speed.Part(str(model), ("--layers", "1"), None, None, 2, names)
         return {"machine": MACHINE, "measured": list(speed.rounds(tiny, 1, folder))}
 
 
