@@ -266,6 +266,7 @@ def growth_table(measured: Sequence[Measurement]) -> str:
 
 def draw_growth(measured: Sequence[Measurement], file: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     figure = Figure(figsize=(12, 6), layout="constrained", dpi=100)
     grid = figure.subplots(2, len(GROWING))
@@ -276,12 +277,14 @@ def draw_growth(measured: Sequence[Measurement], file: Path) -> None:
         ):
             axis.plot([point["size"] for point in points], [point[value] for point in points], marker="o")
             axis.set(xscale="log", xlabel=unit, ylabel=label, title=title)
-            axis.set_xticks([point["size"] for point in points], [f"{point['size']:,}" for point in points])
+            axis.set_xticks([point["size"] for point in points])
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k: whole numbers would run into each other
             axis.xaxis.set_minor_formatter("")
             if value == "seconds":
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
             else:
                 axis.set_ylim(0, 1.1 * max(point[value] for point in points))
             axis.grid(alpha=0.3)
