@@ -37,8 +37,8 @@ TRIED = """\
 - Two threads for the logistic regressions of the references: they wait for each other, 4 to 17 s instead of 1.2.
 - GPT-2's activation as x · sigmoid(2u), which is the same, in pieces that fit the cache: 6.1 to 6.7 ms forward and
   backward (448 tokens, bfloat16) against 4.2 to 4.6 of torch's own.
-- `torch.compile` on a CPU, for any length of batch: no step done after three minutes of compiling, where all of MiniLM's
-  training takes four.
+- `torch.compile` on a CPU, for any length of batch: no step done after three minutes of compiling, where all of
+  MiniLM's training takes four.
 - Dropping the base model's dropout: faster, and the training loss falls faster, but test accuracy does not; the model
   is trained as its authors meant it.
 """
