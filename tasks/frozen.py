@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import DATA_FILES, DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
-from tasks.reading import check_letters, class_names, load
+from tasks.reading import check_letters, class_names, load, numbers
 from tasks.records import PreparedData, Source, file_sha256
 
 if TYPE_CHECKING:
@@ -64,12 +64,11 @@ def check_rows(test: "Dataset", path: Path) -> None:
 
 def renumbered(test: "Dataset", file: "Dataset") -> "Dataset":
     """`test`, whose `row` is the place in `file`, with the number that the file itself gives each row, if it does."""
-    import numpy as np
     from datasets import Value
 
     if "row" not in file.column_names:
         return test
-    rows, places = np.asarray(file["row"][:], dtype=np.int64), test["row"][:]
+    rows, places = numbers(file, "row"), numbers(test, "row")
     return (
         test.remove_columns("row")
         .add_column("row", rows[places], feature=Value("int64"))

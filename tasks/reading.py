@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,14 @@ def numbers(split: "Dataset", column: str) -> "np.ndarray":
     import numpy as np
 
     batches = split.select_columns([column]).with_format("numpy").iter(batch_size=BATCH_ROWS)
-    return np.concatenate([np.empty(0, np.int64), *(batch[column] for batch in batches)])
+    parts = [np.empty(0, np.int64), *(batch[column] for batch in batches)]
+    return np.concatenate(parts, dtype=np.int64, casting="unsafe")
+
+
+def column_values(split: "Dataset", column: str) -> Iterator[Any]:
+    """A column of anything, a batch of it in memory at a time."""
+    for batch in split.select_columns([column]).iter(batch_size=BATCH_ROWS):
+        yield from batch[column]
 
 
 def check_files_alone(source: Source, config: DataConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.reading import BATCH_ROWS, check_columns, check_letters, choose_splits, load, numbers
+from tasks.reading import check_columns, check_letters, choose_splits, column_values, load, numbers
 from tasks.records import Source
 
 if TYPE_CHECKING:
@@ -127,13 +127,12 @@ def read_labels(split: "Dataset", column: str) -> Labels:
 
     place: dict[object, int] = {}
     values, places = list[object](), np.empty(len(split), np.int64)
-    for start, batch in enumerate(split.select_columns([column]).iter(batch_size=BATCH_ROWS)):
-        for row, value in enumerate(batch[column], start * BATCH_ROWS):
-            # neither a list nor NaN is found again as a key
-            key = value if isinstance(value, str | int | None) else repr(value)
-            if (at := place.setdefault(key, len(values))) == len(values):
-                values.append(value)
-            places[row] = at
+    for row, value in enumerate(column_values(split, column)):
+        # neither a list nor NaN is found again as a key
+        key = value if isinstance(value, str | int | None) else repr(value)
+        if (at := place.setdefault(key, len(values))) == len(values):
+            values.append(value)
+        places[row] = at
     return Labels(values, [as_label(value) for value in values], places)
 
 
@@ -227,9 +226,7 @@ def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str
     """What to say about rows without text, by column."""
     faults = []
     for column in columns:
-        batches = split.select_columns([column]).iter(batch_size=BATCH_ROWS)
-        texts = (text for batch in batches for text in batch[column])
-        bad = [row for row, text in enumerate(texts) if not (text and text.strip())]
+        bad = [row for row, text in enumerate(column_values(split, column)) if not (text and text.strip())]
         if bad:
             faults.append(
                 f"data.text_columns: {counted(len(bad), 'empty text')} in column '{column}' "

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from tasks.config import DataConfig
 from tasks.model import model_texts
+from tasks.reading import BATCH_ROWS
 from tasks.records import PreparedData, Source, digest, read_record
 from tasks.work import code_key
 
@@ -37,7 +38,7 @@ class KnownTexts:
 
         self.rows, self.text_columns = rows, list(text_columns)
         texts = rows.select_columns(self.text_columns)
-        batches = [hashes([batch[name] for name in text_columns]) for batch in texts.iter(batch_size=10_000)]
+        batches = [hashes([batch[name] for name in text_columns]) for batch in texts.iter(batch_size=BATCH_ROWS)]
         self.places = np.argsort(every := np.concatenate(batches), kind="stable")
         self.hashes = every[self.places]
 
