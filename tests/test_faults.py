@@ -36,6 +36,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 BAD = ("--", "finetune", "--model.name", "./no-model")
 
 
+@pytest.mark.endurance
 def test_without_a_fault_it_is_the_command(tmp_path: Path) -> None:
     done = run(*BAD, folder=tmp_path)
     assert done.returncode == 2
@@ -43,6 +44,7 @@ def test_without_a_fault_it_is_the_command(tmp_path: Path) -> None:
 
 
 # `find_model` is called as `models.find_model`; of `find` its callers hold copies
+@pytest.mark.endurance
 @pytest.mark.parametrize(
     "point", ["tasks.model:find_model", "tasks.hub:find:1:before", "tasks.hub:looks_like_path:1:after"]
 )
@@ -52,12 +54,14 @@ def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
     assert not done.stderr
 
 
+@pytest.mark.endurance
 def test_call_that_is_not_reached_kills_nothing_and_is_named(tmp_path: Path) -> None:
     done = run("--kill", "tasks.hub:find:2", *BAD, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.endswith("tests.faults: never happened: --kill tasks.hub:find:2; 1 calls\n")
 
 
+@pytest.mark.endurance
 def test_process_is_killed_after_seconds(tmp_path: Path) -> None:
     code = "import time; from tasks import config; config.load_config = lambda *_: time.sleep(60)"
     (tmp_path / "sitecustomize.py").write_text(code)
@@ -67,6 +71,7 @@ def test_process_is_killed_after_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize(("options", "survives"), [([], False), (["--alone"], True)])
 def test_children_die_with_it_unless_told_otherwise(options: list[str], survives: bool, tmp_path: Path) -> None:
     code = (
@@ -96,12 +101,14 @@ def test_children_die_with_it_unless_told_otherwise(options: list[str], survives
         child.kill()
 
 
+@pytest.mark.endurance
 def test_call_fails_with_the_error_that_was_asked_for(tmp_path: Path) -> None:
     done = run("--fail", "tasks.hub:find:1:ECONNRESET", *BAD, folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "peft-flow: failed: ConnectionResetError: [Errno 104] Connection reset by peer\n"
 
 
+@pytest.mark.endurance
 def test_write_of_the_command_fails(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("text,label\n")
     code = (

@@ -468,6 +468,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(small_config: Any, workplace:
     assert last_status(workplace) == "FINISHED"
 
 
+@pytest.mark.endurance
 def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
     """`make demo`: no configuration, no Hub. Pretrains the demo's model where the cache does not hold it yet."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
@@ -522,6 +523,7 @@ def test_no_library_warning_disturbs_the_log(hub_job: subprocess.CompletedProces
     assert "Traceback" not in hub_job.stderr
 
 
+@pytest.mark.endurance
 @pytest.mark.hub
 def test_pretrained_encoder_learns_real_reviews(hub: Hub, tmp_path: Path) -> None:
     """all-MiniLM-L6-v2, really pretrained, on 2,000 real reviews: well above chance, and the verdict says so."""

@@ -117,10 +117,10 @@ def test_without_a_row_that_is_new_to_both_nothing_is_shown() -> None:
     assert failed(gate) == ["gain"] and "has learned from all 12" in gate.reason
 
 
-def test_equals_are_promoted_in_at_most_one_of_twenty_gates() -> None:
-    """A thousand pairs of equally good classifiers; three standard deviations of sampling error are allowed for."""
-    chance, gates = np.random.default_rng(0), 1_000
-    promoted = 0
+@pytest.mark.parametrize("gates", [200, pytest.param(1_000, marks=pytest.mark.endurance)])
+def test_equals_are_promoted_in_at_most_one_of_twenty_gates(gates: int) -> None:
+    """Pairs of equally good classifiers; three standard deviations of sampling error are allowed for."""
+    chance, promoted = np.random.default_rng(0), 0
     for _ in range(gates):
         hard = chance.uniform(size=200)  # rows are hard for both: their errors go together, as in truth
         champion, challenger = (chance.uniform(size=200) < 0.6 + 0.4 * hard for _ in range(2))

@@ -239,10 +239,18 @@ QUESTIONS = (
 )
 
 
+def rarely(*values: object) -> Any:
+    return pytest.param(*values, marks=pytest.mark.endurance)
+
+
 @pytest.mark.hub
 @pytest.mark.parametrize(
     ("fault", "question"),
-    [*(("before", question) for question in QUESTIONS), *((UNAVAILABLE, question) for question in QUESTIONS[5::3])],
+    [
+        ("before", QUESTIONS[-1]),
+        *(rarely("before", question) for question in QUESTIONS[:-1]),
+        *(rarely(UNAVAILABLE, question) for question in QUESTIONS[5::3]),
+    ],
     ids=lambda value: "503" if value == UNAVAILABLE else str(value).rstrip("'").split("/")[-1],
 )
 def test_one_failure_at_any_question_changes_nothing(
@@ -255,7 +263,9 @@ def test_one_failure_at_any_question_changes_nothing(
 
 
 @pytest.mark.hub
-@pytest.mark.parametrize("name", ["tokenizer.json", "train-00000-of-00001.parquet", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", *map(rarely, ("tokenizer.json", "train-00000-of-00001.parquet"))]
+)
 def test_half_a_file_is_never_used_and_whole_ones_are_kept(
     name: str, child: Child, content: str, shaky: Proxy, hub_root: Path
 ) -> None:
@@ -277,7 +287,9 @@ def test_half_a_file_is_never_used_and_whole_ones_are_kept(
 
 
 @pytest.mark.hub
-@pytest.mark.parametrize("question", [b"", b"tokenizer_config.json", b"/tree/", b"train-0", b"model.safetensors"])
+@pytest.mark.parametrize(
+    "question", [b"train-0", *map(rarely, (b"", b"tokenizer_config.json", b"/tree/", b"model.safetensors"))]
+)
 def test_hub_that_falls_silent_is_given_up(question: bytes, child: Child, content: str, shaky: Proxy) -> None:
     shaky.cut(1, "silent", match=question, ever=True)
     answer = child.load()
@@ -286,7 +298,7 @@ def test_hub_that_falls_silent_is_given_up(question: bytes, child: Child, conten
 
 
 @pytest.mark.hub
-@pytest.mark.parametrize("fault", ["before", "silent", UNAVAILABLE], ids=["cut", "silent", "503"])
+@pytest.mark.parametrize("fault", ["before", rarely("silent"), rarely(UNAVAILABLE)], ids=["cut", "silent", "503"])
 def test_cache_serves_when_the_hub_is_gone(fault: str | bytes, child: Child, content: str, shaky: Proxy) -> None:
     child.load(empty=False)
     shaky.cut(1, fault, ever=True)
@@ -295,6 +307,7 @@ def test_cache_serves_when_the_hub_is_gone(fault: str | bytes, child: Child, con
     assert answer["cached"] == [True, True]
 
 
+@pytest.mark.endurance
 @pytest.mark.hub
 @pytest.mark.parametrize("fault", ["before", "silent"])
 def test_hub_that_goes_while_a_run_is_on_is_not_needed(fault: str, child: Child, content: str, shaky: Proxy) -> None:

@@ -14,7 +14,7 @@ from tasks.config import SPLITS, RetrainConfig, checked
 from tasks.records import RetrainResult
 from tests.conftest import SHARED
 
-pytestmark = [pytest.mark.hub, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.endurance, pytest.mark.hub, pytest.mark.timeout(3000)]
 
 NAME, TEST_ROWS = "year", 500
 
