@@ -6,12 +6,23 @@ import getpass
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
+
+# before anything of it is imported, which would run it; people call such files tasks.py for Celery or Invoke
+if (found := find_spec("tasks")) and Path(found.origin or "").parent.parent != Path(__file__).parent.parent:
+    print(
+        f"peft-flow: {found.origin} stands in the place of peft-flow's own package `tasks`; start the command "
+        "peft-flow instead of `python -m flows.cli`, and leave that folder out of PYTHONPATH",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from tasks.config import (
     DEMO_DATA,
@@ -56,8 +67,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # like Ctrl-C: everything is closed on the way out, the Prefect server of this process too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():  # in another, Python allows no handler
+        # like Ctrl-C: everything is closed on the way out, the Prefect server of this process too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options, rest = build_parser().parse_known_args(arguments)
         if rest:

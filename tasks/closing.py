@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from tasks.hub import first_line, is_silence
 from tasks.liveness import GATE, LIVE, Note, if_dead, living, notes
 from tasks.processes import flow_runs, has_worker
+from tasks.progress import warn
 from tasks.records import Record
 
 if TYPE_CHECKING:
@@ -36,24 +38,33 @@ def close_dead_runs(end: Callable[[Note, End], bool]) -> list[str]:
     """Close every run that has a note and no living process; `end(note, how)` says so in MLflow.
 
     Returns the ids of the flow runs that showed as running: most have ended in good order and leave only their note.
-    Raises what goes wrong on the way; what is not closed then is left for whoever comes next.
+    Raises where nobody answers; what is not closed then is left for whoever comes next. What stands in the way of one
+    run is said, and the others are closed.
     """
     closed: list[str] = []
-    if not any(notes()):
-        return closed
-    try:
-        with FileLock(GATE.resolve(), timeout=0):
-            for note in notes():
-                with if_dead(note) as dead:
-                    if dead:
-                        how = close_in_prefect(note)
-                        if end(note, how) or how.found_open:
-                            closed.append(note.flow_run_id)
-                        for kind in ("json", "lock"):
-                            (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)
-    except Timeout:  # someone else is at it
-        pass
+    for note in notes():
+        with if_dead(note) as dead:
+            if not dead:  # or someone else is at it
+                continue
+            try:
+                how = close_in_prefect(note)
+                if end(note, how) or how.found_open:
+                    closed.append(note.flow_run_id)
+            except Exception as error:
+                if is_silence(error):
+                    raise
+                if note.flow_run_id not in _not_closed:
+                    _not_closed.add(note.flow_run_id)
+                    warn("run %s, which died, cannot be closed: %s", note.flow_run_id, first_line(error))
+                continue
+            with FileLock(GATE.resolve()):  # only now: Prefect may be slow, and no run begins without it
+                for kind in ("json", "lock"):
+                    (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)
     return closed
+
+
+_not_closed = set[str]()
+"""Flow runs of which that was said."""
 
 
 def close_in_prefect(note: Note) -> End:

@@ -315,23 +315,41 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def check_not_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("must be a name that can be read, not only spaces")
+    return name
+
+
+def check_model_name(name: str) -> str:
+    """`name`, by which MLflow and every command find the model again; ValueError for another."""
+    if wrong := [letter for letter in name if letter in '/:?@"']:
+        raise ValueError(f"must be a name without {wrong[0]}, not {name!r:.80}")
+    if not name.strip() or name != name.strip() or name[0] in ".~-\\":
+        raise ValueError(f"must begin with a letter or digit and not end with a space, not {name!r:.80}")
+    if re.fullmatch("(m-)?[0-9a-f]{32}", name):
+        raise ValueError(f"must not look like the id of a run or logged model, as {name!r} does")
+    if name.endswith(DATA_FILES):
+        raise ValueError(f"must not look like a file, as {name!r:.80} does")
+    return name
+
+
 class TrackingConfig(Config):
     """Where and how the run appears in MLflow."""
 
-    experiment: str = Field(
+    experiment: Annotated[str, AfterValidator(check_not_blank)] = Field(
         "peft-flow", min_length=1, max_length=250, description="MLflow experiment that the run belongs to."
     )
-    run_name: str | None = Field(
+    run_name: Annotated[str, AfterValidator(check_not_blank)] | None = Field(
         None, min_length=1, max_length=250, description="Name of the run. None: model · data · method."
     )
     tags: tuple[Annotated[str, AfterValidator(check_tag)], ...] = Field(
         (), description="Tags to set on the run, each as name=value, for example team=search."
     )
-    registered_model: str | None = Field(
+    registered_model: Annotated[str, AfterValidator(check_model_name)] | None = Field(
         None,
         min_length=1,
         max_length=200,
-        pattern=r"^[^/:.][^/:]*$",
         description="Register the model under this name. None: do not register it.",
     )
 

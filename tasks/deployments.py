@@ -49,7 +49,10 @@ def deploy(client: "SyncPrefectClient") -> None:
     if all(name in before and before[name].version == version for name in names):
         return
     result = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
         raise RuntimeError(f"prefect deploy --all failed: {result.stdout[-2000:]} {result.stderr[-2000:]}")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tasks import serving
 from tasks.config import InputError
@@ -89,10 +90,11 @@ def check_folder(folder: Path) -> None:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"OUTPUT_FOLDER: {folder} is there already; name a new folder")
-        if not folder.absolute().parent.is_dir():
-            raise InputError(f"OUTPUT_FOLDER: there is no folder {folder.absolute().parent} to make it in")
-        if not os.access(folder.absolute().parent, os.W_OK):
-            raise InputError(f"OUTPUT_FOLDER: {folder.absolute().parent} is not yours to write to; name another folder")
+        place = folder if folder.exists() else folder.absolute().parent
+        if not place.is_dir():
+            raise InputError(f"OUTPUT_FOLDER: there is no folder {place} to make it in")
+        if not os.access(place, os.W_OK):
+            raise InputError(f"OUTPUT_FOLDER: {place} is not yours to write to; name another folder")
     except OSError as error:  # a name longer than names can be
         raise InputError(f"OUTPUT_FOLDER: {folder} cannot be written: {error.strerror}") from None
 
@@ -140,13 +142,20 @@ def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise.
+
+    Where `folder` is there already, empty, it gets the files instead: it may be a disk of its own, or the current one.
+    """
+    place = folder if folder.is_dir() else folder.absolute().parent
+    partial = place / f".{uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
         yield partial
-        partial.rename(folder)
+        if place != folder:
+            partial.rename(folder)
+        else:
+            for file in partial.iterdir():
+                file.rename(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

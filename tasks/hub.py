@@ -3,6 +3,8 @@
 import glob
 import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -12,6 +14,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from tasks.config import DATA_FILES, InputError
 from tasks.disk import causes
 from tasks.records import Source
+from tasks.secrets import redact
 
 Kind = Literal["model", "dataset"]
 SECTION = {"model": "model", "dataset": "data"}
@@ -248,6 +251,18 @@ def is_network_trouble(error: BaseException) -> bool:
     return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes(error))
 
 
+def is_silence(error: BaseException) -> bool:
+    """Whether nobody answered: who is asked next will not either. An error that a server answers with is none."""
+    return timed_out(error) or any(
+        isinstance(cause, ConnectionError) or (of_http_client(cause) and SILENT.search(type(cause).__name__))
+        for cause in causes(error)
+    )
+
+
+SILENT = re.compile("Connect|Protocol|Read|Write|Network")
+"""Names of the errors of HTTP clients where no answer came, or half of one."""
+
+
 def timed_out(error: BaseException) -> bool:
     return any("Timeout" in type(cause).__name__ for cause in causes(error))
 
@@ -301,19 +316,21 @@ def visible_files(folder: Path) -> list[Path]:
     library that opens a pipe waits for ever.
     """
     files = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files.append(path)
-        elif path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a pipe or device, not a file; remove it")
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]  # .git alone may hold more files, and sockets
+        for path in (Path(place, name) for name in names if name[0] != "."):
+            if path.is_file():
+                files.append(path)
+            elif path.exists():
+                raise InputError(f"{path} is a pipe or device, not a file; remove it")
         if len(files) > MOST_FILES:
             raise InputError(
                 f"{folder} holds more than {MOST_FILES:,} files; give the model's or data set's own folder"
             )
-    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    return sorted(files)
 
 
 def first_line(error: BaseException | str) -> str:
     """What an error says first; with the next line where that only announces it."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    first, *others = (redact(str(error)).strip() or type(error).__name__).splitlines()  # before half of one is cut off
     return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from tasks.disk import writing
 from tasks.records import Record, read_record
 
@@ -36,6 +38,8 @@ class Head(Record):
 
 
 class Line(Record):
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # of what stands among `values`, "NaN" would stay a word
+
     kind: Kind
     time: int
     """Milliseconds since 1970."""

@@ -19,7 +19,8 @@ Outcome = Literal["bit-identical", "equal within noise", "different"]
 class Record(BaseModel):
     """A frozen record that is also a small JSON file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # JSON knows no NaN and no infinity, and pydantic's own choice, null, cannot be read back: "NaN" can
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
     def write(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=2) + "\n")

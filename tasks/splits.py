@@ -219,7 +219,8 @@ MOST_LETTERS = 200
 
 def numbers_first(name: str) -> tuple[bool, int, str]:
     """Sort key that puts class 9 before class 10, whether the file says numbers or words made of digits."""
-    return (False, int(name), name) if name.isdecimal() else (True, 0, name)
+    is_number = name.removeprefix("-").isdecimal() and len(name) <= MOST_LETTERS  # Python takes 4,300 digits at most
+    return (False, int(name), name) if is_number else (True, 0, name)
 
 
 def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ from tasks.processes import (
     flow_runs,
     refuse_taken_port,
 )
+from tasks.secrets import redact, without_login
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Options(NamedTuple):
         """Address at which people open a server: what the environment variable says, else this machine's."""
         everywhere = self.host in ("0.0.0.0", "::")
         here = f"http://{socket.gethostname()}:{port}" if everywhere else self.reachable(port)
-        return os.environ.get(variable, "").rstrip("/") or here
+        return without_login(os.environ.get(variable, "")).rstrip("/") or here
 
 
 def up(options: Options) -> None:
@@ -189,7 +190,7 @@ IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 
 def make_programs(options: Options) -> Iterator[Program]:
-    python, everyone = [sys.executable, "-m"], dict(os.environ)
+    python, everyone = [sys.executable, "-P", "-m"], dict(os.environ)  # -P: modules are ours, not the current folder's
     address = ["--host", options.host, "--port"]
     yield Program(
         PREFECT,
@@ -327,7 +328,7 @@ def demo_in_the_making() -> Iterator[None]:
         return
     say("making the demo's model in the background: once, about two minutes")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from tasks.demo import demo_model; demo_model()"],
+        [sys.executable, "-P", "-c", "from tasks.demo import demo_model; demo_model()"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -418,4 +419,4 @@ def stop(processes: Processes) -> None:
 
 def say(message: str) -> None:
     with suppress(OSError):  # the terminal is gone, and what runs must still be stopped
-        print(f"{datetime.now():%H:%M:%S}  {message}", flush=True)
+        print(f"{datetime.now():%H:%M:%S}  {redact(message)}", flush=True)

@@ -1,6 +1,7 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
 import importlib.metadata
+import math
 import os
 import re
 import time
@@ -20,10 +21,11 @@ from tasks.config import STORE, InputError, RunConfig, checked, parse_yaml
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
-from tasks.hub import first_line, is_network_trouble
+from tasks.hub import first_line, is_network_trouble, is_silence
 from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
 from tasks.progress import tell, warn
 from tasks.records import Record, RecordedRun, StoredRun, write_text
+from tasks.secrets import without_login
 from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def store_is_ours() -> bool:
 
 def public_uri() -> str:
     """The tracking address without user and password, to be shown and stored."""
-    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+    return without_login(tracking_uri())
 
 
 def run_url(run_id: str) -> str:
@@ -78,7 +80,7 @@ def experiment_url(run_id: str) -> str:
 def ui() -> str:
     """Where people open MLflow, without a slash at the end: MLFLOW_UI_URL (behind a proxy), else the server."""
     server = public_uri() if tracking_uri().startswith("http") else UI
-    return (os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
+    return without_login(os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
 
 
 def serve_command() -> list[str]:
@@ -240,14 +242,27 @@ def close_dead_runs() -> list[str]:
 
 
 def send_what_waits() -> None:
-    """Everything that is still to reach MLflow, from runs that no process works on."""
+    """Everything that is still to reach MLflow, from runs that no process works on.
+
+    What MLflow refuses of one run, for its experiment was deleted or for a value, is said and left where it is.
+    """
     for file in sorted(WORK.glob(f"*/{LINES}")):
         work = str(file.parent.resolve())
-        if work in _open or not waits(file.parent):
+        try:
+            if work in _open or not waits(file.parent):
+                continue
+            with if_unused(work) as unused:
+                if unused and not try_to_send(work) and (error := _put_off.get(work)) and others_meet(error):
+                    return
+        except FileNotFoundError:  # removed meanwhile
             continue
-        with if_unused(work) as unused:
-            if unused and not try_to_send(work):
-                return  # the others meet the same trouble
+        except OSError as unreadable:
+            put_off(work, unreadable)
+
+
+def others_meet(error: Exception) -> bool:
+    """Whether it is no matter of one run: MLflow does not answer, or does not let us in."""
+    return is_silence(error) or bool(why_refused(error))
 
 
 ENDS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
@@ -313,8 +328,8 @@ PATIENCE_SECONDS = 300
 """So long a run waits at its end for an MLflow that does not answer."""
 
 _next_attempt: dict[str, float] = {}
-_put_off = set[str]()
-"""Folders of runs that were told that MLflow does not answer."""
+_put_off: dict[str, Exception] = {}
+"""By folder: why MLflow does not have all of it."""
 
 
 def try_to_send(work: str, at_once: bool = False, patience: float = 0.0) -> bool:
@@ -334,21 +349,21 @@ def try_to_send(work: str, at_once: bool = False, patience: float = 0.0) -> bool
         done = time.monotonic()
         _next_attempt[work] = done + max(UPDATE_SECONDS, (done - begun) / MOST_SHARE)
     if work in _put_off:
-        _put_off.discard(work)
+        del _put_off[work]
         tell("MLflow answers again and has everything")
     return True
 
 
 def put_off(work: str, error: Exception) -> None:
     """Say it once, whatever number of attempts fail."""
-    if work not in _put_off:
-        _put_off.add(work)
-        warn(
-            "MLflow (%s) does not take what the run tells it (%s). The run goes on, and all of it waits in %s",
-            public_uri(),
-            reason(error),
-            work,
-        )
+    known, _put_off[work] = _put_off.get(work), error
+    if known and others_meet(known) == others_meet(error):
+        return
+    if work in _open or others_meet(error):
+        words = "does not take what the run tells it (%s). The run goes on, and all of it waits in %s"
+    else:
+        words = "does not take what an earlier run tells it (%s). Every command tries again, until %s is removed"
+    warn(f"MLflow (%s) {words}", public_uri(), reason(error), work)
 
 
 def reason(error: BaseException) -> str:
@@ -467,7 +482,7 @@ def created(api: "MlflowClient", journal: Journal) -> Sent:
     head = journal.head
     experiment_id = open_experiment(api, head.experiment)
     parent = None
-    if head.parent:
+    if head.parent and (Path(head.parent) / HEAD).exists():  # else somebody has removed its folder
         above = journal_of(head.parent)
         if above.sent.run_id is None:
             above.mark(created(api, above))
@@ -516,7 +531,14 @@ def send_metrics(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -
 
     sent = journal.sent
     metrics = [
-        Metric(name, value, line.time, line.step, model_id=sent.model_id if line.of_model else None)
+        # null is how older versions wrote down what is no number
+        Metric(
+            name,
+            math.nan if value is None else value,
+            line.time,
+            line.step,
+            model_id=sent.model_id if line.of_model else None,
+        )
         for line in lines
         for name, value in line.values.items()
     ]
@@ -606,7 +628,8 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
     model_id = model.model_id
     version = None
     if name := known["registered_model"]:
-        there = [found for found in api.search_model_versions(f"name='{name}'") if found.run_id == sent.run_id]
+        ours = api.search_model_versions(f"run_id = '{sent.run_id}'")  # a name can hold what ends a filter's string
+        there = [found for found in ours if found.name == name]
         version = str(there[0].version if there else mlflow.register_model(f"models:/{model_id}", name).version)
     return sent.model_copy(update={"model_id": model_id, "version": version})
 

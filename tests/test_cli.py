@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -364,3 +366,22 @@ def test_rollback_loads_neither_prefect_nor_torch(workplace: Path) -> None:
     )
     assert done.stdout == "The champion of reviews is version 1; the previous one is version 2\n\n"
     assert done.stderr == ""
+
+
+def test_command_can_be_called_in_any_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python lets only the main thread choose what SIGTERM does."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(main, ["finetune", "no-such.yaml"]).result() == USER_MUST_CHANGE
+    assert "no configuration file at no-such.yaml" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_tasks_of_somebody_else_in_our_place_is_said_at_once_and_not_run(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / ("tasks.py" if kind == "file" else "tasks/__init__.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("open('ran', 'w')\n")
+    done = run("finetune", folder=tmp_path)
+    assert done.returncode == USER_MUST_CHANGE and done.stdout == "" and not (tmp_path / "ran").exists()
+    assert done.stderr.count("\n") == 1 and f"{file} stands in the place of peft-flow's own package" in done.stderr

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
 
 from tasks import closing, liveness, tracking
-from tasks.journal import Head, Journal, now
+from tasks.journal import LINES, Head, Journal, now
 from tasks.processes import FLOW_RUN
 from tasks.work import WORK
 from tests.conftest import only_run, tracked
@@ -173,6 +173,39 @@ def test_run_that_died_before_mlflow_knew_it_is_there_as_killed(workplace: Path)
     leave_note(run)
     assert tracking.close_dead_runs() == [run]
     assert only_run(workplace, "late").info.status == "KILLED"
+
+
+@pytest.mark.parametrize("fault", ["journal", "id"])
+def test_run_that_cannot_be_closed_holds_up_no_other(
+    fault: str, workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoiled, other = flow_run(Running()), flow_run(Running())
+    for run in (spoiled, other):
+        mlflow_run(run)
+        leave_note(run)
+    if fault == "journal":
+        (folder_of(spoiled) / LINES).write_text('{"kind": "later"}\n')
+    else:
+        (liveness.LIVE / f"{spoiled}.json").unlink()
+        leave_note(spoiled := "0 is no id of a flow run")
+    for _ in range(2):
+        assert tracking.close_dead_runs() in ([other], [])
+    assert state_of(other) is StateType.CRASHED
+    assert [note.flow_run_id for note in liveness.notes()] == [spoiled]
+    assert caplog.text.count(f"run {spoiled}, which died, cannot be closed") == 1
+
+
+def test_run_begins_while_a_dead_one_is_being_closed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect may be slow to answer."""
+    leave_note("dead")
+
+    def close(note: liveness.Note) -> closing.End:
+        liveness.hold("new")
+        return closing.End(state="CRASHED", time=datetime.now(UTC))
+
+    monkeypatch.setattr(closing, "close_in_prefect", close)
+    closing.close_dead_runs(lambda note, how: True)
+    assert [note.flow_run_id for note in liveness.notes()] == ["new"]
 
 
 def test_next_run_closes_what_died_before(workplace: Path) -> None:

@@ -1,6 +1,7 @@
 """The journal: every line on disk before MLflow is told, each told once."""
 
 import errno
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def test_lines_are_there_for_whoever_comes_next(journal: Journal) -> None:
     assert again.lines == journal.lines and again.head.name == "n"
     assert again.lines[1].values["loss"] == 0.1 + 0.2
     assert again.status == "RUNNING" and again.flow_run_id == "f"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_no_finite_number_is_there_for_whoever_comes_next(journal: Journal, value: float) -> None:
+    journal.add("metrics", {"loss": value}, step=1)
+    (line,) = Journal(journal.folder).lines
+    assert isinstance(line.values["loss"], float)
+    assert line.values["loss"] == value or (math.isnan(value) and math.isnan(line.values["loss"]))
 
 
 def test_what_is_computed_again_after_an_interruption_is_not_a_second_point(journal: Journal) -> None:

@@ -56,6 +56,25 @@ def stored(tmp_path: Path) -> Any:
     return make
 
 
+def test_confidence_is_that_of_the_runs_the_stricter_one_where_they_differ(stored: Any) -> None:
+    def compared(*confidences: str) -> Any:
+        runs = [
+            stored(name, table, parameters={"evaluation.confidence": confidence})
+            for name, table, confidence in zip("ab", (GOOD, POOR), confidences, strict=True)
+        ]
+        return compare_runs(*runs)
+
+    usual, strict, mixed = compared("0.95", "0.95"), compared("0.99", "0.99"), compared("0.8", "0.99")
+    assert (usual.confidence, strict.confidence, mixed.confidence) == (0.95, 0.99, 0.99)
+    assert mixed.difference == strict.difference
+    for wide, narrow in (
+        (strict.first.accuracy, usual.first.accuracy),
+        (strict.difference.accuracy, usual.difference.accuracy),
+    ):
+        assert wide.low < narrow.low and narrow.high < wide.high
+    assert "Intervals at 99 %" in comparison_text(strict)
+
+
 def test_difference_is_second_minus_first(stored: Any) -> None:
     from sklearn.metrics import f1_score, log_loss
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import data
+from tasks import data, splits
 from tasks.config import InputError, validated
 from tasks.hub import find
 from tasks.splits import Splits, read_splits, stratified_rows
@@ -297,3 +297,8 @@ def test_slices_need_rows_and_are_five_at_most(tmp_path: Path) -> None:
     assert read(write(many, tmp_path / "many.csv")).slice_columns == tuple(f"column {n}" for n in range(5))
     rare = frame.assign(kind=[f"kind {row % 20}" for row in range(120)])
     assert read(write(rare, tmp_path / "rare.csv")).slice_columns == ()
+
+
+def test_classes_that_are_numbers_stand_in_their_order() -> None:
+    names = ["word", "10", "9", "-1", "0", "-10", "1" * 5_000]  # Python refuses to read the last one as a number
+    assert sorted(names, key=splits.numbers_first) == ["-10", "-1", "0", "9", "10", "1" * 5_000, "word"]
