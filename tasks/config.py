@@ -325,7 +325,7 @@ def check_model_name(name: str) -> str:
     """`name`, by which MLflow and every command find the model again; ValueError for another."""
     if wrong := [letter for letter in name if letter in '/:?@"']:
         raise ValueError(f"must be a name without {wrong[0]}, not {name!r:.80}")
-    if not name.strip() or name != name.strip() or name[0] in ".~-\\":
+    if name != name.strip() or name[0] in ".~-\\":
         raise ValueError(f"must begin with a letter or digit and not end with a space, not {name!r:.80}")
     if re.fullmatch("(m-)?[0-9a-f]{32}", name):
         raise ValueError(f"must not look like the id of a run or logged model, as {name!r} does")
@@ -334,23 +334,20 @@ def check_model_name(name: str) -> str:
     return name
 
 
+Name = Annotated[str, Field(min_length=1, max_length=250), AfterValidator(check_not_blank)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_model_name)]
+
+
 class TrackingConfig(Config):
     """Where and how the run appears in MLflow."""
 
-    experiment: Annotated[str, AfterValidator(check_not_blank)] = Field(
-        "peft-flow", min_length=1, max_length=250, description="MLflow experiment that the run belongs to."
-    )
-    run_name: Annotated[str, AfterValidator(check_not_blank)] | None = Field(
-        None, min_length=1, max_length=250, description="Name of the run. None: model · data · method."
-    )
+    experiment: Name = Field("peft-flow", description="MLflow experiment that the run belongs to.")
+    run_name: Name | None = Field(None, description="Name of the run. None: model · data · method.")
     tags: tuple[Annotated[str, AfterValidator(check_tag)], ...] = Field(
         (), description="Tags to set on the run, each as name=value, for example team=search."
     )
-    registered_model: Annotated[str, AfterValidator(check_model_name)] | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="Register the model under this name. None: do not register it.",
+    registered_model: ModelName | None = Field(
+        None, description="Register the model under this name. None: do not register it."
     )
 
     @field_validator("tags", mode="before")

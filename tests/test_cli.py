@@ -382,6 +382,8 @@ def test_tasks_of_somebody_else_in_our_place_is_said_at_once_and_not_run(kind: s
     file = tmp_path / ("tasks.py" if kind == "file" else "tasks/__init__.py")
     file.parent.mkdir(exist_ok=True)
     file.write_text("open('ran', 'w')\n")
-    done = run("finetune", folder=tmp_path)
+    command = [sys.executable, "-m", "flows.cli", "--help"]
+    paths = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True)
     assert done.returncode == USER_MUST_CHANGE and done.stdout == "" and not (tmp_path / "ran").exists()
     assert done.stderr.count("\n") == 1 and f"{file} stands in the place of peft-flow's own package" in done.stderr

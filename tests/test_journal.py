@@ -61,6 +61,14 @@ def test_half_a_line_is_taken_off_before_the_next_one(journal: Journal, cut: int
     assert [line.values["a"] for line in Journal(journal.folder).lines] == ["1", "3"]
 
 
+def test_half_a_line_is_left_to_the_process_that_writes_it(journal: Journal) -> None:
+    """Another process may read meanwhile, to deliver a part of this run."""
+    journal.add("tags", {"a": "1"})
+    file = journal.folder / LINES
+    file.write_bytes(file.read_bytes() + b'{"kind":')
+    assert len(Journal(journal.folder).lines) == 1 and file.read_bytes().endswith(b'{"kind":')
+
+
 def test_line_that_finds_no_room_leaves_the_journal_as_it_was(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
