@@ -360,9 +360,8 @@ def run_retrain(options: argparse.Namespace) -> int:
     if options.json:
         print(result.model_dump_json())
         return DONE
-    version = f" version {result.version}" if result.version else ""
     champion = f"version {result.champion}" if result.champion else "none"
-    print(f"\n{result.action.upper()}  {result.name}{version}\n\n{result.reason}\n\nchampion  {champion}")
+    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\nchampion  {champion}")
     if result.run_id:
         print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
     return DONE
@@ -562,17 +561,23 @@ def introduce(config: RunConfig) -> None:
 
 
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
-    """The ladder as a table, and what to do next."""
-    from tasks.comparison import headline, ladder_table, leak_sentence
+    """The verdict, the ladder as a table, and what to do next."""
+    from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
     from tasks.records import Comparison
     from tasks.tracking import public_uri
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
-    leak = f"Leakage: {leak_sentence(comparison)}.\n\n" if comparison.leaked else ""
+    parts = [
+        f"\n{comparison.verdict.upper()}  {config.run_name()}",
+        headline(config, comparison),
+        caution(comparison.cautions),
+        ladder_table(comparison),
+        step_sentence(comparison),
+        f"Leakage: {leak_sentence(comparison)}." if comparison.leaked else "",
+    ]
     print(
-        f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{ladder_table(comparison)}\n\n"
-        f"{headline(config, comparison)}\n\n{leak}"
+        "\n\n".join(filter(None, parts)) + "\n\n"
         f"run       {result.run_id}\n"
         f"adapter   {result.adapter_path}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
@@ -583,12 +588,20 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
 
 
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
-    """The ladder over the seeds, each seed's run, and what to do next."""
+    """The verdict, the ladder over the seeds, each seed's run, and what to do next."""
+    from tasks.comparison import caution
     from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
 
+    parts = [
+        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}",
+        headline(result),
+        caution(result.cautions),
+        seeds_table(result),
+        runs_table(result),
+        noise_sentence(result),
+    ]
     print(
-        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}\n\n{seeds_table(result)}\n\n"
-        f"{runs_table(result)}\n\n{headline(result)}\n\n{noise_sentence(result)}\n\n"
+        "\n\n".join(filter(None, parts)) + "\n\n"
         f"run       {result.run_id}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
         f"took      {result.seconds:.0f} s",

@@ -10,7 +10,7 @@ from tasks.duplicates import counted
 from tasks.events import in_flow
 from tasks.progress import warn
 from tasks.records import Interval, Record, digest
-from tasks.registry import Decision, decisions_about, holder, moment, outcome, recorded, settle
+from tasks.registry import MOVES, Decision, decisions_about, holder, moment, outcome, recorded, settle
 from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts
 
 
@@ -50,7 +50,7 @@ class History(Record):
     @property
     def changes(self) -> list[Decision]:
         """Those that moved the alias `champion`."""
-        return [decision for decision in self.decisions if decision.action != "kept"]
+        return [decision for decision in self.decisions if decision.action in MOVES]
 
 
 def history_of(name: str) -> History:

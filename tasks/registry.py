@@ -39,7 +39,10 @@ from tasks.tracking import (
 
 REGISTRY = STORE / "registry"
 
-Action = Literal["promoted", "kept", "rolled back"]
+Action = Literal["promoted", "kept", "rejected", "rolled back"]
+
+MOVES = ("promoted", "rolled back")
+"""Actions that move the alias; the others only say that a version was judged."""
 
 
 class Decision(Record):
@@ -49,7 +52,7 @@ class Decision(Record):
     version: str
     """The one that was judged; after a rollback, the one that is champion again."""
     action: Action
-    """`kept`: the champion was, and this version not promoted."""
+    """`kept`: the champion was, and this version not promoted; `rejected`: nor was there a champion."""
     reason: str
     by: str
     """`gate`, `force`, `first`, or who it was."""
@@ -101,10 +104,11 @@ def promote(
 
 
 def keep(name: str, version: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
-    """The record that `version` was judged and not promoted."""
+    """The record that `version` was judged and not promoted; the champion is kept, where there is one."""
     with held(name) as versions:
         check_version(name, version, versions)
-        return decide(name, versions, version, "kept", reason, by, tags)
+        action: Action = "kept" if holder(versions, CHAMPION) else "rejected"
+        return decide(name, versions, version, action, reason, by, tags)
 
 
 def rollback(name: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
@@ -225,7 +229,7 @@ def carry_out(note: Note, versions: Sequence[RegisteredVersion]) -> bool:
     judged = there.get(decision.version)
     if judged is None or judged.created != note.created:
         return False
-    if decision.action != "kept":
+    if decision.action in MOVES:
         champion = holder(versions, CHAMPION)
         if champion in (decision.previous, decision.version):
             if decision.previous in there:
@@ -283,8 +287,11 @@ def recorded(version: RegisteredVersion) -> dict[int, Decision | None]:
 
 def outcome(decision: Decision, version: str) -> str:
     """What the decision means for this version, in a word or two."""
-    restored = decision.action == "rolled back" and version == decision.version
-    return "champion again" if restored else decision.action
+    if decision.action == "rolled back" and version == decision.version:
+        return "champion again"
+    if decision.action == "kept" and not decision.previous:
+        return "rejected"  # as older records say it
+    return decision.action
 
 
 def moment(at: int) -> str:
@@ -297,7 +304,7 @@ def words(decision: Decision, version: str) -> str:
     match outcome(decision, version):
         case "promoted":
             text = f"Promoted {when}  \nChampion before: {before}"
-        case "kept":
+        case "kept" | "rejected":
             text = f"Not promoted {when}  \nChampion: {before}"
         case "champion again":
             text = f"Champion again: {before} was rolled back {when}"

@@ -91,7 +91,7 @@ def is_settled(version: str, champion: str | None, decided: Sequence[registry.De
     last = about[-1]
     if version == champion or registry.outcome(last, version) == "rolled back":
         return True
-    return last.action == "kept" and last.previous == champion
+    return last.action not in registry.MOVES and last.previous == champion
 
 
 @task(
@@ -295,7 +295,7 @@ def decide(
         decision = registry.keep(name, version, told, "gate", tags)
     return RetrainResult(
         name=name,
-        action="promoted" if decision.action == "promoted" else "kept",
+        action=decision.action,
         reason=decision.reason,
         champion=now.version if (now := find_champion(name)) else None,
         version=version,

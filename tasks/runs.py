@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.comparison import bounds, format_p, markdown_table, shown
+from tasks.comparison import bounds, format_p, markdown_table, shown, shown_share
 from tasks.config import EvaluationConfig, InputError
 from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
@@ -82,7 +82,7 @@ def comparison_text(result: RunComparison) -> str:
     """The comparison for a terminal: the verdict, both runs, the difference, and what was set differently."""
     delta, percent = result.difference, f"{100 * result.confidence:g} %"
     rows: list[tuple[str, ...]] = [
-        (title, bounds(run.accuracy), f"{run.scores.macro_f1:.3f}", f"{run.scores.log_loss:.3f}")
+        (title, bounds(run.accuracy), shown_share(run.scores.macro_f1), f"{run.scores.log_loss:.3f}")
         for title, run in (("first", result.first), ("second", result.second))
     ]
     rows.append(("second minus first", *(shown(value) for value in (delta.accuracy, delta.macro_f1, delta.log_loss))))

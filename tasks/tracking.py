@@ -302,9 +302,9 @@ def end_run(api: "MlflowClient", run_id: str, status: str, at: int) -> None:
     if not flow_run:  # not run by Prefect
         return
     facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
-    for name in ("tuned/accuracy", "delta/accuracy"):
+    for name in ("tuned/accuracy", "reference/strongest/gain", "delta/accuracy"):
         if name in run.data.metrics:
-            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:.4f}"
+            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:z.4f}"
     if "verdict" in run.data.tags:
         facts["verdict"] = run.data.tags["verdict"]
     announce(status, run_id, run.info.run_name, flow_run, facts)

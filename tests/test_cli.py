@@ -273,11 +273,13 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     output, errors = capsys.readouterr()
     assert output.count("\n") == 1
     assert json.loads(output) == result.model_dump()
-    assert "NO EVIDENCE" in errors and "| classifier" in errors and result.adapter_path in errors
+    told = "NOT SHOWN BETTER THAN MAJORITY CLASS"
+    assert told in errors and "| classifier" in errors and result.adapter_path in errors
 
     assert main(arguments) == DONE
     output, errors = capsys.readouterr()
-    assert "NO EVIDENCE" in output and result.adapter_path in output and errors == ""
+    assert output.startswith(f"\n{told}  b · d · lora r8\n\nAccuracy on 100 test rows is 0.800: +0.300 (")
+    assert result.adapter_path in output and errors == ""
     for said in (
         f"run       {result.run_id}",
         "open http://127.0.0.1:5000/run",
@@ -303,12 +305,18 @@ def test_several_seeds_are_summed_up_the_same_way(
     output, errors = capsys.readouterr()
     assert output.count("\n") == 1
     assert json.loads(output) == json.loads(result.model_dump_json())
-    assert "IMPROVED" in errors
+    assert "BETTER THAN EVERY REFERENCE" in errors
 
     assert main(arguments) == DONE
     output, errors = capsys.readouterr()
     assert errors == ""
-    for said in ("IMPROVED  b · d · lora r8 · 3 seeds", "0.840 ± 0.040", "is seed noise", "/run", result.run_id):
+    for said in (
+        "BETTER THAN EVERY REFERENCE  b · d · lora r8 · 3 seeds",
+        "0.840 ± 0.040",
+        "is seed noise",
+        "/run",
+        result.run_id,
+    ):
         assert said in output
     assert max(len(line) for line in output.splitlines() if line.startswith("|")) <= 120
 

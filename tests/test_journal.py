@@ -46,7 +46,7 @@ def test_what_is_computed_again_after_an_interruption_is_not_a_second_point(jour
 def test_files_and_tags_may_change_and_are_told_again(journal: Journal) -> None:
     for _ in range(2):
         journal.add("files", {"to": "", "paths": ["a"]})
-        journal.add("tags", {"verdict": "improved"})
+        journal.add("tags", {"verdict": "better than every reference"})
     assert len(journal.lines) == 4
 
 

@@ -72,6 +72,25 @@ def test_version_that_is_kept_out_changes_no_alias_and_is_on_record(api: Any) ->
     assert decisions("reviews")[-1] == kept
 
 
+def test_version_that_is_kept_out_where_there_is_no_champion_is_rejected(api: Any) -> None:
+    decision = keep("reviews", "1", "significantly worse than linear probe", "gate")
+    version = api.get_model_version("reviews", "1")
+    assert (decision.action, decision.previous, version.tags["decision"]) == ("rejected", None, "rejected")
+    assert aliases(api) == {} and version.description.startswith("Not promoted on ")
+    assert "Champion: no version" in version.description
+
+
+def test_older_record_of_a_rejected_version_is_read(api: Any) -> None:
+    """It says `kept`, whether or not there was a champion to keep."""
+    old = Decision(name="reviews", version="1", action="kept", reason="a tie", by="gate", at=5, previous=None)
+    api.set_model_version_tag("reviews", "1", "decision.1", old.model_dump_json())
+    assert decisions("reviews") == [old]
+    assert registry.outcome(old, "1") == "rejected"
+    assert registry.outcome(old.model_copy(update={"previous": "3"}), "1") == "kept"
+    keep("reviews", "1", "still a tie", "gate")
+    assert [decision.action for decision in decisions("reviews")] == ["kept", "rejected"]
+
+
 def test_rollback_exchanges_champion_and_previous_and_is_on_record_with_both(api: Any) -> None:
     for version in ("1", "2"):
         promote("reviews", version, "better", "gate")

@@ -47,7 +47,7 @@ def stored(tmp_path: Path) -> Any:
         return StoredRun(
             run_id=name,
             name=f"run {name}",
-            verdict="improved",
+            verdict="better than every reference",
             parameters=parameters,
             test_fingerprint=fingerprint,
             predictions=write_predictions(tmp_path / name / "tuned.parquet", table, **more),
@@ -180,7 +180,10 @@ def store(workplace: Path) -> Any:
             from mlflow import MlflowClient
 
             api = MlflowClient()
-            tags = {"verdict": "improved", "test_fingerprint": f"of {0 if table is None else len(table)}"}
+            tags = {
+                "verdict": "better than every reference",
+                "test_fingerprint": f"of {0 if table is None else len(table)}",
+            }
             for name, value in tags.items():
                 if name != leave_out:
                     api.set_tag(run_id, name, value)
