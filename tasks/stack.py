@@ -184,7 +184,7 @@ def start(options: Options, processes: Processes) -> None:
         make_pool(client)
         began = datetime.now(UTC)
         processes.start(programs[WORKER])
-        deploy(client)
+        deploy(client, processes.register.with_name("peft-flow-deployed.json"))
         make_automation(client)
         processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), START_SECONDS)
         refuse_other_password(options)
@@ -200,7 +200,7 @@ def make_programs(options: Options) -> Iterator[Program]:
     address = ["--host", options.host, "--port"]
     yield Program(
         PREFECT,
-        [*python, "prefect", "server", "start", *address, str(options.prefect_port)],
+        [*python, "tasks.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
         # the page asks the address that it came from, whatever that was called
         everyone | {"PREFECT_SERVER_UI_API_URL": "/api"},
         LOGS / "prefect.log",
