@@ -17,10 +17,11 @@ from tasks.disk import writing
 from tasks.duplicates import counted
 from tasks.environment import hide_short_bars
 from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
-from tasks.hub import first_line, is_network_trouble, looks_like_path
+from tasks.hub import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.records import Record, write_text
-from tasks.tracking import download_adapter, find_adapter, find_test_table
+from tasks.registry import fetched_adapter
+from tasks.tracking import find_test_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,13 +121,8 @@ def locate(name: str, place: Path) -> tuple[Path, Path | None]:
         return path, next((table for table in tables if table.is_file()), None)
     if path.exists() or (looks_like_path(name) and not name.startswith("models:/")):
         raise InputError(f"RUN: there is no adapter folder {path}; check the path")
-    uri, _ = find_adapter(name)
-    try:
-        return download_adapter(uri, place / "model"), find_test_table(uri, place)
-    except OSError as error:
-        if is_network_trouble(error) or error.errno:
-            raise
-        raise InputError(f"RUN: {name} cannot be read: {first_line(error)}") from error
+    adapter, _, uri = fetched_adapter(name, place / "model")
+    return adapter, find_test_table(uri, place)
 
 
 def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions, run_offline
 from tasks.gate import TO_BEAT, Trial, against_champion, page, without_champion
 from tasks.hub import NETWORK
+from tasks.progress import tell
 from tasks.recording import flow_tags
 from tasks.records import (
     Comparison,
@@ -32,9 +34,11 @@ from tasks.records import (
 from tasks.tracking import (
     CHAMPION,
     Champion,
+    NoModel,
     attach,
     download,
     find_champion,
+    register_again,
     registered_versions,
     run_facts,
     run_url,
@@ -60,10 +64,16 @@ def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
 
 
 def skipped(name: str, inputs: str) -> RetrainResult | None:
-    """The result where there is nothing to do; None where there is."""
-    if not (made := runs_tagged(INPUTS_TAG, inputs)):
+    """The result where there is nothing to do; None where there is.
+
+    InputError where the champion, or its run, is gone: a challenger would have nothing to beat.
+    """
+    try:
+        versions = registered_versions(name)
+    except NoModel:  # the first, also where one before it was interrupted, or the model was deleted since
         return None
-    versions = registered_versions(name)
+    registry.check_champion(name, versions)
+    made = runs_tagged(INPUTS_TAG, inputs)
     decided, champion = registry.decisions_about(versions), registry.holder(versions, CHAMPION)
     for version in reversed(versions):
         if version.run_id in made and is_settled(version.version, champion, decided):
@@ -102,6 +112,8 @@ def is_settled(version: str, champion: str | None, decided: Sequence[registry.De
 def choose_challenger(config: RetrainConfig, champion: Champion | None, inputs: str, work: str) -> RunConfig:
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
+    if champion is None:
+        tell("%s has no champion: the first must beat %s", config.tracking.registered_model, " and ".join(TO_BEAT))
     needed = ("champion",) if champion else TO_BEAT
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
@@ -281,7 +293,8 @@ def decide(
     config: RetrainConfig, result: RunResult, champion: Champion | None, judged: Gate, approval: Approval | None
 ) -> RetrainResult:
     """Champion, or not, in the registry, with the reason; a champion that changed meanwhile stays."""
-    name, version = str(config.tracking.registered_model), str(result.version)
+    name = str(config.tracking.registered_model)
+    version = version_of(name, result)
     told = judged.reason + (f"; {approval.told}" if approval else "")
     by, tags = "gate" if judged.passed else "force", flow_tags()
     promote = config.force or (judged.passed and (approval is None or approval.approved))
@@ -302,3 +315,12 @@ def decide(
         run_id=result.run_id,
         gate=judged,
     )
+
+
+def version_of(name: str, result: RunResult) -> str:
+    """Of the challenger; a new one, where model or version was deleted since a run that goes on here registered it."""
+    with suppress(NoModel):
+        there = {version.version: version.run_id for version in registered_versions(name)}
+        if there.get(str(result.version)) == result.run_id:
+            return str(result.version)
+    return register_again(name, result.model_uri)

@@ -1,9 +1,11 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
 import importlib.metadata
+import json
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -377,6 +379,8 @@ def send_all(work: str) -> Sent:
     journal = journal_of(work)
     try:
         answered(lambda: send(journal), PATIENCE_SECONDS, lambda error: put_off(work, error))
+    except InputError as error:
+        raise InputError(f"{error}. The results are kept in {work}: nothing is computed twice") from error
     except Exception as error:
         raise RuntimeError(
             f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
@@ -433,8 +437,7 @@ def send(journal: Journal) -> None:
     try:
         send_lines(journal)
     except (Deleted, MlflowException) as error:
-        gone = isinstance(error, Deleted) or error.error_code == "RESOURCE_DOES_NOT_EXIST"
-        if not gone or not journal.sent.run_id:
+        if not journal.sent.run_id or not (isinstance(error, Deleted) or what_is_gone(journal.sent.run_id)):
             raise
         journal.mark(Sent())  # another store, or the run was deleted: everything once more, as a new run
         send_lines(journal)
@@ -699,7 +702,11 @@ def open_experiment(api: "MlflowClient", name: str) -> str:
     with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
         found = api.get_experiment_by_name(name)
         if found and found.lifecycle_stage == "deleted":
-            raise InputError(f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name")
+            raise InputError(
+                f"tracking.experiment: '{name}' was deleted in MLflow; restore it "
+                f"({restore('experiments restore --experiment-id', found.experiment_id)}) and give the same command "
+                "again, or choose another name"
+            )
         if not found:
             # for a store in a file, see tasks/artifacts.py
             found = api.get_experiment(
@@ -793,8 +800,8 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
                 raise
             raise InputError(f"there is no run {run_id} in {public_uri()}; MLflow shows each run's id") from None
     parameters, tags = run.data.params, run.data.tags
-    if run.info.lifecycle_stage == "deleted":
-        raise InputError(f"run {run_id} was deleted in MLflow; restore it or choose another run")
+    if gone := what_is_gone(run_id):
+        raise InputError(f"{gone}, or choose another run")
     if "seeds" in parameters:
         raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
     if run.info.status != "FINISHED":
@@ -913,8 +920,13 @@ class RegisteredVersion(Record):
     description: str
 
 
+class NoModel(InputError):
+    """There is no registered model of this name."""
+
+
 def registered_versions(name: str) -> list[RegisteredVersion]:
-    """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing."""
+    """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing:
+    NoModel, unless it has another name now."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -928,9 +940,13 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
         except MlflowException as error:
             if error.error_code not in ABSENT:
                 raise
+            if renamed := new_name(api, name):
+                raise InputError(
+                    f"registered model {name} was renamed to {renamed} in MLflow; give that name, or rename it back"
+                ) from None
             known = ", ".join(model.name for model in api.search_registered_models(max_results=10))
             there = f"it has {known}" if known else "none was registered yet; see tracking.registered_model"
-            raise InputError(f"there is no registered model {name!r:.80} in {public_uri()}; {there}") from None
+            raise NoModel(f"there is no registered model {name!r:.80} in {public_uri()}; {there}") from None
         quote = '"' if "'" in name else "'"
         found = api.search_model_versions(f"name={quote}{name}{quote}", max_results=MOST_VERSIONS)
     versions = [
@@ -949,6 +965,26 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
 
 
 MOST_VERSIONS = 10_000
+
+
+def new_name(api: "MlflowClient", name: str) -> str | None:
+    """What the registered model is called now that was `name`: what was decided about its versions says so."""
+    said = f'"name":{json.dumps(name, ensure_ascii=False)},'
+    for version in api.search_model_versions(max_results=MOST_VERSIONS):
+        if version.name != name and any(
+            tag.startswith("decision.") and said in value for tag, value in version.tags.items()
+        ):
+            return str(version.name)
+    return None
+
+
+def register_again(name: str, model_uri: str) -> str:
+    """The new version of a logged model whose registered model, or version of it, was deleted."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    with in_one_line():
+        return str(mlflow.register_model(model_uri, name).version)
 
 
 def set_alias(name: str, alias: str, version: str) -> None:
@@ -986,6 +1022,8 @@ class RunFacts(Record):
     parameters: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    deleted: bool = False
+    """As long as it can be restored."""
 
 
 def run_facts(run_id: str) -> RunFacts | None:
@@ -1008,7 +1046,38 @@ def run_facts(run_id: str) -> RunFacts | None:
         parameters=run.data.params,
         metrics=run.data.metrics,
         tags=run.data.tags,
+        deleted=run.info.lifecycle_stage == "deleted",
     )
+
+
+def what_is_gone(run_id: str) -> str:
+    """In a sentence, with what brings it back, where the run or its experiment was deleted; empty where both are there.
+
+    MLflow keeps what was deleted until `mlflow gc` removes it.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    api = MlflowClient(tracking_uri())
+    with in_one_line():
+        try:
+            run = api.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return f"run {run_id} is not in MLflow any more"
+            raise
+        if run.info.lifecycle_stage != "deleted":
+            return ""
+        experiment = api.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        command = restore("experiments restore --experiment-id", experiment.experiment_id)
+        return f"experiment '{experiment.name}', with run {run_id}, was deleted in MLflow; restore it ({command})"
+    command = restore("runs restore --run-id", run_id)
+    return f"run {run_id} was deleted in MLflow; restore it ({command})"
+
+
+def restore(command: str, what: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(public_uri())} mlflow {command} {what}"
 
 
 def runs_tagged(tag: str, value: str) -> set[str]:
@@ -1032,11 +1101,17 @@ def download(run_id: str, path: str, folder: Path) -> Path | None:
     """A copy of one artifact of a run under `folder`; None where the run has none of this name."""
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
     parent = path.rpartition("/")[0] or None
     api = MlflowClient(tracking_uri())
-    if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
-        return None
+    try:
+        if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
+            return None
+    except MlflowException as error:
+        if error.error_code in ABSENT:  # the run is gone
+            return None
+        raise
     folder.mkdir(parents=True, exist_ok=True)
     return Path(
         download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=tracking_uri())
@@ -1082,24 +1157,44 @@ def download_adapter(uri: str, folder: Path) -> Path:
     """The adapter folder of a model that `log_model` logged, or of a run's artifacts, copied into `folder`; OSError
     where it has none."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    try:
+        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise FileNotFoundError(first_line(error)) from error  # run or model was deleted for good
     adapter = files if uri.startswith("runs:/") else files / "artifacts/adapter"
     if not adapter.is_dir():
         raise FileNotFoundError(f"{uri} holds no adapter")
     return adapter
 
 
+def run_of(uri: str) -> str | None:
+    """Id of the run that trained the model at an address of `find_adapter`; None where MLflow does not say."""
+    from mlflow import MlflowClient
+
+    kind, name, *number = uri.split("/")
+    if kind == "runs:":
+        return name
+    with in_one_line():
+        api = MlflowClient(tracking_uri())
+        found = api.get_model_version(name, *number).run_id if number else api.get_logged_model(name).source_run_id
+    return found or None
+
+
 def find_test_table(uri: str, folder: Path) -> Path | None:
     """The table of test rows, with their texts, of the run that made this model; None where it is gone."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    run_id = uri.split("/")[1] if uri.startswith("runs:/") else mlflow.models.get_model_info(uri).run_id
     try:
+        run_id = uri.split("/")[1] if uri.startswith("runs:/") else mlflow.models.get_model_info(uri).run_id
         return fetched(run_id, TEST_TABLE, folder)
-    except InputError:
+    except (InputError, MlflowException):
         return None
 
 

@@ -405,3 +405,28 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
     for run_id in (one, other):
         (given,) = api.get_run(run_id).inputs.dataset_inputs
         assert given.dataset.name == values["name"]
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_deletion_during_a_run_is_said_with_what_can_be_done(workplace: Path, what: str) -> None:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking.tracking_uri())
+    with tracked() as run_id:
+        work = str((WORK / "a").resolve())
+        experiment = api.get_run(run_id).info.experiment_id
+        if what == "run":
+            api.delete_run(run_id)
+        else:
+            api.delete_experiment(experiment)
+        tracking._next_attempt.clear()
+        tracking.log(work, "tags", {"verdict": "improved"})
+        if what == "experiment":
+            command = f"mlflow experiments restore --experiment-id {experiment}"
+            with pytest.raises(InputError, match=rf"{command}\) and give the same command again.*nothing is computed"):
+                tracking.send_all(work)
+            api.restore_experiment(experiment)
+        again = str(tracking.send_all(work).run_id)
+    assert (again == run_id) == (what == "experiment"), "a run that was deleted is told once more, as another"
+    run = api.get_run(again)
+    assert run.data.tags["verdict"] == "improved" and run.info.status == "FINISHED"
