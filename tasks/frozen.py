@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import DATA_FILES, DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
-from tasks.reading import check_letters, class_names, load, numbers
+from tasks.reading import check_letters, load, numbers
 from tasks.records import PreparedData, Source, file_sha256
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def file_revision(name: str) -> str:
 
 
 def read_test_file(source: Source, config: DataConfig) -> "Dataset":
-    """The rows of `data.test_file`; labels that stand for names are the names. InputError names the file."""
+    """The rows of `data.test_file`; InputError names the file."""
     assert config.test_file and source.test_revision
     path = Path(config.test_file).expanduser().resolve()
     file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
@@ -43,10 +43,6 @@ def read_test_file(source: Source, config: DataConfig) -> "Dataset":
     if not len(test):
         raise InputError(f"data.test_file: {path} has no rows; add some")
     check_rows(test, path)
-    # numbers mean what this file says: the classes of the training rows may be others, or in another order
-    if names := class_names(test.features, config.label_column):
-        labels = [names[label] if label is not None and label >= 0 else None for label in test[config.label_column]]
-        test = test.remove_columns(config.label_column).add_column(config.label_column, labels)
     return test
 
 

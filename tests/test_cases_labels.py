@@ -1,0 +1,59 @@
+"""Users' cases of ../shared/cases that are about labels and splits, in their right form."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tasks.config import InputError
+from tests.conftest import SHARED
+from tests.test_splits import read
+
+pytestmark = pytest.mark.hub
+CASES = SHARED / "cases"
+
+
+def test_minus_one_zero_one_are_three_classes() -> None:
+    splits = read(CASES / "minus-one-zero-one.csv")
+    assert splits.label_names == ("-1", "0", "1")
+    labels = Counter(label for split in splits.datasets.values() for label in split["label"])
+    assert labels == {0: 20, 1: 20, 2: 19}
+
+
+def test_unlabelled_test_names_the_option_that_helps() -> None:
+    with pytest.raises(InputError, match=r"--data\.test_split validation tests on the validation rows"):
+        read(CASES / "unlabelled-test", text_columns=["sentence"])
+    splits = read(CASES / "unlabelled-test", text_columns=["sentence"], test_split="validation")
+    assert {name: len(split) for name, split in splits.datasets.items()} == {"train": 144, "validation": 16, "test": 40}
+    assert "validation: the split 'validation' is test already: 16 rows were cut from train" in splits.notes[1]
+
+
+def test_test_file_without_labels_is_said_and_the_rest_can_be_used() -> None:
+    with pytest.raises(InputError, match=r"label.*--data\.test_split train cuts test rows from train"):
+        read(CASES / "test-without-label")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("icd-codes.csv", ("007.1", "008.45", "008.50")),
+        ("leading-zeros.csv", ("0100", "0200")),
+        ("leading-zeros.jsonl", ("0110", "0111", "0210")),
+    ],
+)
+def test_codes_are_classes_as_they_are_written(name: str, classes: tuple[str, ...], tmp_path: Path) -> None:
+    rows = list(read_rows(CASES / name))  # as text, whatever the format
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    splits = read(tmp_path / "rows.parquet")
+    assert splits.label_names == classes
+    for split in splits.datasets.values():
+        assert [classes[label] for label in split["label"]] == [rows[row]["label"] for row in split["row"]]
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        yield from csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
