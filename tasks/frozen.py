@@ -102,3 +102,16 @@ def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
     columns = {name: test[name][:] for name in ("row", *data.text_columns)}
     columns[config.data.label_column] = [data.label_names[label] for label in test["labels"]]
     return pd.DataFrame(columns | {name: test[f"slice {name}"][:] for name in data.slice_columns})
+
+
+def paired_columns(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """What we call each text column of another run: by name; where one has a new name, by place."""
+    return dict(zip(theirs, theirs if set(theirs) == set(ours) else ours, strict=True))
+
+
+def in_our_columns(rows: "pd.DataFrame", theirs: Sequence[str], data: DataConfig) -> "pd.DataFrame":
+    """`frozen_rows` of a run whose text columns are `theirs`, with the names that columns have in `data`."""
+    row, label = "row", rows.columns[1 + len(theirs)]  # the label comes after the texts, whatever it is called
+    names = {row: row, **paired_columns(theirs, data.text_columns), label: data.label_column}
+    slices = [name for name in rows.columns[len(names) :] if name not in names.values()]
+    return rows[[*names, *slices]].rename(columns=names)

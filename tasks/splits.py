@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_conflicts, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.labels import encode_labels
+from tasks.labels import class_names_of, encode_labels, read_labels
 from tasks.reading import (
     check_columns,
     check_letters,
     choose_splits,
+    class_names,
     column_values,
     load,
     numbers,
@@ -78,6 +79,16 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     rows = same_texts(splits, config.text_columns)
     refuse_hopeless(rows, label_names)
     return Splits(splits, label_names, tuple(slices), rows, (*notes, *cut_notes, *limit_notes), kept_out)
+
+
+def training_classes(source: Source, config: DataConfig) -> tuple[str, ...]:
+    """The classes that the training rows have now; whether they are enough to train on is not looked at."""
+    from datasets import DatasetDict
+
+    chosen, _ = choose_splits(load(source, config), config)
+    train, column = chosen["train"], config.label_column
+    check_columns(DatasetDict(train=train), config)
+    return class_names(train.features, column) or class_names_of(read_labels(train, column))
 
 
 def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str]:

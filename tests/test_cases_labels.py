@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tasks.config import InputError
-from tests.conftest import SHARED
+from tasks import retraining
+from tasks.config import DataConfig, InputError
+from tasks.hub import find
+from tests.conftest import SHARED, bare_data
 from tests.test_splits import read
 
 pytestmark = pytest.mark.hub
@@ -57,3 +59,34 @@ def test_codes_are_classes_as_they_are_written(name: str, classes: tuple[str, ..
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
         yield from csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+
+
+@pytest.mark.parametrize(
+    ("variant", "rows", "classes"),
+    [
+        ("plus4", 30, (("late",), (), ("bad", "good", "odd"), 0)),
+        ("gone", 20, ((), ("odd",), ("bad", "good"), 10)),
+        ("renamed", 20, (("strange",), ("odd",), ("bad", "good"), 10)),
+    ],
+)
+def test_classes_come_and_go_and_the_others_are_compared(
+    variant: str, rows: int, classes: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = CASES / "classes-come-and-go"
+    base, file = read(folder / "base"), tmp_path / "logged.parquet"
+    frame = base.datasets["test"].to_pandas()
+    frame = frame.assign(label=[base.label_names[label] for label in frame["label"]])[["row", "text", "label"]]
+    frame.to_parquet(file, index=False)
+    monkeypatch.setattr(retraining, "download", lambda *_: file)
+    monkeypatch.setattr(
+        retraining, "settings_of", lambda *_: {"text_columns": ["text"], "label_names": base.label_names}
+    )
+    source = find("dataset", str(folder / variant), "main", offline=True)
+    test = retraining.frozen_test("0", source, DataConfig(name=source.name), tmp_path)
+    splits = read(folder / variant, test_file=str(test))
+    assert len(splits.datasets["test"]) == rows
+    data = bare_data(source, splits.label_names)
+    counts = Counter(splits.datasets["test"]["label"])
+    data = data.model_copy(update={"class_counts": {"test": tuple(counts[i] for i in range(len(data.label_names)))}})
+    found = retraining.new_classes(base.label_names, data, frame, "")
+    assert found and found[:4] == classes
