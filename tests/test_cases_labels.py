@@ -12,6 +12,7 @@ import pytest
 from tasks import retraining
 from tasks.config import DataConfig, InputError
 from tasks.hub import find
+from tasks.serving import check_request, keep_words_of_csv
 from tests.conftest import SHARED, bare_data
 from tests.test_splits import read
 
@@ -90,3 +91,14 @@ def test_classes_come_and_go_and_the_others_are_compared(
     data = data.model_copy(update={"class_counts": {"test": tuple(counts[i] for i in range(len(data.label_names)))}})
     found = retraining.new_classes(base.label_names, data, frame, "")
     assert found and found[:4] == classes
+
+
+def test_served_csv_keeps_each_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.pyfunc import scoring_server
+
+    monkeypatch.setattr(scoring_server, "parse_csv_input", scoring_server.parse_csv_input)
+    keep_words_of_csv()
+    with (CASES / "served-rows.csv").open(encoding="utf-8", newline="") as file:
+        served = scoring_server.parse_csv_input(file)
+    check_request(served, ["text"])
+    assert served.to_dict("records") == list(read_rows(CASES / "served-rows.csv"))
