@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,23 +227,49 @@ def check_letters(loaded: "DatasetDict", source: Source) -> None:
 def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", list[str]]:
     """The configured splits that exist; with `test_file`, without test.
 
-    Only a split left at its usual name may be missing: it is cut later.
+    Cut later are a split left at its usual name that is missing, and one whose rows another has already.
     """
     from datasets import DatasetDict
 
-    wanted = dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
+    wanted = split_names(config)
     if config.test_file:
         del wanted["test"]
     available = ", ".join(sorted(loaded))
     for role, name in wanted.items():
         if name not in loaded and (role == "train" or name != role):
             raise InputError(f"data.{role}_split: there is no split '{name}'; the data set has {available}")
-    chosen = DatasetDict({role: loaded[name] for role, name in wanted.items() if name in loaded})
+    own = {role: name for role, name in wanted.items() if name in loaded and split_owner(role, config) == role}
+    chosen = DatasetDict({role: loaded[name] for role, name in own.items()})
     for role, split in chosen.items():
         if not len(split):
             raise InputError(f"data.{role}_split: the split '{wanted[role]}' has no rows")
     unused = sorted(set(loaded) - set(wanted.values()))
     return chosen, [f"not used: the split{'s'[: len(unused) > 1]} {', '.join(unused)}"] if unused else []
+
+
+def split_names(config: DataConfig) -> dict[str, str]:
+    """What the data set calls each of the three splits."""
+    return dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
+
+
+def split_owner(role: str, config: DataConfig) -> str:
+    """The split that has the rows which `role` asks for: another where both ask for the same, train before test."""
+    names = split_names(config)
+    return next(owner for owner in ("train", "test", "validation") if names[owner] == names[role])
+
+
+def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -> str:
+    """What to do where the rows of `role` have no labels and those of `labelled` have."""
+    if role == "test" and config.test_file:
+        return "label them in data.test_file, or leave it away"
+    if role == "train":
+        return "name the column of the classes with --data.label_column, or labelled rows with --data.train_split"
+    if role == "test" and "validation" in labelled:
+        return (
+            f"--data.test_split {config.validation_split} tests on the validation rows and cuts a new validation from "
+            "train"
+        )
+    return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
 
 
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
@@ -253,12 +279,14 @@ def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
             ("label_column", config.label_column),
         ):
             if column not in split.column_names:
-                raise InputError(
-                    f"data.{field}: there is no column '{column}' in {role}; it has {', '.join(split.column_names)}"
-                )
+                told = f"data.{field}: there is no column '{column}' in {role}; it has {', '.join(split.column_names)}"
+                if column == config.label_column and role != "train":
+                    labelled = [other for other in chosen if column in chosen[other].column_names]
+                    told += f"; {labelled_instead(role, labelled, config)}"
+                raise InputError(told)
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):
                 kind = "different kinds of value"
-            if kind not in ("string", "large_string", "null"):
+            if kind not in ("string", "large_string", "string_view", "null"):
                 raise InputError(f"data.text_columns: column '{column}' in {role} holds {kind}, not text")

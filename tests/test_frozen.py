@@ -8,10 +8,10 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.config import InputError, RunConfig
+from tasks.config import DataConfig, InputError, RunConfig
 from tasks.data import find_data, find_input, prepare
 from tasks.datacheck import read_check
-from tasks.frozen import frozen_rows
+from tasks.frozen import frozen_rows, in_our_columns
 from tasks.records import PreparedData
 from tasks.references import measurement_key
 from tasks.splits import Splits, read_splits
@@ -126,6 +126,24 @@ def test_class_names_of_the_file_are_found_among_those_of_the_training_rows(
     assert [splits.label_names[label] for label in splits.datasets["test"]["label"]] == list(test["label"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "label", "ours", "our_label", "expected"),
+    [
+        (["text"], "label", ("text",), "label", ["row", "text", "label", "region"]),
+        (["text"], "label", ("review",), "stars", ["row", "review", "stars", "region"]),
+        (["text"], "stars", ("text",), "region", ["row", "text", "region"]),
+        (["one", "two"], "label", ("two", "one"), "label", ["row", "one", "two", "label", "region"]),
+        (["one", "two"], "label", ("first", "second"), "label", ["row", "first", "second", "label", "region"]),
+    ],
+)
+def test_rows_of_another_run_get_our_columns(
+    theirs: list[str], label: str, ours: tuple[str, ...], our_label: str, expected: list[str]
+) -> None:
+    rows = pd.DataFrame([range(3 + len(theirs))], columns=["row", *theirs, label, "region"])
+    renamed = in_our_columns(rows, theirs, DataConfig(text_columns=ours, label_column=our_label))
+    assert list(renamed) == expected and renamed.iloc[0].tolist() == list(range(len(expected)))
+
+
 # what the run is known by
 
 
@@ -185,3 +203,11 @@ def test_row_numbers_that_say_no_place_are_refused(rows: list[Any], configure: C
     test = write(film_reviews(7)[72:].assign(row=[str(row) for row in rows]), tmp_path / "frozen.csv")
     said = refusal(configure(path, test_file=str(test)))
     assert said.startswith("data.test_file: the column 'row' of ") and "different whole number" in said
+
+
+def test_unknown_label_is_not_blamed_on_the_texts_that_would_be_kept_out(configure: Configure, tmp_path: Path) -> None:
+    frame = film_reviews()
+    path = write(frame, tmp_path / "reviews.csv")
+    test = write(frame[:12].assign(label=["so-so", *frame["label"][1:12]]), tmp_path / "frozen.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert "label 'so-so' is not one of bad, good (test row 0)" in said and "Leakage" not in said
