@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.reading import check_columns, check_letters, choose_splits, column_values, load, numbers
+from tasks.reading import check_columns, check_letters, choose_splits, column_values, how_found, load, numbers
 from tasks.records import Source
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     loaded = load(source, config)
     check_letters(loaded, source)
     chosen, notes = choose_splits(loaded, config)
+    notes = [*how_found(source, config), *notes]
     if config.test_file:
         chosen["test"] = read_test_file(source, config)
     check_columns(chosen, config)

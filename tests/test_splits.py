@@ -141,7 +141,7 @@ def test_only_the_missing_split_is_cut(missing: str, tmp_path: Path) -> None:
     splits = read(tmp_path / "reviews")
     assert list(splits.datasets[there]["text"]) == list(kept["text"])
     assert len(splits.datasets[missing]) == 12 and len(splits.datasets["train"]) == 108
-    assert len(splits.notes) == 1 and splits.notes[0].startswith(f"no {missing} split")
+    assert len(splits.notes) == 2 and splits.notes[1].startswith(f"no {missing} split")
 
 
 def test_every_class_of_a_small_data_set_reaches_every_split(tmp_path: Path) -> None:
