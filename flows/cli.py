@@ -315,6 +315,10 @@ def run_finetune(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides(options), RunConfig)
 
     from tasks import environment  # before the libraries that read it
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
     from tasks.data import check_input
     from tasks.evaluation import reload_at_hand
 
@@ -346,6 +350,10 @@ def run_retrain(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
 
     from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
     from tasks.approval import check_approval
     from tasks.data import check_input
 

@@ -39,10 +39,10 @@ class Job(Record):
 def find_job(config: PredictionConfig, folder: Path) -> Job:
     """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`."""
     check_places(config)
+    source = find_rows(config)
     adapter, version = locate_adapter(config, folder)
     settings = check_adapter(config, adapter)
     columns = text_columns(config, settings["text_columns"])
-    source = find_rows(config)
     if source and not next(read_rows(config, source, columns), None):
         raise InputError(f"input: {config.input} has no rows")
     job = Job(

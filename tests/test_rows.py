@@ -56,7 +56,7 @@ def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
     rows = read(write(tmp_path / f"reviews{suffix}"))
     assert [row.texts for row in rows] == [(text,) for text in TEXTS]
     assert [row.number for row in rows] == [0, 1, 2, 3, 4]
-    assert [row.id for row in rows] == ["7", "8", "9", "10", "11"]
+    assert [row.id for row in rows] == (["7", "8", "9", "10", "11"] if suffix == ".csv" else [7, 8, 9, 10, 11])
     assert not any(row.fault for row in rows)
     shares = [row.share or 0 for row in rows]
     assert shares == sorted(shares) and shares[-1] == 1
@@ -106,7 +106,7 @@ BAD = {
     "jsonl deep": ("a.jsonl", '{"text": "fine"}\n' + "[" * 99_999 + '\n{"text": "fine"}', "is not valid JSON", None),
     "jsonl half a letter": ("a.jsonl", '{"text": "fine"}\n{"text": "\\ud800"}\n{"text": "fine"}', "UTF-8", None),
     "jsonl utf-8": ("a.jsonl", b'{"text": "fine"}\n{"text": "caf\xe9"}\n{"text": "fine"}', "not valid UTF-8", None),
-    "json null": ("a.json", '[{"text": "fine"}, null, {"text": "fine"}]', "is a NoneType, not a JSON object", None),
+    "json null": ("a.json", '[{"text": "fine"}, null, {"text": "fine"}]', "is null, not a JSON object", None),
     "json utf-8": ("a.json", b'[{"text": "fine"}, {"text": "\xe9"}, {"text": "fine"}]', "not valid UTF-8", None),
 }
 
@@ -142,7 +142,7 @@ REFUSED = {
     "no column jsonl": ("a.jsonl", '{"body": "a"}\n', ("text_columns", "no column 'text'", "body")),
     "no column twice": ("a.csv", "text,text\na,b\n", ("input: ", "'text' twice")),
     "csv quote": ("a.csv", 'text,n\nfine,1\n"never closed,2\nfine,3\n', ("a.csv", "never closed", "row 1", "line 3")),
-    "csv cell": ("a.csv", 'text\nfine\n"' + "x" * 1_000_001 + '"\n', ("a.csv", "never closed", "row 1")),
+    "csv cell": ("a.csv", 'text\nfine\n"' + "x\n" * 5_000_001 + '"\n', ("a.csv", "never closed", "row 1")),
     "csv line": ("a.csv", "text\n" + "x" * 10_000_001, ("a.csv", "10,000,000 characters", "line 2")),
     "json end": ("a.json", '[{"text": "a"}, {"text": "b"}', ("a.json", "row 1", "never closed")),
     "json comma": ("a.json", '[{"text": "a"} {"text": "b"}]', ("a.json", "row 0", "not a comma")),
