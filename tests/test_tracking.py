@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
 from tasks import runlist, tracking
 from tasks.config import InputError, validated
@@ -189,6 +189,20 @@ def test_others_are_tried_but_where_they_would_meet_the_same(
         left(name)
     tracking.send_what_waits()
     assert len(tried) == tries
+
+
+def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of another version, or with rules of its own, takes less than the one that we know."""
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Tag value has 900 characters, 500 allowed", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setitem(tracking.SENDERS, "params", refuse)
+    with pytest.raises(InputError, match=r"^MLflow \(sqlite:.*\) refuses this run: Tag value has 900"), tracked():
+        pass
+    assert only_run(workplace).info.status == "FAILED" and not list(WORK.glob(f"*/{LINES}"))
 
 
 def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
