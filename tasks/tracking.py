@@ -116,6 +116,7 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
         if flow_run:
             liveness.hold(flow_run, work)
         tidy_up()
+        waited = waited or liveness.followed(flow_run)
         journal = open_journal(config, work, parent if parent in _open else None, waited)
         status = "FAILED"
         try:

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
-from tasks import runlist, tracking
+from tasks import liveness, runlist, tracking
 from tasks.config import InputError, validated
 from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
@@ -326,6 +326,19 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
             assert waiting.wait(10)
         assert second.result(30) == first
     assert run_again() != first
+
+
+def test_retry_that_waited_for_the_first_attempt_takes_its_result(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import work
+
+    with tracked() as first:
+        pass
+    work.write_text((work.WORK / "a").resolve() / work.DELIVERED, "")
+    monkeypatch.setattr(liveness, "followed", lambda flow_run_id: True)
+    with tracked() as second:
+        assert second == first
 
 
 def test_finished_part_of_a_run_that_failed_is_not_begun_anew(workplace: Path) -> None:
