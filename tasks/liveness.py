@@ -39,18 +39,27 @@ class Note(Record):
 def hold(flow_run_id: str, work: str | None = None) -> None:
     """Make this process the living one of the flow run; a retried run takes over from the attempt before.
 
-    Where that attempt still lives, in another process, this one waits for its end and says so.
+    Where that attempt still lives, in another process, this one waits for its end and says so; what it has finished
+    is not done again, see `followed`.
     """
     LIVE.mkdir(parents=True, exist_ok=True)
     for attempt in count():
         if is_taken(flow_run_id, work):
             return
         if attempt == 1:  # the first may have met somebody who only looked whether the run is alive
+            _followed.add(flow_run_id)
             tell("Another process is at this run already; waiting for it to end. Cancel one of them to stop it")
         time.sleep(WAIT_SECONDS)
 
 
 WAIT_SECONDS = 1.0
+
+_followed = set[str]()
+
+
+def followed(flow_run_id: str | None) -> bool:
+    """Whether this process has waited for another one of the flow run: whoever pressed Retry wants one result."""
+    return flow_run_id in _followed
 
 
 def is_taken(flow_run_id: str, work: str | None) -> bool:

@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,6 +118,7 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
         if flow_run:
             liveness.hold(flow_run, work)
         tidy_up()
+        waited = waited or liveness.followed(flow_run)
         journal = open_journal(config, work, parent if parent in _open else None, waited)
         status = "FAILED"
         try:
@@ -128,8 +129,9 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
             status = "KILLED" if told_to_stop(error) else "FAILED"
             raise
         finally:
-            end_here(journal, status)
-            _open.pop(work)
+            if work in _open:  # else it was refused
+                end_here(journal, status)
+                del _open[work]
 
 
 _experiments: dict[str, str] = {}
@@ -184,7 +186,8 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
 def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
     """What the run was told, at its start, so that a run that fails shows it too.
 
-    Raises InputError for what MLflow refuses; without an answer from it, the run goes on.
+    Raises InputError for what MLflow refuses, and nothing is left of a run that has just begun; without an answer from
+    it, the run goes on.
     """
     told = dict(tag.split("=", 1) for tag in config.tracking.tags)
     tags = {"mlflow.source.name": "peft-flow", NOTE: link_to_prefect(tags), **told, **tags}
@@ -197,12 +200,27 @@ def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
         journal.add("files", {"to": "", "paths": [name]})
     try:
         send(journal)
-    except InputError:
-        raise
     except Exception as error:
-        if refusal := why_refused(error):
-            raise InputError(refusal) from error
-        put_off(str(journal.folder), error)
+        refusal = str(error) if isinstance(error, InputError) else why_refused(error)
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":  # it would be after the training, too
+            refusal = f"MLflow ({public_uri()}) refuses this run: {first_line(error)}"
+        if not refusal:
+            put_off(str(journal.folder), error)
+            return
+        if sum(line.kind == "begin" for line in journal.lines) == 1:
+            take_back(journal)
+        raise InputError(refusal) from error
+
+
+def take_back(journal: Journal) -> None:
+    """Leave nothing of a run that was refused: it would be tried again with every command."""
+    from mlflow import MlflowClient
+
+    if run_id := journal.sent.run_id:
+        with suppress(Exception):
+            MlflowClient(tracking_uri()).set_terminated(run_id, "FAILED")
+    forget(str(journal.folder), (LINES, HEAD, SENT))
+    del _open[str(journal.folder)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -77,4 +77,5 @@ def test_second_process_of_a_run_waits_for_the_first_and_holds_up_no_other(
     caplog.set_level("INFO")
     liveness.hold("a-run")
     assert len(waited) == 3 and caplog.text.count("Another process is at this run already") == 1
+    assert liveness.followed("a-run") and not liveness.followed("other-1") and not liveness.followed(None)
     assert {note.flow_run_id for note in liveness.living()} == {"a-run", "other-1", "other-2", "other-3"}

@@ -3,8 +3,10 @@
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -410,6 +412,18 @@ def test_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpoint, "file_sha256", broken)
     found = checkpoint.newest_checkpoint(tmp_path, said.append)
     assert found and found.step == 1 and "cannot be read: Input/output error" in said[0]
+
+
+@pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_disk_that_flushes_no_folders_is_good_enough(
+    code: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="no") if fails else nullcontext():
+        checkpoint.flush(tmp_path)
 
 
 @pytest.mark.parametrize(

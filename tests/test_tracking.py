@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
-from tasks import runlist, tracking
+from tasks import liveness, runlist, tracking
 from tasks.config import InputError, validated
 from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
@@ -191,6 +191,20 @@ def test_others_are_tried_but_where_they_would_meet_the_same(
     assert len(tried) == tries
 
 
+def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of another version, or with rules of its own, takes less than the one that we know."""
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Tag value has 900 characters, 500 allowed", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setitem(tracking.SENDERS, "params", refuse)
+    with pytest.raises(InputError, match=r"^MLflow \(sqlite:.*\) refuses this run: Tag value has 900"), tracked():
+        pass
+    assert only_run(workplace).info.status == "FAILED" and not list(WORK.glob(f"*/{LINES}"))
+
+
 def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
     """Also as older versions wrote them down, as null."""
     tracking.make_store()
@@ -312,6 +326,19 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
             assert waiting.wait(10)
         assert second.result(30) == first
     assert run_again() != first
+
+
+def test_retry_that_waited_for_the_first_attempt_takes_its_result(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import work
+
+    with tracked() as first:
+        pass
+    work.write_text((work.WORK / "a").resolve() / work.DELIVERED, "")
+    monkeypatch.setattr(liveness, "followed", lambda flow_run_id: True)
+    with tracked() as second:
+        assert second == first
 
 
 def test_finished_part_of_a_run_that_failed_is_not_begun_anew(workplace: Path) -> None:
