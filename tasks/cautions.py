@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tasks.duplicates import counted, listed
 from tasks.evaluation import Predictions
-from tasks.records import Comparison, PreparedData, TrainedAdapter
+from tasks.records import Comparison, PreparedData
 from tasks.statistics import USEFUL_DIFFERENCE
 from tasks.verdict import NAMES
 
@@ -16,15 +16,13 @@ LEARNED = {"tfidf", "probe", "champion"}
 """References that have learned from texts; the others guess."""
 
 
-def find_cautions(
-    result: Comparison, data: PreparedData, trained: TrainedAdapter, predictions: Predictions
-) -> tuple[str, ...]:
+def find_cautions(result: Comparison, data: PreparedData, predictions: Predictions) -> tuple[str, ...]:
     return (
         *never_predicted(data, predictions.labels, predictions.tables["tuned"]),
         *lower_f1(result),
         *worse_calibrated(result),
         *too_few_rows(result),
-        *only_chance(result, trained),
+        *only_chance(result),
     )
 
 
@@ -68,7 +66,7 @@ def too_few_rows(result: Comparison) -> Iterator[str]:
         yield f"{rows} say little: only differences of {result.detectable:.3f} or more show"
 
 
-def only_chance(result: Comparison, trained: TrainedAdapter) -> Iterator[str]:
+def only_chance(result: Comparison) -> Iterator[str]:
     """There is nothing that has learned among the references, nor has the foundation model's head."""
-    if trained.fresh_modules and not LEARNED & set(result.rivals):
+    if result.untrained_head and not LEARNED & set(result.rivals):
         yield "no reference that has learned was measured (evaluation.references): the adapter is compared with chance"

@@ -89,8 +89,9 @@ def judge(
         accuracy_without_leaked={name: float(rows[~leaked].mean()) for name, rows in right.items() if some_leaked},
         calibration=measure_calibration(predictions, trained.temperature),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
+        untrained_head=bool(trained.fresh_modules),
     )
-    return result.model_copy(update={"cautions": find_cautions(result, data, trained, predictions)})
+    return result.model_copy(update={"cautions": find_cautions(result, data, predictions)})
 
 
 def ladder(predictions: Predictions, samples: int, confidence: float, seed: int) -> tuple[Rung, ...]:
@@ -161,12 +162,13 @@ def headline(config: RunConfig, result: Comparison) -> str:
 
 
 def step_sentence(result: Comparison) -> str:
-    """How far it is from the foundation model, and that is mostly from chance: its head is untrained."""
-    gain = result.gain
+    """How far it is from the foundation model, which with an untrained head is from chance."""
+    gain, head = result.gain, ", whose head is untrained," if result.untrained_head else ""
     before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
     return (
-        f"From the foundation model accuracy went from {before} to {after}: {shown(gain.accuracy)}. The adapter fixed "
-        f"{counted(gain.fixed, 'row')} and broke {gain.broken:,} (exact McNemar p {format_p(gain.p_value)})."
+        f"From the foundation model{head} accuracy went from {before} to {after}: {shown(gain.accuracy)}. "
+        f"The adapter fixed {counted(gain.fixed, 'row')} and broke {gain.broken:,} "
+        f"(exact McNemar p {format_p(gain.p_value)})."
     )
 
 

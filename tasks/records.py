@@ -263,6 +263,8 @@ class Comparison(Record):
     """By rung; empty where nothing leaked."""
     calibration: Calibration
     slices: tuple[Slice, ...]
+    untrained_head: bool = True
+    """The foundation model's, which then is right by chance alone."""
     cautions: tuple[str, ...] = ()
     """What a reader of the verdict must know besides."""
 

@@ -222,7 +222,7 @@ def cell(value: object) -> str:
     if isinstance(value, str):
         text = " ".join(value.split())
         return plain(text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "…")
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown_share(value) if isinstance(value, float) else str(value)
 
 
 def class_rows(names: Sequence[str], predictions: Predictions) -> list[tuple[str, ...]]:

@@ -34,8 +34,8 @@ COLUMNS = (
 )
 """From left to right, after the run's name and time."""
 
-WIDE = ("reference/strongest/gain_p_value", "model.name", "data.name")
-"""A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
+WIDE = {"verdict": 240, "reference/strongest/gain_p_value": 160, "model.name": 160, "data.name": 160}
+"""Pixels. A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
 
 SETTINGS = ("training.learning_rate", "adapter.r", "seed")
 """Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
@@ -80,7 +80,7 @@ def saved_view() -> str:
 
 def page_state() -> dict[str, Any]:
     columns = [f"{kind}.`{name}`" for kind, name in COLUMNS]
-    widths = [max(160 if name in WIDE else 105, 6 * len(name) + 26) for _, name in COLUMNS]
+    widths = [max(WIDE.get(name, 105), 6 * len(name) + 26) for _, name in COLUMNS]
     return {
         "selectedColumns": columns,
         # only columns named here keep their place and width

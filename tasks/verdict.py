@@ -28,6 +28,8 @@ def standing(said: Sequence[tuple[str, Verdict]]) -> tuple[str, str]:
 
     `said` has each reference by name, the strongest first, and how the adapter compares with it. Better is said only
     where each single test says so, which together err no more often than one of them: Berger, Technometrics 24 (1982).
+    Worse needs one test, as the ladder shows it. Where several references are just as good it is said a little too
+    often: with two of them in 5.7 % of 600 simulated runs, and better in 0.5 %.
     """
     for words, verdict in (("worse than", "worse"), ("not shown better than", "no evidence")):
         for name, pair in said:

@@ -8,7 +8,7 @@ import pytest
 from tasks.cautions import find_cautions
 from tasks.comparison import judge
 from tasks.evaluation import Predictions
-from tasks.records import Comparison, Scores
+from tasks.records import Scores
 from tests.conftest import Judged
 
 
@@ -16,7 +16,7 @@ def told(judged: Judged, **changes: Any) -> str:
     """The cautions of a comparison that has none but for these changes."""
     calm = judged.result.calibration.model_copy(update={"error_before": 0.05, "error_after": 0.04})
     result = judged.result.model_copy(update={"detectable": 0.05, "calibration": calm, **changes})
-    return "; ".join(find_cautions(result, judged.data, judged.trained, judged.predictions))
+    return "; ".join(find_cautions(result, judged.data, judged.predictions))
 
 
 def scored(judged: Judged, **scores: tuple[float, float]) -> Any:
@@ -45,7 +45,7 @@ def test_class_without_a_test_row_is_not_missed(judged: Judged) -> None:
     labels = np.array([0, 0, 1])
     for said, expected in (([0, 0, 1], ""), ([0, 0, 0], "never predicts 'b' (1 test row)")):
         predictions = Predictions(np.arange(3), labels, {"tuned": np.eye(3)[said]})
-        found = find_cautions(judged.result, data, judged.trained, predictions)
+        found = find_cautions(judged.result, data, predictions)
         assert "".join(caution for caution in found if "predicts" in caution) == expected
 
 
@@ -92,7 +92,4 @@ def test_test_set_that_is_too_small_is_said(detectable: float | None, expected: 
 def test_comparison_with_chance_alone_is_called_that(judged: Judged) -> None:
     guesses = tuple(rung for rung in judged.result.ladder if rung.name in ("tuned", "baseline", "majority"))
     assert "is compared with chance" in told(judged, ladder=guesses)
-    alone: Comparison = judged.result.model_copy(update={"ladder": guesses[:1] + guesses[-1:]})
-    own_head = judged.trained.model_copy(update={"fresh_modules": ()})
-    found = find_cautions(alone, judged.data, own_head, judged.predictions)
-    assert not any("chance" in caution for caution in found)
+    assert told(judged, ladder=guesses, untrained_head=False) == ""

@@ -33,6 +33,26 @@ def test_facts_can_be_matched_and_shown(monkeypatch: pytest.MonkeyPatch) -> None
     assert event["related"][0]["prefect.resource.id"] == "prefect.flow-run.flow-1"
 
 
+def test_verdicts_can_be_matched_as_the_documentation_says() -> None:
+    from prefect.events.schemas.events import Resource, ResourceSpecification
+
+    def matched(wanted: str) -> list[bool]:
+        return [
+            ResourceSpecification({"peft-flow.verdict": wanted}).matches(
+                Resource({"prefect.resource.id": "a", "peft-flow.verdict": verdict})
+            )
+            for verdict in ("better than every reference", "not shown better than TF-IDF", "worse than linear probe")
+        ]
+
+    documentation = (ROOT / "docs/automations.md").read_text()
+    for wanted, expected in (
+        ("!better than every reference", [False, True, True]),
+        ("worse than *", [False, False, True]),
+    ):
+        assert f'"{wanted}"' in documentation
+        assert matched(wanted) == expected
+
+
 def test_trouble_with_an_event_disturbs_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

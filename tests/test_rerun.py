@@ -376,4 +376,4 @@ def test_rerun_of_the_minilm_job_is_bit_identical(hub: Hub, tmp_path: Path) -> N
     first, again = run_and_rerun(tmp_path, environment, str(ROOT / "configs/minilm-rotten-tomatoes.yaml"))
     assert (again.outcome, again.changes) == ("bit-identical", ())
     assert again.adapters == (first.adapter_sha256,) * 2
-    assert json.loads(first.model_dump_json())["verdict"] == "improved"
+    assert json.loads(first.model_dump_json())["verdict"] == "better than every reference"
