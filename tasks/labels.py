@@ -153,7 +153,11 @@ def label_faults(
         if role in bare:
             faults.append(unlabelled_split(role, column, [r for r in columns if r not in bare], config))
         else:
-            faults += [*no_classes(role, column), *unknown_labels(role, column, number, names)]
+            faults += no_classes(role, column)
+            unknown = unknown_labels(role, column, number, names)
+            if unknown and not any(number_of(name, number) >= 0 for name in column.names):
+                unknown[0] += f"; if these rows are not labelled: {labelled_instead(role, columns, config)}"
+            faults += unknown
     return faults
 
 
@@ -219,10 +223,12 @@ def unknown_labels(role: str, column: Labels, number: Mapping[str, int], names: 
         f"one of {shortened(names)} ({named_rows(role, column.rows(bad))})"
     )
     twins = [f"{new!r} like {old!r}" for new in different for old in names if same_word(new) == same_word(old)]
+    if several := several_labels([*names, *different]):
+        return [f"{told}; {several}"]
     if twins:
-        told += f"; write {listed(twins)} if they mean the same"
-    several = several_labels([*names, *different])
-    return [f"{told}; {several}" if several else told]
+        return [f"{told}; write {listed(twins)} if they mean the same"]
+    them = "them" if many else "it"
+    return [f"{told}; correct {them}, or add training rows with {them}"]
 
 
 def shortened(words: Sequence[str]) -> str:
@@ -269,8 +275,9 @@ def check_missing(names: Sequence[str], column: Labels) -> None:
 def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> None:
     """Refuses fractions, and nearly as many numbers as rows."""
     rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name)]
-    many = len(names) > 20 and 2 * len(names) > rows
-    if not all(map(NUMBER.fullmatch, names)) or are_codes(names) or not (fractions or many):
+    if not all(map(NUMBER.fullmatch, names)) or are_codes(names):
+        return
+    if not fractions and not (are_many_numbers(names) and rows < MANY_ROWS * len(names)):
         return
     shown = (fractions or names)[0]
     where = named_rows("train", column.rows([i for i, name in enumerate(column.names) if name == shown]))
@@ -280,6 +287,17 @@ def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> N
         "make a few classes of the numbers, such as low and high, or name a column of classes with "
         "--data.label_column. Codes are taken for classes when they have a letter, such as c7.1"
     )
+
+
+MANY_ROWS = 5
+"""Of each, and numbers are taken for classes, however many they are."""
+
+
+def are_many_numbers(names: Sequence[str]) -> bool:
+    """Whether they are whole numbers, more than 20, and not just numbered from 0 or 1 on, as classes are."""
+    if len(names) <= 20 or not all(map(WHOLE.fullmatch, names)) or are_codes(names):
+        return False
+    return [int(name) for name in names] not in [list(range(start, start + len(names))) for start in (0, 1)]
 
 
 def are_codes(names: Sequence[str]) -> bool:

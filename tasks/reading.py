@@ -1,6 +1,7 @@
 """The raw splits of a data set, read from anywhere: which there are, which are used, and that they can be."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -272,6 +273,22 @@ def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -
     return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
 
 
+def columns_instead(split: "Dataset") -> str:
+    """Which options name the columns, with those that look like texts and classes in the first rows."""
+    first = split.select(range(min(len(split), 100))).to_dict()
+    texts = {name: sum(map(len, values)) for name, values in first.items() if all(isinstance(v, str) for v in values)}
+    text = max(texts, key=lambda name: texts[name], default="")
+    kinds = {name: len(set(map(repr, values))) for name, values in first.items() if name != text}
+    label = min((name for name in kinds if kinds[name] > 1), key=lambda name: kinds[name], default="")
+    if not text or not label or len(text + label) > MOST_NAME_LETTERS:
+        return "name them with --data.text_columns and --data.label_column"
+    return f"perhaps --data.text_columns {shlex.quote(text)} --data.label_column {shlex.quote(label)}"
+
+
+MOST_NAME_LETTERS = 60
+"""Of both columns that a message names: longer ones are no names, but rows where a header is missing."""
+
+
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
         for field, column in (
@@ -283,7 +300,7 @@ def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
                 if column == config.label_column and role != "train":
                     labelled = [other for other in chosen if column in chosen[other].column_names]
                     told += f"; {labelled_instead(role, labelled, config)}"
-                raise InputError(told)
+                raise InputError(told if role != "train" else f"{told}; {columns_instead(split)}")
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from tasks import data
-from tasks.config import InputError, validated
+from tasks.config import DataConfig, InputError, validated
 from tasks.data import find_data
+from tasks.reading import check_columns
 from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
 
@@ -349,7 +350,8 @@ def test_all_faulty_rows_are_refused_at_once(tmp_path: Path) -> None:
         "data.text_columns: 2 empty texts in column 'text' (train rows 3, 17); fill or remove them",
         "data.text_columns: 1 empty text in column 'text' (test row 0); fill or remove them",
         "data.label_column: 2 rows have no label but None, ' ' (train rows 20, 21); label or remove them",
-        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9)",
+        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9); correct them, or add "
+        "training rows with them",
     ]
 
 
@@ -426,3 +428,24 @@ def test_slices_need_rows_and_are_five_at_most(tmp_path: Path) -> None:
     assert read(write(many, tmp_path / "many.csv")).slice_columns == tuple(f"column {n}" for n in range(5))
     rare = frame.assign(kind=[f"kind {row % 20}" for row in range(120)])
     assert read(write(rare, tmp_path / "rare.csv")).slice_columns == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (
+            {"review": ["a long text", "another text"], "stars": [1, 2], "id": ["a", "b"], "all": [0, 0]},
+            "perhaps --data.text_columns review --data.label_column stars",
+        ),
+        (
+            {"my review": ["a long text"] * 3, "n": [1, 2, 3], "kind": ["a", "b", "b"]},
+            "perhaps --data.text_columns 'my review' --data.label_column kind",
+        ),
+        ({"number": [1, 2]}, "name them with --data.text_columns and --data.label_column"),
+        ({"x" * 50: ["a", "b"], "y" * 50: ["c", "d"]}, "name them with --data.text_columns and --data.label_column"),
+    ],
+)
+def test_missing_column_names_those_that_may_be_meant(columns: dict[str, list[object]], says: str) -> None:
+    chosen = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns))
+    with pytest.raises(InputError, match=f"there is no column 'text' in train; it has .*; {says}"):
+        check_columns(chosen, DataConfig())
