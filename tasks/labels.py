@@ -59,7 +59,11 @@ def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDi
     names = coded or class_names_of(columns["train"])
     number = numbered(names, bool(coded))
     if not is_unlabelled(columns["train"], ()) and not no_classes("train", columns["train"]):
-        check_names(names, columns["train"], config)
+        check_names(names, config)
+        if not coded:
+            check_missing(names, columns["train"])
+            check_numbers(names, columns["train"], config)
+        check_count(names, len(chosen["train"]), config)
     faults = label_faults(columns, number, names, config)
     encoded = DatasetDict()
     features = Features({name: Value("string") for name in config.text_columns})
@@ -196,7 +200,7 @@ def no_classes(role: str, column: Labels) -> list[str]:
     if lists:
         faults.append(
             f"data.label_column: a list such as {column.values[lists[0]]!r:.80} is no class "
-            f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give each one"
+            f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give one"
         )
     if other:
         faults.append(
@@ -222,7 +226,8 @@ def unknown_labels(role: str, column: Labels, number: Mapping[str, int], names: 
         f"data.label_column: label{'s' * many} {shortened(list(map(repr, different)))} {'are' if many else 'is'} not "
         f"one of {shortened(names)} ({named_rows(role, column.rows(bad))})"
     )
-    twins = [f"{new!r} like {old!r}" for new in different for old in names if same_word(new) == same_word(old)]
+    written = {same_word(name): name for name in names}
+    twins = [f"{name!r} like {written[word]!r}" for name in different if (word := same_word(name)) in written]
     if several := several_labels([*names, *different]):
         return [f"{told}; {several}"]
     if twins:
@@ -238,8 +243,8 @@ def shortened(words: Sequence[str]) -> str:
 # --- columns that are no classes -------------------------------------------------------------------------------------
 
 
-def check_names(names: Sequence[str], column: Labels, config: DataConfig) -> None:
-    """The labels of the training rows must be at least two classes, with names, and not a number to predict."""
+def check_names(names: Sequence[str], config: DataConfig) -> None:
+    """The labels of the training rows must be at least two classes, with names."""
     if len(names) < 2:
         raise InputError(f"data.label_column: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
     for name in names:
@@ -249,9 +254,10 @@ def check_names(names: Sequence[str], column: Labels, config: DataConfig) -> Non
                 f"data.label_column: the class {name!r:.80} is no name to show in tables{strange}; use a word or two "
                 f"of at most {MOST_LETTERS} letters"
             )
-    check_missing(names, column)
-    check_numbers(names, column, config)
-    rows = len(column.places)
+
+
+def check_count(names: Sequence[str], rows: int, config: DataConfig) -> None:
+    """Refuses nearly as many classes as rows."""
     if len(names) > 20 and 2 * len(names) > rows:
         several = several_labels(names)
         raise InputError(

@@ -220,6 +220,11 @@ def test_minus_one_of_a_class_label_column_is_no_class(tmp_path: Path) -> None:
     assert "20 rows have no label but -1 (train rows 2, 5" in said
 
 
+@pytest.mark.parametrize("names", [("0.5", "1.5"), ("0", "1", "none"), ("0", "nan")])
+def test_names_of_a_class_label_column_are_classes_whatever_they_are(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert read(coded(tmp_path, names, train=[0, 1] * 30)).label_names == names
+
+
 @pytest.mark.parametrize("column", [["1", "2"], [1, 2], [1.0, 2.0], ["neg", "pos"]])
 def test_test_file_without_class_label_may_have_names_or_bare_numbers(column: list[Any], tmp_path: Path) -> None:
     data = tmp_path / "data"
