@@ -59,7 +59,11 @@ def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDi
     names = coded or class_names_of(columns["train"])
     number = numbered(names, bool(coded))
     if not is_unlabelled(columns["train"], ()) and not no_classes("train", columns["train"]):
-        check_names(names, columns["train"], config)
+        check_names(names, config)
+        if not coded:
+            check_missing(names, columns["train"])
+            check_numbers(names, columns["train"], config)
+        check_count(names, len(chosen["train"]), config)
     faults = label_faults(columns, number, names, config)
     encoded = DatasetDict()
     features = Features({name: Value("string") for name in config.text_columns})
@@ -154,7 +158,11 @@ def label_faults(
         if role in bare:
             faults.append(unlabelled_split(role, column, [r for r in columns if r not in bare], config))
         else:
-            faults += [*no_classes(role, column), *unknown_labels(role, column, number, names)]
+            faults += no_classes(role, column)
+            unknown = unknown_labels(role, column, number, names)
+            if unknown and not any(number_of(name, number) >= 0 for name in column.names):
+                unknown[0] += f"; if these rows are not labelled: {labelled_instead(role, columns, config)}"
+            faults += unknown
     return faults
 
 
@@ -193,7 +201,7 @@ def no_classes(role: str, column: Labels) -> list[str]:
     if lists:
         faults.append(
             f"data.label_column: a list such as {column.values[lists[0]]!r:.80} is no class "
-            f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give each one"
+            f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give one"
         )
     if other:
         faults.append(
@@ -219,11 +227,14 @@ def unknown_labels(role: str, column: Labels, number: Mapping[str, int], names: 
         f"data.label_column: label{'s' * many} {shortened(list(map(repr, different)))} {'are' if many else 'is'} not "
         f"one of {shortened(names)} ({named_rows(role, column.rows(bad))})"
     )
-    twins = [f"{new!r} like {old!r}" for new in different for old in names if same_word(new) == same_word(old)]
+    written = {same_word(name): name for name in names}
+    twins = [f"{name!r} like {written[word]!r}" for name in different if (word := same_word(name)) in written]
+    if several := several_labels([*names, *different]):
+        return [f"{told}; {several}"]
     if twins:
-        told += f"; write {listed(twins)} if they mean the same"
-    several = several_labels([*names, *different])
-    return [f"{told}; {several}" if several else told]
+        return [f"{told}; write {listed(twins)} if they mean the same"]
+    them = "them" if many else "it"
+    return [f"{told}; correct {them}, or add training rows with {them}"]
 
 
 def shortened(words: Sequence[str]) -> str:
@@ -233,8 +244,8 @@ def shortened(words: Sequence[str]) -> str:
 # --- columns that are no classes -------------------------------------------------------------------------------------
 
 
-def check_names(names: Sequence[str], column: Labels, config: DataConfig) -> None:
-    """The labels of the training rows must be at least two classes, with names, and not a number to predict."""
+def check_names(names: Sequence[str], config: DataConfig) -> None:
+    """The labels of the training rows must be at least two classes, with names."""
     if len(names) < 2:
         raise InputError(f"data.label_column: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
     for name in names:
@@ -244,9 +255,10 @@ def check_names(names: Sequence[str], column: Labels, config: DataConfig) -> Non
                 f"data.label_column: the class {name!r:.80} is no name to show in tables{strange}; use a word or two "
                 f"of at most {MOST_LETTERS} letters"
             )
-    check_missing(names, column)
-    check_numbers(names, column, config)
-    rows = len(column.places)
+
+
+def check_count(names: Sequence[str], rows: int, config: DataConfig) -> None:
+    """Refuses nearly as many classes as rows."""
     if len(names) > 20 and 2 * len(names) > rows:
         several = several_labels(names)
         raise InputError(
@@ -270,8 +282,9 @@ def check_missing(names: Sequence[str], column: Labels) -> None:
 def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> None:
     """Refuses fractions, and nearly as many numbers as rows."""
     rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name)]
-    many = len(names) > 20 and 2 * len(names) > rows
-    if not all(map(NUMBER.fullmatch, names)) or are_codes(names) or not (fractions or many):
+    if not all(map(NUMBER.fullmatch, names)) or are_codes(names):
+        return
+    if not fractions and not (are_many_numbers(names) and rows < MANY_ROWS * len(names)):
         return
     shown = (fractions or names)[0]
     where = named_rows("train", column.rows([i for i, name in enumerate(column.names) if name == shown]))
@@ -281,6 +294,17 @@ def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> N
         "make a few classes of the numbers, such as low and high, or name a column of classes with "
         "--data.label_column. Codes are taken for classes when they have a letter, such as c7.1"
     )
+
+
+MANY_ROWS = 5
+"""Of each, and numbers are taken for classes, however many they are."""
+
+
+def are_many_numbers(names: Sequence[str]) -> bool:
+    """Whether they are whole numbers, more than 20, and not just numbered from 0 or 1 on, as classes are."""
+    if len(names) <= 20 or not all(map(WHOLE.fullmatch, names)) or are_codes(names):
+        return False
+    return [int(name) for name in names] not in [list(range(start, start + len(names))) for start in (0, 1)]
 
 
 def are_codes(names: Sequence[str]) -> bool:

@@ -137,7 +137,7 @@ def choose_challenger(
 def frozen_test(run_id: str, source: Source, data: DataConfig, folder: Path) -> Path | None:
     """A run's test rows as test rows of these data: columns have their present names, classes that went are left out.
 
-    None where no row can be used.
+    None where less than two classes would be left.
     """
     import pandas as pd
 
@@ -153,11 +153,11 @@ def frozen_test(run_id: str, source: Source, data: DataConfig, folder: Path) -> 
     except InputError:  # the run will say so
         return file
     rows = rows[rows[data.label_column].isin(known)]
-    if rows.empty:
-        return None
     if len(rows) == len(given) and list(rows) == list(given):
         return file
-    rows.to_parquet(ours := folder / "test.parquet", index=False)
+    if rows[data.label_column].nunique() < 2:
+        return None
+    rows.to_parquet(ours := folder / "present.parquet", index=False)
     return ours
 
 

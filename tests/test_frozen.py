@@ -211,3 +211,14 @@ def test_unknown_label_is_not_blamed_on_the_texts_that_would_be_kept_out(configu
     test = write(frame[:12].assign(label=["so-so", *frame["label"][1:12]]), tmp_path / "frozen.csv")
     said = refusal(configure(path, test_file=str(test)))
     assert "label 'so-so' is not one of bad, good (test row 0)" in said and "Leakage" not in said
+
+
+def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tmp_path: Path) -> None:
+    path = write(film_reviews(), tmp_path / "reviews.csv")
+    test = write(film_reviews(7)[72:].assign(label=-1), tmp_path / "frozen.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert said.startswith("data.label_column: the rows of data.test_file are not labelled: 12 rows with ")
+    assert said.endswith("label the rows of data.test_file, or leave it away")
+    test = write(film_reviews(7)[72:].drop(columns="label"), tmp_path / "bare.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert said.endswith("no column 'label' in test; it has text; label the rows of data.test_file, or leave it away")

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from tasks.config import InputError
-from tasks.labels import are_codes, as_label, same_word, several_labels
+from tasks.datacheck import label_warnings
+from tasks.labels import are_codes, are_many_numbers, as_label, same_word, several_labels
 from tests.test_splits import film_reviews, read, write
 
 ROWS = 60
@@ -147,6 +149,7 @@ def test_what_is_no_class_is_refused_with_its_rows(column: Any, says: str, tmp_p
         [0.0, float("inf")],
         list(range(100, 150)),
         [str(place * 37) for place in range(50)],
+        list(range(20, 50)),
     ],
     ids=str,
 )
@@ -154,6 +157,34 @@ def test_numbers_to_predict_are_called_so(column: list[Any], tmp_path: Path) -> 
     said = refusal(labelled(tmp_path, column))
     assert "'label' looks like a number to predict: " in said
     assert "Regression is not supported; make a few classes of the numbers" in said and "--data.label_column" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "many"),
+    [
+        (range(150), False),
+        (range(1, 151), False),
+        (range(20, 80), True),
+        (range(0, 500, 10), True),
+        (range(20), False),
+        ([f"{i:04}" for i in range(30)], False),
+        ([f"class {i}" for i in range(30)], False),
+    ],
+)
+def test_many_numbers_that_do_not_count_from_the_start_may_be_a_number_to_predict(
+    names: Sequence[object], many: bool
+) -> None:
+    assert are_many_numbers(list(map(str, names))) == many
+
+
+def test_many_rows_of_each_of_many_numbers_are_classes_with_a_warning(tmp_path: Path) -> None:
+    frame = film_reviews(21).assign(label=[100 + row % 25 for row in range(252)])
+    splits = read(write(frame, tmp_path / "ages.parquet"))
+    assert len(splits.label_names) == 25
+    assert label_warnings(np.full((3, 25), 50), splits.label_names) == [
+        "The labels are 25 numbers, each taken for a class of its own; if they are a number to predict, make a few "
+        "classes of them, such as low and high"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +218,11 @@ def coded(folder: Path, names: Sequence[str], **splits: list[int]) -> Path:
 def test_minus_one_of_a_class_label_column_is_no_class(tmp_path: Path) -> None:
     said = refusal(coded(tmp_path, ["neg", "pos"], train=[0, 1, -1] * 20))
     assert "20 rows have no label but -1 (train rows 2, 5" in said
+
+
+@pytest.mark.parametrize("names", [("0.5", "1.5"), ("0", "1", "none"), ("0", "nan")])
+def test_names_of_a_class_label_column_are_classes_whatever_they_are(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert read(coded(tmp_path, names, train=[0, 1] * 30)).label_names == names
 
 
 @pytest.mark.parametrize("column", [["1", "2"], [1, 2], [1.0, 2.0], ["neg", "pos"]])
@@ -273,6 +309,13 @@ def test_combination_that_training_does_not_know_is_explained(tmp_path: Path) ->
     said = refusal(tmp_path)
     assert "label 'battery|price' is not one of battery, price" in said
     assert "look like several labels for one text (battery, price), which is not supported yet" in said
+
+
+def test_split_of_labels_that_training_does_not_know_may_be_unlabelled(tmp_path: Path) -> None:
+    frame = film_reviews()
+    write(frame, tmp_path / "train.csv")
+    write(frame[:12].assign(text="x" + frame["text"], label="hidden"), tmp_path / "test.csv")
+    assert "if these rows are not labelled: --data.test_split train cuts test rows" in refusal(tmp_path)
 
 
 def test_label_that_training_writes_otherwise_is_explained(tmp_path: Path) -> None:

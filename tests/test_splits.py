@@ -351,7 +351,8 @@ def test_all_faulty_rows_are_refused_at_once(tmp_path: Path) -> None:
         "data.text_columns: 2 empty texts in column 'text' (train rows 3, 17); fill or remove them",
         "data.text_columns: 1 empty text in column 'text' (test row 0); fill or remove them",
         "data.label_column: 2 rows have no label but None, ' ' (train rows 20, 21); label or remove them",
-        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9)",
+        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9); correct them, or add "
+        "training rows with them",
     ]
 
 
