@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tasks import liveness
-from tasks.closing import close_lost_runs, set_right
+from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
 from tasks.config import STORE, InputError
 from tasks.demo import demo_folder
 from tasks.deployments import DEPLOYMENTS, POOL, deploy, forget_silence, make_automation, make_pool
@@ -183,6 +183,8 @@ def start(options: Options, processes: Processes) -> None:
     processes.wait(PREFECT, lambda: answers(f"{options.prefect}/api/health"), START_SECONDS)
     with get_client(sync_client=True) as client:
         make_pool(client)
+        for sentence in drop_missed(POOL):  # before a worker can begin with them
+            say(f"{'missed':<10}  {sentence}")
         began = datetime.now(UTC)
         processes.start(programs[WORKER])
         deploy(client, processes.register.with_name("peft-flow-deployed.json"))
@@ -439,6 +441,10 @@ def tidy() -> None:
     set_right()
     send_what_waits()
     close_silent_runs()
+    for name in wake_overdue(POOL):
+        say(f"{'overdue':<10}  {name}: nobody approved it in time")
+    for sentence in drop_missed(POOL):
+        say(f"{'missed':<10}  {sentence}")
     for name in close_lost_runs(POOL, worker_name()):
         say(f"{'closed':<10}  {name}: its process was gone")
 
