@@ -64,7 +64,10 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         settings = serving.read_settings(adapter)
         check_settings(name, settings, onnx, trust_remote_code)
         texts = some_texts(table, settings["text_columns"])
-        model, tokenizer = serving.load_adapter(adapter)
+        try:
+            model, tokenizer = serving.load_adapter(adapter)
+        except serving.OtherWeights as error:
+            raise InputError(f"{name}: {error}") from None
         rows = serving.tokenize(texts, tokenizer, settings["max_length"])
         expected = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
         plain = merge(model, name)

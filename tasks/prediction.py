@@ -110,6 +110,8 @@ def load_classifier(config: PredictionConfig, job: Job) -> Classifier:
     settings = serving.read_settings(folder) | {"batch_size": config.batch_size}
     try:
         return Classifier(*serving.load_adapter(folder, local_files_only=config.offline), settings)
+    except serving.OtherWeights as error:
+        raise InputError(f"model: {config.model}: {error}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_network_trouble(error) and not config.offline:
             raise

@@ -212,6 +212,20 @@ def test_code_that_comes_with_a_model_is_run_only_when_told_to(
     assert "--trust_remote_code only if you trust it" in refused(capsys, str(folder), str(tmp_path / "out"), "--merged")
 
 
+def test_foundation_model_with_other_weights_is_refused(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained.adapter.folder, tmp_path / "adapter")
+    settings = serving.read_settings(folder)
+    settings["base_model"]["weights"] = "0" * 64
+    (folder / serving.SETTINGS).write_text(json.dumps(settings))
+    assert "has other weights than" in refused(capsys, str(folder), str(tmp_path / "out"), "--merged")
+    assert (
+        main(["predict", str(folder), str(Path(trained.config.data.name) / "test.csv"), str(tmp_path / "o.csv")]) == 2
+    )
+    assert "has other weights than" in capsys.readouterr().err
+
+
 def test_command_says_what_it_wrote(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", trained.adapter.folder, str(tmp_path / "out"), "--merged"]) == DONE
     output, errors = capsys.readouterr()
