@@ -185,3 +185,9 @@ def test_row_numbers_that_say_no_place_are_refused(rows: list[Any], configure: C
     test = write(film_reviews(7)[72:].assign(row=[str(row) for row in rows]), tmp_path / "frozen.csv")
     said = refusal(configure(path, test_file=str(test)))
     assert said.startswith("data.test_file: the column 'row' of ") and "different whole number" in said
+
+
+def test_row_numbers_of_a_csv_are_numbers(configure: Configure, tmp_path: Path) -> None:
+    path = write(film_reviews(), tmp_path / "reviews.csv")
+    test = write(film_reviews(7)[72:].assign(row=range(50, 62)), tmp_path / "frozen.csv")
+    assert list(read(configure(path, test_file=str(test))).datasets["test"]["row"]) == list(range(50, 62))
