@@ -442,7 +442,7 @@ def what_json_says(error: Exception) -> str:
 
 
 def as_object(value: Any, where: str = "") -> Raw:
-    name = {type(None): "null", list: "a list", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+    name = {type(None): "null", list: "a list", str: "a text"}.get(type(value), "a number")
     return value if isinstance(value, dict) else Broken(f"is {name}, not a JSON object{where}", value)
 
 

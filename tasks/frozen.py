@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tasks.config import DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
 from tasks.hub import test_path
-from tasks.reading import check_letters, load, numbers
+from tasks.kept import as_kinds
+from tasks.reading import as_test_file, check_letters, load, numbers
 from tasks.records import PreparedData, Source, file_sha256
 
 if TYPE_CHECKING:
@@ -28,11 +29,9 @@ def read_test_file(source: Source, config: DataConfig) -> "Dataset":
     assert config.test_file and source.test_revision
     path = Path(config.test_file).expanduser().resolve()
     file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
-    try:
+    with as_test_file():
         loaded = load(file, config.model_copy(update={"config": None, "test_file": None}))
         check_letters(loaded, file)
-    except InputError as error:
-        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
     test = with_row_numbers(loaded["train"])
     check_rows(test, path)
     return test
@@ -40,10 +39,10 @@ def read_test_file(source: Source, config: DataConfig) -> "Dataset":
 
 def with_row_numbers(test: "Dataset") -> "Dataset":
     """With numbers in the column `row`, where a csv has them as text."""
-    from datasets import Value
+    from datasets import Features, Value
 
     if "row" in test.column_names and all(isinstance(row, str) and row.isdecimal() for row in test["row"][:]):
-        return test.cast_column("row", Value("int64"))
+        return as_kinds(test, Features(test.features | {"row": Value("int64")}))
     return test
 
 

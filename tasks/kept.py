@@ -100,9 +100,9 @@ def as_kinds(part: Any, features: Any) -> Any:
     """The same rows, with columns of these kinds."""
     if part.features == features:
         return part
-    source = Path(part.cache_files[0]["filename"])
-    place = source.with_name(digest([source.name, repr(features)]))
-    return on_disk(place, (source,), partial(write_kinds, part, features))
+    files = tuple(Path(file["filename"]) for file in part.cache_files)
+    place = files[0].with_name(digest([[file.name for file in files], repr(features)]))
+    return on_disk(place, files, partial(write_kinds, part, features))
 
 
 def write_kinds(part: Any, features: Any, place: Path) -> None:

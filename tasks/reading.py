@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from tasks.disk import is_disk_full
 from tasks.folders import Folder, describe, how_read, look_into, saved_by_datasets
 from tasks.formats import TABLES, columns_of, kind_of, table
 from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, test_path
-from tasks.kept import rows_of
+from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
 
 if TYPE_CHECKING:
@@ -97,9 +98,8 @@ def with_features(split: "Dataset", folder: Folder) -> "Dataset":
     """With the kinds that the head of a README.md gives the columns."""
     from datasets import Features
 
-    return split.cast(
-        Features(split.features | {name: kind for name, kind in folder.features.items() if name in split.features})
-    )
+    said = {name: kind for name, kind in folder.features.items() if name in split.features}
+    return as_kinds(split, Features(split.features | said))
 
 
 def check_files(folder: Folder, config: DataConfig) -> None:
@@ -156,15 +156,25 @@ def check_early(config: DataConfig) -> None:
 
     In a second and before anything heavy is imported; what is on the Hub is asked later.
     """
-    if config.test_file:
-        check_files(
-            Folder({config.test_split: [(test_path(config.test_file),)]}, []),
-            config.model_copy(update={"test_file": None}),
-        )
     if config.name != DEMO_DATA and (path := local_path("dataset", config.name)) and not saved_by_datasets(path):
         folder = find_files(path, config)
         if not folder.whole:
             check_files(folder, config)
+    if config.test_file:
+        path = test_path(config.test_file)
+        with as_test_file():
+            columns = columns_of(path)
+        if columns is not None:
+            check_names(path.name, columns, config, "add it, or leave data.test_file away")
+
+
+@contextmanager
+def as_test_file() -> Iterator[None]:
+    """Errors of the file `data.test_file`, by that name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
 
 
 def check_class_names(loaded: "DatasetDict", folder: Folder, config: DataConfig) -> None:

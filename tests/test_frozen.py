@@ -221,4 +221,10 @@ def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tm
     assert said.endswith("label the rows of data.test_file, or leave it away")
     test = write(film_reviews(7)[72:].drop(columns="label"), tmp_path / "bare.csv")
     said = refusal(configure(path, test_file=str(test)))
-    assert said.endswith("no column 'label' in test; it has text; label the rows of data.test_file, or leave it away")
+    assert said.startswith("data.label_column: bare.csv has no column 'label'; it has text; ")
+
+
+def test_row_numbers_of_a_csv_are_numbers(configure: Configure, tmp_path: Path) -> None:
+    path = write(film_reviews(), tmp_path / "reviews.csv")
+    test = write(film_reviews(7)[72:].assign(row=range(50, 62)), tmp_path / "frozen.csv")
+    assert list(read(configure(path, test_file=str(test))).datasets["test"]["row"]) == list(range(50, 62))

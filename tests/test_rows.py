@@ -13,7 +13,7 @@ import pytest
 
 from tasks import rows as reading
 from tasks.config import InputError, PredictionConfig
-from tasks.rows import Row, find_rows, read_rows
+from tasks.rows import Row, find_rows, notes_of, read_rows
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "dull", "x\ry"]
 
@@ -184,6 +184,28 @@ def test_files_of_one_split_are_read_one_after_the_other(tmp_path: Path) -> None
     assert [(row.number, row.texts, row.share) for row in rows] == [(0, ("first",), 0.5), (1, ("second",), 1.0)]
 
 
+def test_every_row_of_a_folder_is_read(tmp_path: Path) -> None:
+    """Whatever the files are called, as long as they are not those of two splits."""
+    for name in ("train.csv", "backup.csv", "old/train-2.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path, name, '{"text": "a"}\n' if name.endswith("jsonl") else "text\na\n")
+    assert len(read(tmp_path)) == 3
+    written(tmp_path, "test.csv", "text\nb\n")
+    assert [row.texts for row in read(tmp_path, split="test")] == [("b",)]
+    asked = config(tmp_path, split="test")
+    assert notes_of(asked, find_rows(asked)) == ["not labelled: backup.csv, old/train-2.jsonl, train.csv"]
+
+
+def test_data_set_that_was_saved_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.Dataset.from_dict({"text": TEXTS, "id": range(5)})
+    saved.save_to_disk(str(tmp_path / "one"))
+    assert [(row.texts[0], row.id) for row in read(tmp_path / "one")] == list(zip(TEXTS, range(5), strict=True))
+    datasets.DatasetDict(train=saved, test=saved.select([1])).save_to_disk(str(tmp_path / "two"))
+    assert [row.texts[0] for row in read(tmp_path / "two", split="test")] == TEXTS[1:2]
+
+
 def test_a_file_has_no_splits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="split, config: only data sets and folders have them"):
         read(write(tmp_path / "a.csv"), split="test")
@@ -233,6 +255,17 @@ def test_objects_of_standard_input_are_rows(typed: Any) -> None:
     first, bad, last = read("-")
     assert (first.texts, first.id, last.texts, last.number) == (("a film",), "x", ("dull",), 2)
     assert "not valid JSON" in bad.fault
+
+
+@pytest.mark.parametrize("blank", ["\n", "  \r\n", "\n" * 5])
+def test_blank_line_before_the_objects_of_standard_input_is_no_text(blank: str, typed: Any) -> None:
+    typed((blank + '{"text": "a film"}\n{"text": "dull"}\n').encode())
+    assert [row.texts for row in read("-")] == [("a film",), ("dull",)]
+
+
+def test_blank_lines_before_plain_texts_are_rows_without_text(typed: Any) -> None:
+    typed(b"\n\na film\n")
+    assert [row.texts for row in read("-")] == [(), (), ("a film",)]
 
 
 def test_plain_lines_are_no_pairs_of_texts(typed: Any) -> None:
