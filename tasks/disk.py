@@ -11,7 +11,8 @@ from pathlib import Path
 from tasks.config import STORE
 
 FULL = re.compile(
-    "No space left on device|Disk quota exceeded|os error (28|122)"  # safetensors, tokenizers: no OSError of Python's
+    # safetensors, tokenizers: no OSError of Python's; macOS has another word and number for a quota
+    f"No space left on device|Dis[ck] quota exceeded|os error ({errno.ENOSPC}|{errno.EDQUOT})\\b"
     "|database or disk is full"  # sqlite
     "|Not enough disk space"  # datasets, before it writes
     "|inline_container.*unexpected pos"  # torch.save, which forgets why its file is too short

@@ -96,6 +96,20 @@ def test_full_disk_is_recognized_whoever_writes(write: Callable[[Path], Any], sm
     assert "/disk/a: the disk is full: 1.0 MB needed" in str(full.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        ("I/O error: No space left on device (os error 28)", True),
+        (f"quota (os error {errno.EDQUOT})", True),
+        ("Disc quota exceeded", True),  # macOS
+        ("I/O error: file not found (os error 2)", False),
+        ("something else (os error 282)", False),
+    ],
+)
+def test_full_disk_is_known_by_what_libraries_without_error_numbers_say(words: str, full: bool) -> None:
+    assert is_disk_full(RuntimeError(words)) is full
+
+
 def test_full_disk_is_recognized_behind_other_errors() -> None:
     hidden = InputError("data.name: reviews.csv cannot be read")
     hidden.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
