@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.config import RunConfig, validated
+from tasks.device import mib
 from tasks.precision import cpu_multiplies_bfloat16
 
 WARM_STEPS = 2
@@ -95,7 +96,7 @@ class Measured:
 
     def end(self) -> None:
         """The job is done; what comes next is ours to measure."""
-        self.done, self.peak_memory_mb = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.done, self.peak_memory_mb = time.time(), mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
     def watch(self) -> None:
         self.watch_first_step()

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 own = dict(os.environ)
+from tasks.device import mib  # noqa: E402
 from tests.conftest import NEGATIVE, POSITIVE, bare_data, write_model  # noqa: E402
 
 os.environ.clear()  # of the tests' settings: what is measured has all threads, and the caches that it is given
@@ -67,7 +68,7 @@ def finish(process: subprocess.Popen[bytes]) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"predict failed with exit code {process.returncode}")
-    return usage.ru_maxrss / 1024
+    return mib(usage.ru_maxrss)
 
 
 def kill_at(process: subprocess.Popen[bytes], parts: int) -> None:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.page import step_rate, write_page
 from benchmarks.peers import SCRIPTS
+from tasks.device import mib
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results.json"
@@ -84,7 +85,7 @@ def alone(command: list[str], folder: Path) -> dict[str, Any]:
     return {
         "began": began,
         "ended": ended,
-        "peak_memory_mb": usage.ru_maxrss / 1024,
+        "peak_memory_mb": mib(usage.ru_maxrss),
         **json.loads(text.splitlines()[-1]),
     }
 

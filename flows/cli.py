@@ -6,12 +6,23 @@ import getpass
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
+
+# before anything of it is imported, which would run it; people call such files tasks.py for Celery or Invoke
+if (found := find_spec("tasks")) and Path(found.origin or "").parent.parent != Path(__file__).parent.parent:
+    print(
+        f"peft-flow: {found.origin} stands in the place of peft-flow's own package `tasks`; start the command "
+        "peft-flow instead of `python -m flows.cli`, and leave that folder out of PYTHONPATH",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from tasks.config import (
     DEMO_DATA,
@@ -56,8 +67,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # like Ctrl-C: everything is closed on the way out, the Prefect server of this process too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():  # in another, Python allows no handler
+        # like Ctrl-C: everything is closed on the way out, the Prefect server of this process too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options, rest = build_parser().parse_known_args(arguments)
         if rest:
@@ -303,6 +315,10 @@ def run_finetune(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides(options), RunConfig)
 
     from tasks import environment  # before the libraries that read it
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
     from tasks.data import check_input
     from tasks.evaluation import reload_at_hand
 
@@ -334,6 +350,10 @@ def run_retrain(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
 
     from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
     from tasks.approval import check_approval
     from tasks.data import check_input
 
@@ -348,9 +368,8 @@ def run_retrain(options: argparse.Namespace) -> int:
     if options.json:
         print(result.model_dump_json())
         return DONE
-    version = f" version {result.version}" if result.version else ""
     champion = f"version {result.champion}" if result.champion else "none"
-    print(f"\n{result.action.upper()}  {result.name}{version}\n\n{result.reason}\n\nchampion  {champion}")
+    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\nchampion  {champion}")
     if result.run_id:
         print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
     return DONE
@@ -550,17 +569,23 @@ def introduce(config: RunConfig) -> None:
 
 
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
-    """The ladder as a table, and what to do next."""
-    from tasks.comparison import headline, ladder_table, leak_sentence
+    """The verdict, the ladder as a table, and what to do next."""
+    from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
     from tasks.records import Comparison
     from tasks.tracking import public_uri
 
     folder = Path(result.adapter_path).parent
     comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
-    leak = f"Leakage: {leak_sentence(comparison)}.\n\n" if comparison.leaked else ""
+    parts = [
+        f"\n{comparison.verdict.upper()}  {config.run_name()}",
+        headline(config, comparison),
+        caution(comparison.cautions),
+        ladder_table(comparison),
+        step_sentence(comparison),
+        f"Leakage: {leak_sentence(comparison)}." if comparison.leaked else "",
+    ]
     print(
-        f"\n{comparison.verdict.upper()}  {config.run_name()}\n\n{ladder_table(comparison)}\n\n"
-        f"{headline(config, comparison)}\n\n{leak}"
+        "\n\n".join(filter(None, parts)) + "\n\n"
         f"run       {result.run_id}\n"
         f"adapter   {result.adapter_path}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
@@ -571,12 +596,20 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
 
 
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
-    """The ladder over the seeds, each seed's run, and what to do next."""
+    """The verdict, the ladder over the seeds, each seed's run, and what to do next."""
+    from tasks.comparison import caution
     from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
 
+    parts = [
+        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}",
+        headline(result),
+        caution(result.cautions),
+        seeds_table(result),
+        runs_table(result),
+        noise_sentence(result),
+    ]
     print(
-        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}\n\n{seeds_table(result)}\n\n"
-        f"{runs_table(result)}\n\n{headline(result)}\n\n{noise_sentence(result)}\n\n"
+        "\n\n".join(filter(None, parts)) + "\n\n"
         f"run       {result.run_id}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
         f"took      {result.seconds:.0f} s",

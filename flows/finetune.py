@@ -9,7 +9,7 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from tasks.comparison import compare, headline
+from tasks.comparison import caution, compare, headline, shown_share
 from tasks.config import (
     AdapterConfig,
     DataConfig,
@@ -29,6 +29,7 @@ from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Se
 from tasks.references import evaluate_baseline, evaluate_references
 from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
+from tasks.verdict import capital
 from tasks.work import WORK, work_folder
 
 
@@ -85,12 +86,12 @@ def finetune(
         clock.lap("check")
 
         baseline = evaluate_baseline(config, prepared, str(WORK))
-        logger.info("Foundation model: accuracy %.3f", baseline.scores.accuracy)
+        logger.info("Foundation model: accuracy %s", shown_share(baseline.scores.accuracy))
         clock.lap("baseline")
 
         references = evaluate_references(config, prepared, str(WORK))
         if references:
-            named = ", ".join(f"{name} {reference.scores.accuracy:.3f}" for name, reference in references.items())
+            named = ", ".join(f"{name} {shown_share(one.scores.accuracy)}" for name, one in references.items())
             logger.info("References: accuracy %s", named)
         clock.lap("references")
 
@@ -99,12 +100,14 @@ def finetune(
         clock.lap("train")
 
         tuned = evaluate_adapter(config, prepared, trained)
-        logger.info("Adapter, read back from disk: accuracy %.3f", tuned.scores.accuracy)
+        logger.info("Adapter, read back from disk: accuracy %s", shown_share(tuned.scores.accuracy))
         clock.lap("tuned")
 
         evaluations = {"tuned": tuned, "baseline": baseline, **references}
         result = compare(config, prepared, check, evaluations, trained, work)
-        logger.info("%s. %s", result.verdict.capitalize(), headline(config, result))
+        logger.info("%s. %s", capital(result.verdict), headline(config, result))
+        if result.cautions:
+            logger.warning("%s", caution(result.cautions))
         clock.lap("compare")
 
         logged = record(work, config, prepared, check, evaluations, trained, result)

@@ -102,7 +102,7 @@ def retrain(
         approval = ask_for_approval(config, judged)
         done = decide(config, result, champion, judged, approval)
         publish(name)
-        logger.info("%s %s version %s: %s", done.action.capitalize(), name, done.version, done.reason)
+        logger.info("%s %s: %s", done.action.capitalize(), done.subject, done.reason)
     return said(done)
 
 

@@ -9,6 +9,7 @@ from prefect.logging import get_run_logger
 from pydantic import Field
 
 from flows.finetune import finetune
+from tasks.comparison import caution
 from tasks.config import (
     MOST_SEEDS,
     AdapterConfig,
@@ -25,6 +26,7 @@ from tasks.recording import flow_tags, found_input, link_to_mlflow, live
 from tasks.records import RunResult, SeedsResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run
+from tasks.verdict import capital
 from tasks.work import work_folder
 
 SEEDS = 3
@@ -80,7 +82,9 @@ def finetune_seeds(
         link_to_mlflow(work)
         results = tuple(run_one(one) for one in configs)
         result = summarize_seeds(work, config, results)
-        logger.info("%s. %s %s", result.verdict.capitalize(), headline(result), noise_sentence(result))
+        logger.info("%s. %s %s", capital(result.verdict), headline(result), noise_sentence(result))
+        if result.cautions:
+            logger.warning("%s", caution(result.cautions))
         logger.info("Recorded: %s", run_url(result.run_id))
     return result
 

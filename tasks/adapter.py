@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
@@ -15,6 +16,7 @@ from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
 from tasks.hub import first_line
 from tasks.methods import METHODS, Shape
 from tasks.model import base_model_settings
+from tasks.options import check_attached, check_options, listed
 from tasks.records import PreparedData, Source, write_text
 
 SET_BY_US = {
@@ -39,10 +41,11 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
     import torch
 
     names = [name for name, _ in model.named_modules()]
-    for wanted in config.adapter.target_modules:
+    for wanted in () if is_all_linear(config.adapter.target_modules) else config.adapter.target_modules:
         if not any(name == wanted or name.endswith("." + wanted) for name in names):
             known = sorted({name.split(".")[-1] for name in body_layers(model, ())})
             raise InputError(f"adapter.target_modules: no layer is called '{wanted}'; there are {', '.join(known)}")
+    check_options(model, config.adapter.method, without_all_linear(config.adapter.options))
     if config.adapter.method == "prompt_tuning" and hasattr(model, "score"):
         raise InputError(
             f"adapter.method: prompt_tuning reads the wrong token on {source.name}, which classifies by its last one; "
@@ -54,7 +57,7 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
     except RuntimeError as error:
         # some methods start from the weights' values, which are not here; they show in training whether they fit
         if "meta" not in str(error).lower():
-            raise
+            raise unfit(config, error) from error
 
 
 def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> Any:
@@ -80,28 +83,42 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
         if config.adapter.method == "ia3":
             values["feedforward_modules"] = []
         return wrap(model, kind, values, config.seed)
+    except InputError:
+        raise
     except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         if "meta" in str(error).lower():
             raise
-        raise InputError(
-            f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}"
-        ) from error
+        raise unfit(config, error) from error
+
+
+def unfit(config: RunConfig, error: Exception) -> InputError:
+    return InputError(f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}")
 
 
 def is_below(name: str, model: Any, config: RunConfig) -> bool:
-    """Whether this part of the model is in a block below `adapter.layers`."""
-    blocks = find_blocks(model)
-    assert blocks and config.adapter.layers
+    """Whether this part of the model is in a block below `adapter.layers`, or not among those in adapter.options."""
+    blocks, chosen = find_blocks(model), config.adapter.options.get("layers_to_transform")
+    if not blocks:
+        raise InputError(
+            f"adapter.options: the blocks of {config.model.name} cannot be told; leave layers_to_transform out"
+        )
     inside = f".{name}".partition(f".{blocks.name}.")[2]
-    return bool(inside) and int(inside.split(".")[0]) < len(blocks.modules) - config.adapter.layers
+    number = int(inside.split(".")[0]) if inside else len(blocks.modules)
+    if chosen is None:
+        assert config.adapter.layers
+        return number < len(blocks.modules) - config.adapter.layers
+    return number < len(blocks.modules) and number not in listed(chosen)
 
 
 def wrap(model: Any, kind: type, values: dict[str, Any], seed: int) -> Any:
     import torch
     from peft import get_peft_model
 
+    if not hasattr(model, "base_weights") and model.device.type != "meta":  # some methods change them when attached
+        model.base_weights = serving.weights_sha256(model, values["modules_to_save"] or ())
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, kind(**values))
+    check_attached(wrapped, values)
     # embeddings are never resized here; peft's own guess, at each save and checkpoint, would ask the Hub
     wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)
     return wrapped
@@ -138,8 +155,23 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
         values["target_modules"] = list(adapter.target_modules)
     if adapter.layers:
         values |= top_blocks(model, config, fields)
-    values |= method.fitted(method_shape(model, adapter, steps))
-    return kind, values | adapter.options
+    values |= {**method.fitted(method_shape(model, adapter, steps)), **adapter.options}
+    if is_all_linear(values.get("target_modules")):
+        layers = sorted(body_layers(model, fresh))
+        if values.pop("layers_to_transform", None) is not None:  # peft heeds it for last names only
+            layers = [name for name in layers if not is_below(name, model, config)]
+        values["target_modules"] = layers
+    return kind, values
+
+
+def is_all_linear(target_modules: Any) -> bool:
+    """Whether this is peft's word for all linear layers, as people write it: `all_linear`, `[all-linear]`."""
+    names = listed(target_modules)
+    return len(names) == 1 and re.sub("[_ ]", "-", str(names[0]).lower()) == "all-linear"
+
+
+def without_all_linear(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "target_modules" or not is_all_linear(value)}
 
 
 def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[str, Any]:
@@ -162,8 +194,16 @@ def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[s
 
 def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
     layers = body_layers(model, ())
-    inputs, outputs = zip(*(sorted(layer.weight.shape) for layer in layers.values()), strict=True)
+    inputs, outputs = zip(*map(widths, layers.values()), strict=True)
     return Shape(gcd(*inputs), gcd(*outputs), model.get_input_embeddings().embedding_dim, steps, adapter.r)
+
+
+def widths(layer: Any) -> tuple[int, int]:
+    """Of what goes into a linear layer, and of what comes out."""
+    from transformers.pytorch_utils import Conv1D
+
+    first, second = layer.weight.shape[:2]
+    return (first, second) if isinstance(layer, Conv1D) else (second, first)
 
 
 def body_layers(model: Any, fresh: Sequence[str], norms: bool = False) -> dict[str, Any]:
@@ -199,7 +239,7 @@ def save_adapter(
     (unfinished / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
     tokenizer.save_pretrained(unfinished)
     settings = {
-        "base_model": base_model_settings(data.model, config.model),
+        "base_model": base_model_settings(data.model, config.model) | {"weights": model.base_weights},
         "label_names": data.label_names,
         "text_columns": data.text_columns,
         "max_length": config.data.max_length,

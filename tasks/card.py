@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import yaml
 
-from tasks.comparison import headline, ladder_table, leak_sentence
+from tasks.comparison import caution, headline, ladder_table, leak_sentence, plain, step_sentence
 from tasks.config import RunConfig
 from tasks.records import Comparison, PreparedData, TrainedAdapter
 from tasks.tracking import public_version
+from tasks.verdict import capital
 
 
 def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
@@ -19,7 +20,9 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"A {config.adapter.method} adapter that classifies text into {quoted(data.label_names)}. It needs its "
             f"foundation model `{data.model.name}` at revision `{data.model.revision}`.",
             "## How good it is",
-            headline(config, result),
+            f"**{capital(result.verdict)}.** {headline(config, result)}",
+            *([plain(caution(result.cautions))] if result.cautions else []),
+            step_sentence(result),
             ladder_table(result),
             "The foundation model's head is untrained: its score is chance, not skill."
             if trained.fresh_modules

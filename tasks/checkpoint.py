@@ -3,6 +3,7 @@
 Tensors are safetensors, all else is JSON: nothing that is read back can run code.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -79,6 +80,9 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks take no folder
+            raise
     finally:
         os.close(handle)
 
@@ -121,12 +125,16 @@ def fault_of(path: Path) -> str:
         return f"{MANIFEST} cannot be read"
     if step != step_of(path):
         return f"it is that of step {step}"
-    there = {file.name for file in path.iterdir()} - {MANIFEST}
+    # what starts with a dot is the system's: .DS_Store of macOS, .nfs... of a file that was open when it was removed
+    there = {file.name for file in path.iterdir() if file.name[0] != "."} - {MANIFEST}
     if missing := sorted(set(sums) - there):
         return f"{missing[0]} is missing"
     if extra := sorted(there - set(sums)):
         return f"{extra[0]} does not belong to it"
-    changed = [name for name, wanted in sums.items() if file_sha256(path / name) != wanted]
+    try:
+        changed = [name for name, wanted in sums.items() if file_sha256(path / name) != wanted]
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
     return f"{changed[0]} has changed" if changed else ""
 
 
@@ -218,5 +226,7 @@ def set_random_state(tensors: Tensors, plain: Mapping[str, Any]) -> None:
     kind, numbers, *rest = plain["numpy"]
     np.random.set_state((kind, np.asarray(numbers, dtype=np.uint32), *rest))
     torch.random.set_rng_state(tensors["cpu"])
-    if cuda := [tensors[name] for name in sorted(tensors) if name.startswith("cuda.")]:
-        torch.cuda.set_rng_state_all(cuda)
+    for name, state in tensors.items():
+        device = int(name.removeprefix("cuda.")) if name.startswith("cuda.") else None
+        if device is not None and device < torch.cuda.device_count():  # a GPU fewer than before, or none
+            torch.cuda.set_rng_state(state, device)

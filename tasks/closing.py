@@ -2,20 +2,22 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from tasks.hub import first_line, is_silence
 from tasks.liveness import GATE, LIVE, Note, if_dead, living, notes
 from tasks.processes import flow_runs, has_worker
-from tasks.records import Record
+from tasks.progress import warn
+from tasks.records import Record, digest
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 GONE = "The process of this run is gone: it was killed, or the machine stopped. Run it again."
 NO_HEARTBEAT = "No sign of life from this run for more than a minute"
@@ -36,64 +38,113 @@ def close_dead_runs(end: Callable[[Note, End], bool]) -> list[str]:
     """Close every run that has a note and no living process; `end(note, how)` says so in MLflow.
 
     Returns the ids of the flow runs that showed as running: most have ended in good order and leave only their note.
-    Raises what goes wrong on the way; what is not closed then is left for whoever comes next.
+    Raises where nobody answers; what is not closed then is left for whoever comes next. What stands in the way of one
+    run is said, and the others are closed.
     """
     closed: list[str] = []
-    if not any(notes()):
-        return closed
-    try:
-        with FileLock(GATE.resolve(), timeout=0):
-            for note in notes():
-                with if_dead(note) as dead:
-                    if dead:
-                        how = close_in_prefect(note)
-                        if end(note, how) or how.found_open:
-                            closed.append(note.flow_run_id)
-                        for kind in ("json", "lock"):
-                            (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)
-    except Timeout:  # someone else is at it
-        pass
+    for note in notes():
+        with if_dead(note) as dead:
+            if not dead:  # or someone else is at it
+                continue
+            try:
+                how = close_in_prefect(note)
+                if end(note, how) or how.found_open:
+                    closed.append(note.flow_run_id)
+            except Exception as error:
+                if is_silence(error):
+                    raise
+                if note.flow_run_id not in _not_closed:
+                    _not_closed.add(note.flow_run_id)
+                    warn("run %s, which died, cannot be closed: %s", note.flow_run_id, first_line(error))
+                continue
+            with FileLock(GATE.resolve()):  # only now: Prefect may be slow, and no run begins without it
+                for kind in ("json", "lock"):
+                    (LIVE / f"{note.flow_run_id}.{kind}").unlink(missing_ok=True)
     return closed
 
 
-def close_in_prefect(note: Note) -> End:
-    """How Prefect says that the run ended, once it has been told where it did not know.
+_not_closed = set[str]()
+"""Flow runs of which that was said."""
 
-    A run that was started again since, whose state is newer than the note, is left to its new process.
+
+def close_in_prefect(note: Note) -> End:
+    """How Prefect says that the run ended, once it has been told where it did not know, or said less than it could.
+
+    A run that was started again since, whose state is newer than the note, is left to its new process; one that is
+    suspended, to whoever resumes it.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
-    from prefect.states import Cancelled, Crashed
 
     run_id, now = UUID(note.flow_run_id), datetime.now(UTC)
     with get_client(sync_client=True) as client:
         try:
-            state = client.read_flow_run(run_id).state
+            state: State[Any] | None = client.read_flow_run(run_id).state
         except ObjectNotFound:  # another Prefect knew it
             return End(state="CRASHED", time=now)
-        if state and state.is_crashed() and note.flow_run_id in _stopped:
-            state = Cancelled(message="It was cancelled", timestamp=state.timestamp)
-            client.set_flow_run_state(run_id, state, force=True)
+        if state and state.is_crashed():  # which is what a process says that was told to stop, for whatever reason
+            end = end_of(client, run_id)
+            if end.message != GONE and end.message != state.message:
+                state = end.model_copy(update={"timestamp": state.timestamp})
+                client.set_flow_run_state(run_id, state, force=True)
         if state and state.is_final():
-            close_tasks(client, run_id)
+            close_tasks(client, run_id, state)
             return End(state=state.type.value, time=state.timestamp)
-        if state and state.timestamp > note.since and not state.is_cancelling():
+        if state and is_anothers(state, note):
             return End(state="CRASHED", time=now)
-        end = Cancelled if state and state.is_cancelling() else Crashed
-        client.set_flow_run_state(run_id, end(message=GONE), force=True)
-        close_tasks(client, run_id)
-    return End(state=end().type.value, time=now, found_open=True)
+        end = end_of(client, run_id)
+        client.set_flow_run_state(run_id, end, force=True)
+        close_tasks(client, run_id, end)
+    return End(state=end.type.value, time=now, found_open=True)
 
 
-def close_tasks(client: "SyncPrefectClient", flow_run_id: UUID) -> None:
+def is_anothers(state: "State[Any]", note: Note) -> bool:
+    """Whether the run goes on, or will, in another process than the one that left the note."""
+    if state.is_paused():
+        return bool(state.state_details.pause_reschedule)
+    return state.timestamp > note.since and not state.is_cancelling()
+
+
+CANCELLED = "It was cancelled."
+WAITED = (
+    "The process that waited for approval has ended, and nothing was decided. Run it again, or press Retry: nothing is "
+    "trained twice, and it asks again."
+)
+
+
+def end_of(client: "SyncPrefectClient", run_id: UUID) -> "State[Any]":
+    """What to call the end of a run whose process is gone, by what it was at: cancelled, while it waited, or killed.
+
+    The worker that stops a cancelled run says so a moment later than its process ends; whoever looks in between must
+    not say otherwise.
+    """
+    from prefect.states import Cancelled, Crashed
+
+    history = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+    at_work = [state for state in history if not state.is_final()]
+    if str(run_id) in _stopped or (at_work and at_work[-1].is_cancelling()) or is_of_cancelled(client, run_id):
+        return Cancelled(message=CANCELLED)
+    return Crashed(message=WAITED if at_work and at_work[-1].is_paused() else GONE)
+
+
+def is_of_cancelled(client: "SyncPrefectClient", run_id: UUID) -> bool:
+    """Whether the run is part of one that was cancelled."""
+    part = client.read_flow_run(run_id).parent_task_run_id
+    whole = client.read_task_run(part).flow_run_id if part else None
+    state = client.read_flow_run(whole).state if whole else None
+    return bool(state and (state.is_cancelling() or state.is_cancelled()))
+
+
+def close_tasks(client: "SyncPrefectClient", flow_run_id: UUID, end: "State[Any]") -> None:
     """The tasks of a run that has ended do not run either."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.states import Crashed
+    from prefect.states import Cancelled, Crashed
 
     of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    state: State[Any] = Cancelled(message=CANCELLED) if end.is_cancelled() else Crashed(message=GONE)
     for task in client.read_task_runs(flow_run_filter=of_run):
         if task.state and not task.state.is_final():
-            client.set_task_run_state(task.id, Crashed(message=GONE), force=True)
+            client.set_task_run_state(task.id, state, force=True)
 
 
 SETTLED_SECONDS = timedelta(seconds=10)
@@ -158,7 +209,7 @@ def close_lost_runs(pool: str, worker: str) -> list[str]:
     to the heartbeat automation.
     """
     from prefect.client.orchestration import get_client
-    from prefect.states import Cancelled, Crashed, Scheduled
+    from prefect.states import Scheduled
 
     closed: list[str] = []
     with get_client(sync_client=True) as client:
@@ -175,25 +226,111 @@ def close_lost_runs(pool: str, worker: str) -> list[str]:
             if run.state.is_pending():
                 state: Any = Scheduled(message="Its worker was gone before it began; queued again")
             else:
-                state = (Cancelled if run.state.is_cancelling() else Crashed)(message=GONE)
+                state = end_of(client, run.id)
             client.set_flow_run_state(run.id, state, force=True)
-            close_tasks(client, run.id)
+            close_tasks(client, run.id, state)
             closed.append(run.name)
     return closed
 
 
 def claimed_runs(client: "SyncPrefectClient", pool: str) -> "list[FlowRun]":
+    from prefect.client.schemas.objects import StateType
+
+    return runs_of(client, pool, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+
+def runs_of(client: "SyncPrefectClient", pool: str, *states: Any) -> "list[FlowRun]":
+    """Runs of the pool in these states that were due by now."""
     from prefect.client.schemas.filters import (
         FlowRunFilter,
+        FlowRunFilterExpectedStartTime,
         FlowRunFilterState,
         FlowRunFilterStateType,
         WorkPoolFilter,
         WorkPoolFilterName,
     )
-    from prefect.client.schemas.objects import StateType
 
-    states = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+    asked = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),  # a schedule's next are many
     )
+    runs: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(
+            flow_run_filter=asked,
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            limit=PAGE,
+            offset=len(runs),
+        )
+        runs += page
+        if len(page) < PAGE:
+            return runs
+
+
+PAGE = 200
+"""Most that Prefect gives at once."""
+
+
+OVERDUE = "Overdue"
+"""State of a run that is started again because nobody answered in time; see tasks/approval.py."""
+
+
+def wake_overdue(pool: str) -> list[str]:
+    """Start again the runs that nobody approved in time, so that they say so and come to their end; their names."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Scheduled
+
+    woken: list[str] = []
+    with get_client(sync_client=True) as client:
+        for run in runs_of(client, pool, StateType.PAUSED):
+            assert run.state
+            details = run.state.state_details
+            until = details.pause_timeout if details.pause_reschedule and details.run_input_keyset else None
+            if until and until < datetime.now(UTC):
+                state: Any = Scheduled(name=OVERDUE, message="Nobody approved it in time")
+                client.set_flow_run_state(run.id, state, force=True)
+                woken.append(run.name)
+    return woken
+
+
+MISSED = "Missed"
+
+
+def drop_missed(pool: str) -> list[str]:
+    """One run of a schedule for all that it missed while the machine was off, or busy; a sentence for each dropped.
+
+    The last is kept; none, where one began since they were due.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled
+
+    sentences: list[str] = []
+    with get_client(sync_client=True) as client:
+        groups: dict[str, list[FlowRun]] = {}
+        for run in runs_of(client, pool, StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING):
+            if run.auto_scheduled:
+                groups.setdefault(digest([str(run.deployment_id), run.parameters]), []).append(run)
+        for run in (run for runs in groups.values() for run in superseded(runs)):
+            told = f"the run of {due(run):%Y-%m-%d %H:%M} UTC was missed; a later one stands for it"
+            client.set_flow_run_state(run.id, Cancelled(name=MISSED, message=f"T{told[1:]}"), force=True)
+            sentences.append(f"{run.name}: {told}")
+    return sentences
+
+
+def superseded(runs: "Sequence[FlowRun]") -> "list[FlowRun]":
+    """Of runs that are due and do the same those that another stands for: one that began since, or the last of them."""
+    begun = [run.start_time or run.state.timestamp for run in runs if run.state and not run.state.is_scheduled()]
+    last = max(runs, key=due)
+    return [
+        run
+        for run in runs
+        if run.state and run.state.is_scheduled() and run.run_count == 0  # else it goes on after a pause
+        if run is not last or any(due(run) < moment for moment in begun)
+    ]
+
+
+def due(run: "FlowRun") -> datetime:
+    assert run.expected_start_time
+    return run.expected_start_time

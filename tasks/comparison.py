@@ -1,5 +1,6 @@
 """All classifiers on the same test rows to a ladder and a verdict, and the words for them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from tasks import error_analysis
+from tasks.cautions import find_cautions
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions, paired_predictions
@@ -31,21 +33,10 @@ from tasks.statistics import (
     wilson_interval,
     without_temperature,
 )
+from tasks.verdict import NAMES, SHORT_TITLES, TITLES, capital
 
 if TYPE_CHECKING:
     import numpy as np
-
-TITLES = {
-    "tuned": "adapter",
-    "baseline": "foundation model",
-    "majority": "majority class",
-    "tfidf": "TF-IDF + logistic regression",
-    "probe": "linear probe",
-    "champion": "champion",
-}
-"""What people read for each rung of the ladder."""
-
-SHORT_TITLES = TITLES | {"baseline": "foundation", "majority": "majority", "tfidf": "TF-IDF", "probe": "probe"}
 
 
 @task(name="compare", task_run_name="compare")
@@ -88,7 +79,7 @@ def judge(
     right = {name: table.argmax(1) == predictions.labels for name, table in predictions.tables.items()}
     some_leaked = leaked.any() and not leaked.all()
     test = error_analysis.read_test_rows(data, predictions)
-    return Comparison(
+    result = Comparison(
         folder=str(folder),
         rows=len(predictions.labels),
         confidence=confidence,
@@ -98,7 +89,9 @@ def judge(
         accuracy_without_leaked={name: float(rows[~leaked].mean()) for name, rows in right.items() if some_leaked},
         calibration=measure_calibration(predictions, trained.temperature),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
+        untrained_head=bool(trained.fresh_modules),
     )
+    return result.model_copy(update={"cautions": find_cautions(result, data, predictions)})
 
 
 def ladder(predictions: Predictions, samples: int, confidence: float, seed: int) -> tuple[Rung, ...]:
@@ -138,7 +131,7 @@ def log_loss(table: "np.ndarray", labels: "np.ndarray") -> float:
     import numpy as np
 
     given = table[np.arange(len(labels)), labels].astype(float)
-    return float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean())
+    return max(0.0, float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean()))
 
 
 def confusion(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
@@ -158,20 +151,30 @@ def class_table(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
 
 
 def headline(config: RunConfig, result: Comparison) -> str:
-    """The result in a few words, with what it rests on: against the foundation model and the strongest reference."""
-    gain, percent = result.gain, f"{100 * config.evaluation.confidence:g} %"
-    before, after = (result.rung(name).scores.accuracy for name in ("baseline", "tuned"))
-    told = (
-        f"Accuracy on {counted(result.rows, 'test row')} went from {before:.3f} to {after:.3f}: "
-        f"{shown(gain.accuracy, f'{percent} interval ')}. "
+    """What the verdict rests on: the adapter and the reference that it is about."""
+    lead, percent = result.lead(result.against), f"{100 * config.evaluation.confidence:g} %"
+    ours, theirs = (shown_share(result.rung(name).scores.accuracy) for name in ("tuned", result.against))
+    strongest = ", the strongest reference" if result.against == result.rivals[0] else ""
+    return (
+        f"Accuracy on {counted(result.rows, 'test row')} is {ours}: {shown(lead.accuracy, f'{percent} interval ')} "
+        f"against {NAMES[result.against]} with {theirs}{strongest} (exact McNemar p {format_p(lead.p_value)})."
+    )
+
+
+def step_sentence(result: Comparison) -> str:
+    """How far it is from the foundation model, which with an untrained head is from chance."""
+    gain, head = result.gain, ", whose head is untrained," if result.untrained_head else ""
+    before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
+    return (
+        f"From the foundation model{head} accuracy went from {before} to {after}: {shown(gain.accuracy)}. "
         f"The adapter fixed {counted(gain.fixed, 'row')} and broke {gain.broken:,} "
         f"(exact McNemar p {format_p(gain.p_value)})."
     )
-    reference = strongest_reference(result)
-    if reference and (lead := reference.adapter_gain):
-        title = TITLES[reference.name]
-        told += f" Against {title}, the strongest reference, the difference is {shown(lead.accuracy)}: {lead.verdict}."
-    return told
+
+
+def caution(cautions: Sequence[str]) -> str:
+    """What a reader of the verdict must know besides, in one sentence; empty where there is nothing."""
+    return f"Caution: {'; '.join(cautions)}." if cautions else ""
 
 
 def description(result: Comparison) -> str:
@@ -179,26 +182,21 @@ def description(result: Comparison) -> str:
 
     They are short: MLflow shows about 90 characters of five lines, and hides the rest.
     """
-    gain, calibration, reference = result.gain, result.calibration, strongest_reference(result)
-    before, after = (result.rung(name).scores.accuracy for name in ("baseline", "tuned"))
-    against = "none was measured"
-    if reference and (lead := reference.adapter_gain):
-        against = f"{SHORT_TITLES[reference.name]}, {shown(lead.accuracy)}, p {format_p(lead.p_value)}, {lead.verdict}"
-    lines = (
-        f"**{result.verdict.capitalize()}**: accuracy {before:.3f} to {after:.3f}, {shown(gain.accuracy)}, McNemar "
-        f"p {format_p(gain.p_value)}",
-        "Ladder: " + ", ".join(f"{SHORT_TITLES[rung.name]} {rung.scores.accuracy:.3f}" for rung in result.ladder),
-        f"Strongest reference: {against}",
+    calibration, lead, gain = result.calibration, result.lead(result.against).accuracy, result.gain
+    before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
+    about = f" against {SHORT_TITLES[result.against]}" if result.verdict.startswith("better") else ""
+    lines = [
+        f"**{capital(result.verdict)}**: accuracy {after}, {shown(lead)}{about}",
+        "Ladder: "
+        + ", ".join(f"{SHORT_TITLES[rung.name]} {shown_share(rung.scores.accuracy)}" for rung in result.ladder),
+        f"From the foundation model: {before} to {after}, {shown(gain.accuracy)}, p {format_p(gain.p_value)}",
         f"Data: {leak_sentence(result, ['tuned'])}; {detectable_sentence(result)}",
         f"Calibration error {calibration.error_before:.3f} to {calibration.error_after:.3f}; weakest slice: "
         f"{plain(weakest_slice(result))}",
-    )
+    ]
+    if result.cautions:
+        lines[1:] = [plain(caution(result.cautions)), *lines[1:3], "; ".join(lines[3:])]
     return "  \n".join(lines)  # two spaces: a line break in markdown
-
-
-def strongest_reference(result: Comparison) -> Rung | None:
-    """The best of the classifiers that are neither the adapter nor its foundation model."""
-    return next((rung for rung in result.ladder if rung.name not in ("tuned", "baseline")), None)
 
 
 def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> str:
@@ -207,7 +205,7 @@ def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> s
         return f"none of {counted(result.rows, 'test row')} is in train"
     without = result.accuracy_without_leaked
     named = ", ".join(
-        f"{TITLES[rung.name]} {without[rung.name]:.3f}"
+        f"{TITLES[rung.name]} {shown_share(without[rung.name])}"
         for rung in result.ladder
         if rung.name in names and rung.name in without
     )
@@ -228,7 +226,7 @@ def weakest_slice(result: Comparison) -> str:
     if not large:
         return "none has enough rows"
     part = min(large, key=lambda part: part.accuracy.value)
-    return f"{slice_title(part.kind, part.name)}, {part.accuracy.value:.3f} of {counted(part.rows, 'row')}"
+    return f"{slice_title(part.kind, part.name)}, {shown_share(part.accuracy.value)} of {counted(part.rows, 'row')}"
 
 
 def slice_title(kind: str, name: str) -> str:
@@ -243,11 +241,10 @@ def ladder_table(result: Comparison) -> str:
     percent = f"{100 * result.confidence:g} %"
     rows = []
     for rung in result.ladder:
-        scores, gain = (f"{rung.scores.macro_f1:.3f}", f"{rung.scores.log_loss:.3f}"), rung.adapter_gain
+        scores, gain = (shown_share(rung.scores.macro_f1), f"{rung.scores.log_loss:.3f}"), rung.adapter_gain
         lead = ("", "", "")
         if gain:
-            interval = f"({gain.accuracy.low:+.3f}, {gain.accuracy.high:+.3f})"
-            lead = (f"{gain.accuracy.value:+.3f} {interval}", short_p(gain.p_value), gain.verdict)
+            lead = (shown(gain.accuracy, middle=", "), short_p(gain.p_value), gain.verdict)
         rows.append((TITLES[rung.name], bounds(rung.accuracy), *scores, *lead))
     header = ("classifier", f"accuracy ({percent})", "F1", "loss", "adapter minus it", "p", "verdict")
     return (
@@ -256,12 +253,31 @@ def ladder_table(result: Comparison) -> str:
     )
 
 
+def shown_share(value: float) -> str:
+    """Three digits of a share of rows; 0 and 1 stand for none and all of them, not for nearly so."""
+    return f"{value if value in (0, 1) else min(max(value, 0.001), 0.999):.3f}"
+
+
+def ends(interval: Interval) -> tuple[str, str]:
+    """Of a share, rounded so that they hold it as it is shown."""
+    low, high = interval.low, interval.high
+    return f"{low if low == 1 else min(low, 0.999):.3f}", f"{high if high == 0 else max(high, 0.001):.3f}"
+
+
 def bounds(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f}-{interval.high:.3f})"
+    return f"{shown_share(interval.value)} ({'-'.join(ends(interval))})"
 
 
-def shown(gain: Interval, title: str = "") -> str:
-    return f"{gain.value:+.3f} ({title}{gain.low:+.3f} to {gain.high:+.3f})"
+def shown(gain: Interval, title: str = "", middle: str = " to ") -> str:
+    value, low, high = signed(gain)
+    return f"{value} ({title}{low}{middle}{high})"
+
+
+def signed(gain: Interval) -> list[str]:
+    """A difference and its ends; with as many digits as it takes to see that these leave out 0, where they do."""
+    nearest = 0.0 if gain.low <= 0 <= gain.high else min(abs(gain.low), abs(gain.high))
+    digits = 3 if not nearest or round(nearest, 3) else -math.floor(math.log10(nearest))
+    return [f"{number:+z.{digits}f}" for number in (gain.value, gain.low, gain.high)]
 
 
 def format_p(p_value: float) -> str:

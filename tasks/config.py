@@ -27,7 +27,12 @@ from tasks.methods import METHODS
 from tasks.secrets import holds_secret, names_secret
 
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
-DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
+DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".feather", ".arrow")
+PACKED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+WHAT_IS_READ = (
+    f"{', '.join(DATA_FILES[:-1])} and {DATA_FILES[-1]} files, also packed ({', '.join(PACKED_FILES)}), and .txt files "
+    "in folders named by class"
+)
 SPLITS = ("train", "validation", "test")
 MOST_SEEDS = 100
 
@@ -45,6 +50,15 @@ RESERVED_COLUMNS = frozenset(
 """What the prepared data, and the tables of single rows, call their own columns."""
 
 Reference = Literal["majority", "tfidf", "probe", "champion"]
+
+
+def data_kind(name: str | Path) -> str | None:
+    """How the rows of a file are written: `.csv` for `a.csv` and `A.CSV.gz`, `.zip` for `a.zip`; None for no data."""
+    path = Path(name)
+    kind, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    if kind in PACKED_FILES:
+        return inner if inner in DATA_FILES else kind if kind == ".zip" else None
+    return kind if kind in DATA_FILES else None
 
 
 class InputError(ValueError):
@@ -169,7 +183,9 @@ class DataConfig(Config):
     """The texts and labels, and which part of them is used for what."""
 
     name: str = Field(
-        DEMO_DATA, min_length=1, description="Hub id, local folder, or a csv, json, jsonl or parquet file."
+        DEMO_DATA,
+        min_length=1,
+        description="Hub id, local folder, or a csv, tsv, json, jsonl, parquet, xlsx or arrow file, also packed.",
     )
     config: str | None = Field(
         None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
@@ -312,24 +328,39 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def check_not_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("must be a name that can be read, not only spaces")
+    return name
+
+
+def check_model_name(name: str) -> str:
+    """`name`, by which MLflow and every command find the model again; ValueError for another."""
+    if wrong := [letter for letter in name if letter in '/:?@"']:
+        raise ValueError(f"must be a name without {wrong[0]}, not {name!r:.80}")
+    if name != name.strip() or name[0] in ".~-\\":
+        raise ValueError(f"must begin with a letter or digit and not end with a space, not {name!r:.80}")
+    if re.fullmatch("(m-)?[0-9a-f]{32}", name):
+        raise ValueError(f"must not look like the id of a run or logged model, as {name!r} does")
+    if name.endswith(DATA_FILES):
+        raise ValueError(f"must not look like a file, as {name!r:.80} does")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=250), AfterValidator(check_not_blank)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_model_name)]
+
+
 class TrackingConfig(Config):
     """Where and how the run appears in MLflow."""
 
-    experiment: str = Field(
-        "peft-flow", min_length=1, max_length=250, description="MLflow experiment that the run belongs to."
-    )
-    run_name: str | None = Field(
-        None, min_length=1, max_length=250, description="Name of the run. None: model · data · method."
-    )
+    experiment: Name = Field("peft-flow", description="MLflow experiment that the run belongs to.")
+    run_name: Name | None = Field(None, description="Name of the run. None: model · data · method.")
     tags: tuple[Annotated[str, AfterValidator(check_tag)], ...] = Field(
         (), description="Tags to set on the run, each as name=value, for example team=search."
     )
-    registered_model: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        pattern=r"^[^/:.][^/:]*$",
-        description="Register the model under this name. None: do not register it.",
+    registered_model: ModelName | None = Field(
+        None, description="Register the model under this name. None: do not register it."
     )
 
     @field_validator("tags", mode="before")
@@ -358,9 +389,11 @@ class RunConfig(Config):
         tells runs apart by name only.
         """
         rank = f" r{self.adapter.r}" if METHODS[self.adapter.method].r else ""
-        data = self.data.name.removesuffix(Path(self.data.name).suffix if self.data.name.endswith(DATA_FILES) else "")
+        data = Path(self.data.name)
+        while data_kind(data):  # reviews.csv.gz
+            data = data.with_suffix("")
         top = f" top {self.adapter.layers}" if self.adapter.layers else ""
-        names = [Path(self.model.name).name, Path(data).name, self.adapter.method + rank + top]
+        names = [Path(self.model.name).name, data.name, self.adapter.method + rank + top]
         if self.training.learning_rate != TrainingConfig.model_fields["learning_rate"].default:
             names.append(f"lr {self.training.learning_rate:g}")
         if self.seed:
@@ -432,8 +465,9 @@ class PredictionConfig(Config):
     )
     input: str = Field(
         min_length=1,
-        description="File (csv, json, jsonl or parquet), local folder, Hub data set, or - for standard input: JSON "
-        "objects or plain texts, one a line. What comes from there cannot be resumed after a kill.",
+        description="File (csv, tsv, json, jsonl, parquet, xlsx or arrow, also packed), local folder, Hub data set, or "
+        "- for standard input: JSON objects or plain texts, one a line. What comes from there cannot be resumed after "
+        "a kill.",
     )
     output: str = Field(
         min_length=1,

@@ -113,10 +113,10 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
 
     Raises InputError. The rows are remembered, so that a following `prepare` does not read them again.
     """
-    model = found[1] if found else models.find_model(config)
-    check_adapter(models.check_model(model, config), model, config)
     data = found[0] if found else find_data(config)
     patient(read_splits)(data, config.data)
+    model = found[1] if found else models.find_model(config)
+    check_adapter(models.check_model(model, config), model, config)
     return data, model
 
 

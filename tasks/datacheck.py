@@ -22,7 +22,7 @@ from tasks.duplicates import (
 from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_many_numbers, same_word, several_labels
 from tasks.records import DataCheck, Place, PreparedData, SameText, write_text
-from tasks.statistics import DISAGREEMENT, detectable_difference
+from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,9 +47,6 @@ SHARE_DIFFERENCE, SHARE_P_VALUE = 0.05, 0.001
 
 MUCH_TRUNCATED = 0.1
 """Share of the rows."""
-
-USEFUL_DIFFERENCE = 0.1
-"""A test set that only shows larger differences of accuracy says little: most adapters differ by less."""
 
 
 @task(

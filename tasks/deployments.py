@@ -1,21 +1,27 @@
 """What a Prefect server needs to know of peft-flow: the work pool, the deployments, what to do about silent runs."""
 
 import hashlib
+import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tasks.closing import NO_HEARTBEAT
 from tasks.device import gpus
+from tasks.progress import tell
+from tasks.records import write_text
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
 
 POOL = "peft-flow"
 DEPLOYMENTS = Path("prefect.yaml")
@@ -37,27 +43,67 @@ def make_pool(client: "SyncPrefectClient") -> None:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=limit))
 
 
-def deploy(client: "SyncPrefectClient") -> None:
+def deploy(client: "SyncPrefectClient", record: Path) -> None:
     """`prefect deploy --all`, where something changed since the last time.
 
-    It sets everything back to what prefect.yaml says. What people have switched or added in the UI is put back: the
-    schedules after every deployment; the parameters as long as there is nothing new.
+    What people have changed in Prefect stays: parameters, and schedules that they added, switched, changed or removed.
+    `record` is what prefect.yaml said the last time: only with it can their changes be told from the file's.
     """
-    version = deployed_version()
-    before = deployed(client)
-    names = [entry["name"] for entry in yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))["deployments"]]
-    if all(name in before and before[name].version == version for name in names):
+    version, before = deployed_version(), deployed(client)
+    said = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in json.loads(json.dumps(said["deployments"], default=str))}
+    if all(name in before and before[name].version == version for name in entries):
         return
-    result = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], capture_output=True, text=True, check=False
-    )
+    said_before = read_said(record)
+    changed = [adapted(entry, before.get(name), said_before.get(name)) for name, entry in entries.items()]
+    run_deploy({**said, "deployments": changed})
+    after = deployed(client)
+    for name, entry in entries.items():
+        if name in before:
+            set_schedules(client, after[name], entry, said_before.get(name, {}))
+    write_text(record, json.dumps(entries))
+    for name in entries:
+        finish_deployment(client, after[name], version)
+
+
+def read_said(record: Path) -> dict[str, Any]:
+    """Entries of prefect.yaml by name; empty where it is not known what it said."""
+    with suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(record.read_bytes()))
+    return {}
+
+
+def adapted(entry: dict[str, Any], before: Any, said_before: dict[str, Any] | None) -> dict[str, Any]:
+    """For `prefect deploy`: with the parameters that people have set, and, where it is there, without schedules: it
+    would put all of them back to what the file says, or lose those that people added."""
+    if before is None:
+        return entry
+    parameters = merged((said_before or {}).get("parameters", {}), entry.get("parameters", {}), before.parameters)
+    if kept := [name for name in entry.get("parameters", {}) if parameters.get(name) != entry["parameters"][name]]:
+        tell("%s: %s stays as it was set in Prefect", entry["name"], ", ".join(kept))
+    return {**{key: value for key, value in entry.items() if key != "schedules"}, "parameters": parameters}
+
+
+NOT_THERE: Any = object()
+
+
+def merged(base: Any, ours: Any, theirs: Any) -> Any:
+    """`ours`, but for what `theirs` has otherwise than `base`, from which both come."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours if theirs == base else theirs
+    base = base if isinstance(base, dict) else {}
+    pairs = ((name, (side.get(name, NOT_THERE) for side in (base, ours, theirs))) for name in {**ours, **theirs})
+    return {name: value for name, sides in pairs if (value := merged(*sides)) is not NOT_THERE}
+
+
+def run_deploy(said: dict[str, Any]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / DEPLOYMENTS.name
+        write_text(file, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
+        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"prefect deploy --all failed: {result.stdout[-2000:]} {result.stderr[-2000:]}")
-    after = deployed(client)
-    for name in names:
-        finish_deployment(client, after[name], version)
-        if name in before:
-            keep_schedules(client, before[name], after[name])
 
 
 def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
@@ -86,14 +132,56 @@ def finish_deployment(client: "SyncPrefectClient", deployment: Any, version: str
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form, version=version))
 
 
-def keep_schedules(client: "SyncPrefectClient", before: Any, after: Any) -> None:
-    now = {schedule.slug: schedule for schedule in after.schedules if schedule.slug}
-    for schedule in before.schedules:
-        if schedule.slug in now:
-            if schedule.active != now[schedule.slug].active:
-                client.update_deployment_schedule(after.id, now[schedule.slug].id, active=schedule.active)
-        elif not schedule.slug:  # one with a slug was in prefect.yaml, and is not any more
-            client.create_deployment_schedules(after.id, [(schedule.schedule, schedule.active)])
+def set_schedules(
+    client: "SyncPrefectClient", deployment: Any, entry: dict[str, Any], said_before: dict[str, Any]
+) -> None:
+    """What has changed in the file, where people have not changed the same; each step may be the last."""
+    said, known = entry.get("schedules") or [], said_before.get("schedules") or []
+    for one in said:
+        there, old = found(deployment.schedules, one), same(known, one)
+        wanted = parsed(one)
+        if there is None and old is None:
+            client.create_deployment_schedules(deployment.id, [wanted])
+        elif there and old and is_as_said(there, old) and not is_as_said(there, one):
+            client.update_deployment_schedule(
+                deployment.id, there.id, wanted.active, wanted.schedule, parameters=wanted.parameters
+            )
+    for old in known:
+        there = found(deployment.schedules, old)
+        if there and same(said, old) is None and is_as_said(there, old):
+            client.delete_deployment_schedule(deployment.id, there.id)
+
+
+def parsed(said: Mapping[str, Any]) -> "DeploymentScheduleCreate":
+    """A schedule of prefect.yaml as Prefect's client has it."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+    own = ("slug", "active", "parameters", "max_scheduled_runs")
+    when = {name: value for name, value in said.items() if name not in (*own, "replaces")}
+    return DeploymentScheduleCreate.model_validate(
+        {"schedule": when, **{name: said[name] for name in own if name in said}}
+    )
+
+
+def is_as_said(there: Any, said: Mapping[str, Any]) -> bool:
+    wanted = parsed(said)
+    when = wanted.schedule.model_fields_set
+    return (
+        there.active == wanted.active
+        and (there.parameters or {}) == wanted.parameters
+        and all(getattr(there.schedule, name, None) == getattr(wanted.schedule, name) for name in when)
+    )
+
+
+def found(schedules: Sequence[Any], said: Mapping[str, Any]) -> Any:
+    """The one of the file: of the same slug; without one, the same in everything."""
+    slug = said.get("slug")
+    return next((one for one in schedules if (one.slug == slug if slug else is_as_said(one, said))), None)
+
+
+def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    slug = schedule.get("slug")
+    return next((one for one in said if (one.get("slug") == slug if slug else one == schedule)), None)
 
 
 FLOWS = ("finetune", "finetune-seeds", "retrain", "predict", "rerun")

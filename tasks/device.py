@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,6 +42,22 @@ def limit_threads() -> None:
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (allowed := cpu_count()) < seen:
         os.environ.setdefault(THREADS, str(allowed))
+
+
+def peak_memory_mb() -> float:
+    """Most memory this process ever held, in MiB: on the GPU where one is used, else resident."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), 1)
+
+
+def mib(maxrss: float) -> float:
+    """Of what the system says of a process's memory, which macOS counts in bytes, Linux in KiB."""
+    return maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def claim_gpu() -> None:

@@ -39,6 +39,8 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TOKENIZERS_PARALLELISM": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    # what libraries start with `python -m` takes no module from the current folder, where users have their own
+    "PYTHONSAFEPATH": "1",
 }
 
 for name, value in DEFAULTS.items():

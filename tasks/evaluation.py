@@ -150,7 +150,7 @@ def start_offline(module: str) -> "subprocess.Popen[str]":
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 

@@ -41,10 +41,10 @@ def announce(status: str, run_id: str, name: str, flow_run_id: str, facts: Mappi
 
 
 def announce_decision(action: str, name: str, facts: Mapping[str, str]) -> None:
-    """Emit `peft-flow.model.promoted`, `.kept` or `.rolled-back` for registered model `name`, with what was decided.
+    """Emit `peft-flow.model.promoted`, `.kept`, `.rejected` or `.rolled-back` for registered model `name`.
 
-    `facts` are payload and labels as above; the resource is `peft-flow.model.NAME`. Where no server is set (by the
-    address in PREFECT_API_URL) and no flow is at hand, nobody listens, and nothing happens.
+    `facts`, which say what was decided, are payload and labels as above; the resource is `peft-flow.model.NAME`. Where
+    no server is set (by the address in PREFECT_API_URL) and no flow is at hand, nobody listens, and nothing happens.
     """
     event: dict[str, Any] = {
         "event": f"peft-flow.model.{action.replace(' ', '-')}",

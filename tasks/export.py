@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tasks import serving
 from tasks.config import InputError
@@ -16,10 +17,11 @@ from tasks.disk import writing
 from tasks.duplicates import counted
 from tasks.environment import hide_short_bars
 from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
-from tasks.hub import first_line, is_network_trouble, looks_like_path
+from tasks.hub import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.records import Record, write_text
-from tasks.tracking import download_adapter, find_adapter, find_test_table
+from tasks.registry import fetched_adapter
+from tasks.tracking import find_test_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +64,10 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         settings = serving.read_settings(adapter)
         check_settings(name, settings, onnx, trust_remote_code)
         texts = some_texts(table, settings["text_columns"])
-        model, tokenizer = serving.load_adapter(adapter)
+        try:
+            model, tokenizer = serving.load_adapter(adapter)
+        except serving.OtherWeights as error:
+            raise InputError(f"{name}: {error}") from None
         rows = serving.tokenize(texts, tokenizer, settings["max_length"])
         expected = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
         plain = merge(model, name)
@@ -89,10 +94,11 @@ def check_folder(folder: Path) -> None:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"OUTPUT_FOLDER: {folder} is there already; name a new folder")
-        if not folder.absolute().parent.is_dir():
-            raise InputError(f"OUTPUT_FOLDER: there is no folder {folder.absolute().parent} to make it in")
-        if not os.access(folder.absolute().parent, os.W_OK):
-            raise InputError(f"OUTPUT_FOLDER: {folder.absolute().parent} is not yours to write to; name another folder")
+        place = folder if folder.exists() else folder.absolute().parent
+        if not place.is_dir():
+            raise InputError(f"OUTPUT_FOLDER: there is no folder {place} to make it in")
+        if not os.access(place, os.W_OK):
+            raise InputError(f"OUTPUT_FOLDER: {place} is not yours to write to; name another folder")
     except OSError as error:  # a name longer than names can be
         raise InputError(f"OUTPUT_FOLDER: {folder} cannot be written: {error.strerror}") from None
 
@@ -118,13 +124,8 @@ def locate(name: str, place: Path) -> tuple[Path, Path | None]:
         return path, next((table for table in tables if table.is_file()), None)
     if path.exists() or (looks_like_path(name) and not name.startswith("models:/")):
         raise InputError(f"RUN: there is no adapter folder {path}; check the path")
-    uri, _ = find_adapter(name)
-    try:
-        return download_adapter(uri, place / "model"), find_test_table(uri, place)
-    except OSError as error:
-        if is_network_trouble(error) or error.errno:
-            raise
-        raise InputError(f"RUN: {name} cannot be read: {first_line(error)}") from error
+    adapter, _, uri = fetched_adapter(name, place / "model")
+    return adapter, find_test_table(uri, place)
 
 
 def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:
@@ -140,13 +141,20 @@ def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise.
+
+    Where `folder` is there already, empty, it gets the files instead: it may be a disk of its own, or the current one.
+    """
+    place = folder if folder.is_dir() else folder.absolute().parent
+    partial = place / f".{uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
         yield partial
-        partial.rename(folder)
+        if place != folder:
+            partial.rename(folder)
+        else:
+            for file in partial.iterdir():
+                file.rename(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

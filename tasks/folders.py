@@ -1,62 +1,164 @@
-"""A folder of data files that grows: each file is read once, and known by its content from then on."""
+"""A folder of data files: which file is which split, by its name. A file that is left out is named."""
 
 import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tasks.records import digest, file_sha256
+import yaml
 
-MOST_APART = 500
-"""Files of a folder that are read one by one. Each stays open, and a process may have about 1,000 open."""
+from tasks.config import SPLITS, InputError, data_kind
+from tasks.formats import notes_of
+from tasks.hub import first_line, visible_files
+
+Piece = tuple[Path, ...]
+"""A data file; or text files, each of which is a row."""
+
+WORDS = {
+    "train": "train|training",
+    "validation": "validation|valid|val|dev",
+    "test": "test|testing",
+    "eval": "eval|evaluation",
+}
+"""What files and folders of a split are called."""
+
+NOTHING_ELSE = r"(?:[-._ ]?(?:set|data|split))?(?:[-._ ]\d+[-._ ]of[-._ ]\d+.*)?"
+"""What may follow such a word that says nothing else: `train_set`, `train-00000-of-00002`."""
+
+NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""Files that libraries write beside the data."""
 
 
-def kept_files(builder: Any) -> dict[str, Path]:
-    """Each file that `builder`, a `datasets.DatasetBuilder`, would read, and where its rows are kept once it has been.
-
-    The place is named by the file's content and by how it is read. Empty where the files cannot be read one by one:
-    they are too many, or the head of a README.md says what is in them together.
-    """
-    import datasets
-
-    files = [file for split in builder.config.data_files.values() for file in split]
-    if len(files) > MOST_APART or builder.info.features or builder.info.splits:
-        return {}
-    fields = {field.name for field in dataclasses.fields(builder.config)} - {"name", "data_files"}
-    how = [datasets.__version__, builder.name, {name: getattr(builder.config, name) for name in fields}]
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "files"
-    return {file: root / digest([file_sha256(Path(file)), how]) for file in files}
+class Folder(NamedTuple):
+    splits: dict[str, list[Piece]]
+    left_out: list[Path]
+    sep: str | None = None
+    """Between the columns of its csv files, where a README.md says so."""
+    features: Any = None
+    """What a README.md says of the columns, as `datasets.Features`."""
+    whole: bool = False
+    """The README.md asks for more than that: only `datasets` reads such a folder."""
 
 
-def read_apart(builder: Any, kept: dict[str, Path]) -> Any:
-    """The splits as a DatasetDict, from `kept` what is there; None where the files' columns are not all alike.
+def saved_by_datasets(path: Path) -> bool:
+    """Whether it is what `save_to_disk` writes."""
+    return (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow")))
 
-    Read together, files that are not alike are made so or refused, as `datasets` thinks fit; alike, they give the same
-    rows either way. What goes wrong goes wrong together too, and is then explained.
-    """
-    import datasets
 
-    loaded, features = datasets.DatasetDict(), None
+def look_into(path: Path, config: str | None = None) -> Folder:
+    """Which files of a folder are which split, as the head of its README.md says, else by their names."""
+    files = data_files(path)
+    head = head_of_readme(path)
+    if not config and not {"configs", "dataset_info"} & head.keys():
+        return Folder(*sorted_by_name(path, files))
+    from datasets import load_dataset_builder
+
     try:
-        for split, files in builder.config.data_files.items():
-            parts = [part for file in files for part in read_file(builder, file, kept[file])]
-            features = features or parts[0].features
-            if any(part.features != features for part in parts):
-                return None
-            names = list(features)
-            ordered = [part if part.column_names == names else part.select_columns(names) for part in parts]
-            loaded[str(split)] = datasets.concatenate_datasets(ordered)
-    except Exception:
-        return None
-    return loaded
+        builder = load_dataset_builder(str(path), config)
+    except Exception as error:
+        raise InputError(f"data.name: {path} cannot be read: {first_line(error)}") from error
+    said: dict[str, list[Piece]] = {
+        str(name): [(Path(file),) for file in found] for name, found in (builder.config.data_files or {}).items()
+    }
+    used = [file for pieces in said.values() for piece in pieces for file in piece]
+    left_out = [file for file in files if file not in used and data_kind(file)]
+    whole = not all(data_kind(file) and file.exists() for file in used)
+    if not any("data_files" in one for one in head.get("configs", ()) if isinstance(one, Mapping)):
+        said, left_out = sorted_by_name(path, files)
+    usual = type(builder.config)()
+    options = {
+        field.name: value
+        for field in dataclasses.fields(usual)
+        if (value := getattr(builder.config, field.name)) != getattr(usual, field.name)
+    }
+    whole = whole or bool(options.keys() - NOT_OPTIONS)
+    return Folder(said, left_out, options.get("sep"), builder.info.features, whole)
 
 
-def read_file(builder: Any, file: str, place: Path) -> list[Any]:
-    """The rows of a file as `builder` reads them, in one Dataset or more; from `place`, if they are there."""
-    from datasets import Dataset
-    from datasets.data_files import DataFilesDict, DataFilesList
+NOT_OPTIONS = {"name", "data_files", "data_dir", "version", "description", "features", "sep", "delimiter"}
+"""Of how `datasets` reads a file; what we do not know ourselves is left to it."""
 
-    if not place.exists():
-        settings = builder.config_kwargs | {"data_files": DataFilesDict({"train": DataFilesList([file], [("",)])})}
-        alone = type(builder)(str(place.parent), "file", builder.config.name, builder.hash, **settings)
-        alone.download_and_prepare(str(place))
-    return [Dataset.from_file(str(part)) for part in sorted(place.glob("*.arrow"))]
+
+def head_of_readme(path: Path) -> dict[str, Any]:
+    """What a README.md says between its first two lines of dashes."""
+    readme = path / "README.md"
+    found = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(errors="replace"), re.S) if readme.is_file() else None
+    try:
+        head = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError:
+        raise InputError(f"data.name: {path} cannot be read: the head of its README.md is not valid YAML") from None
+    return head if isinstance(head, dict) else {}
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files of data in a folder; text files, where there are no others and a folder says of what class they are."""
+    files = visible_files(path)
+    return [file for file in files if (data_kind(file) or file.suffix.lower() == ".txt") and file.name not in NO_DATA]
+
+
+def sorted_by_name(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[Piece]], list[Path]]:
+    """The splits, in a fixed order, and the files that are left out.
+
+    A file that no word of its name gives to a split is a training row's, unless another is called `train` and nothing
+    else: `january.csv` beside `train-march.csv` is trained on, `backup.csv` beside `train.csv` is not.
+    """
+    texts = [file for file in files if not data_kind(file)]
+    data = [file for file in files if data_kind(file)] or texts
+    sure, loose = ({file: split_of(file.relative_to(folder), strict) for file in data} for strict in (True, False))
+    named = {file: sure[file] or loose[file] for file in data}
+    if "eval" in named.values():
+        free = next((role for role in ("test", "validation") if role not in named.values()), "")
+        named = {file: free if role == "eval" else role for file, role in named.items()}
+    rest = "" if "train" in sure.values() else "train"
+    roles = {file: rest if role is None else role for file, role in named.items()}
+    if data is texts:
+        roles = {file: role if is_in_class(file.relative_to(folder)) else "" for file, role in roles.items()}
+    in_order = dict.fromkeys((*SPLITS, *sorted(filter(None, roles.values()))))
+    splits = {role: [file for file in data if roles[file] == role] for role in in_order}
+    left_out = [file for file in data if not roles[file]] + (texts if data is not texts else [])
+    pieces: dict[str, list[Piece]] = {
+        role: [tuple(found)] if data is texts else [(file,) for file in found]
+        for role, found in splits.items()
+        if found
+    }
+    return pieces, left_out
+
+
+def split_of(place: Path, strict: bool) -> str | None:
+    """The split that a file's folders, else its name, say: with nothing else in it if `strict`."""
+    name = place.name.split(".")[0] if strict else place.name
+    said = place.parts[:-2] if place.suffix.lower() == ".txt" else (*place.parts[:-1], name)
+    for name in said:
+        for role, words in WORDS.items():
+            whole = re.fullmatch(f"(?:{words}){NOTHING_ELSE}", name, re.I)
+            if whole or (not strict and re.search(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", name, re.I)):
+                return role
+    of_the_hub = re.match(r"(\w+)-\d{5}-of-\d{5}", said[-1]) if said else None
+    return of_the_hub[1] if of_the_hub else None
+
+
+def is_in_class(place: Path) -> bool:
+    """Whether the folder of a text file says its class, and not its split."""
+    return len(place.parts) > 1 and split_of(Path(place.parts[-2]) / "x", strict=True) is None
+
+
+def describe(folder: Path, found: Folder) -> list[str]:
+    """Which files are which split, and which are left out."""
+    used = {role: [file for piece in pieces for file in piece] for role, pieces in found.splits.items()}
+    notes = ["; ".join(f"{role}: {names(files, folder)}" for role, files in used.items())]
+    if found.left_out:
+        data = next(filter(data_kind, found.left_out), None)
+        advice = f"; called train-{data.name} it would be trained on" if data else ""
+        notes.append(f"not used: {names(found.left_out, folder)}{advice}")
+    return notes
+
+
+def names(files: Sequence[Path], folder: Path, most: int = 8) -> str:
+    more = f" and {len(files) - most:,} more" if len(files) > most else ""
+    return ", ".join(str(file.relative_to(folder)) for file in files[:most]) + more
+
+
+def how_read(files: Sequence[Path]) -> list[str]:
+    """What `notes_of` says, once for files that say the same."""
+    return list(dict.fromkeys(note for file in files for note in notes_of(file)))

@@ -4,7 +4,6 @@ In a fresh process, as where it serves: nothing of the training is in its memory
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -17,9 +16,9 @@ SINGLE_TEXTS = 20
 
 def main() -> None:
     import pandas as pd
-    import torch
 
     from tasks import serving
+    from tasks.device import peak_memory_mb
     from tasks.records import Footprint
 
     request = json.load(sys.stdin)
@@ -29,9 +28,7 @@ def main() -> None:
     milliseconds = [
         answer_time(model, tokenizer, settings, rows.iloc[[place % len(rows)]]) for place in range(SINGLE_TEXTS + 1)
     ]
-    on_gpu = model.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    footprint = Footprint(latency_ms=statistics.median(milliseconds[1:]), memory_mb=peak / 2**20)
+    footprint = Footprint(latency_ms=statistics.median(milliseconds[1:]), memory_mb=peak_memory_mb())
     if request.get("answers"):
         serving.predict(model, tokenizer, settings, rows).to_parquet(request["answers"])
     footprint.write(Path(request["out"]))

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.config import DATA_FILES, DataConfig, InputError, RunConfig
+from tasks.config import DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
-from tasks.reading import check_letters, load, numbers
+from tasks.hub import test_path
+from tasks.kept import as_kinds
+from tasks.reading import as_test_file, check_letters, load, numbers
 from tasks.records import PreparedData, Source, file_sha256
 
 if TYPE_CHECKING:
@@ -17,16 +19,9 @@ if TYPE_CHECKING:
 def file_revision(name: str) -> str:
     """`sha256:` of the content of the test file `name`; InputError where it is no file that can be read."""
     try:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise InputError(f"data.test_file: there is no file {name}; check the path")
-        if path.suffix.lower() not in DATA_FILES:
-            raise InputError(f"data.test_file: {name} is not a {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
-        return f"sha256:{file_sha256(path)}"
-    except OSError as error:  # no permission; a name longer than names can be
+        return f"sha256:{file_sha256(test_path(name))}"
+    except OSError as error:  # no permission
         raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(f"data.test_file: {name} cannot be read: there is no such user; check the path") from None
 
 
 def read_test_file(source: Source, config: DataConfig) -> "Dataset":
@@ -34,15 +29,20 @@ def read_test_file(source: Source, config: DataConfig) -> "Dataset":
     assert config.test_file and source.test_revision
     path = Path(config.test_file).expanduser().resolve()
     file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
-    try:
-        loaded = load(file, config.model_copy(update={"config": None}))
+    with as_test_file():
+        loaded = load(file, config.model_copy(update={"config": None, "test_file": None}))
         check_letters(loaded, file)
-    except InputError as error:
-        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
-    test = loaded["train"]
-    if not len(test):
-        raise InputError(f"data.test_file: {path} has no rows; add some")
+    test = with_row_numbers(loaded["train"])
     check_rows(test, path)
+    return test
+
+
+def with_row_numbers(test: "Dataset") -> "Dataset":
+    """With numbers in the column `row`, where a csv has them as text."""
+    from datasets import Features, Value
+
+    if "row" in test.column_names and all(isinstance(row, str) and row.isdecimal() for row in test["row"][:]):
+        return as_kinds(test, Features(test.features | {"row": Value("int64")}))
     return test
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.comparison import TITLES, bounds, format_p, markdown_table, shown
+from tasks.comparison import bounds, format_p, markdown_table, shown
 from tasks.config import GateConfig
 from tasks.duplicates import counted
 from tasks.records import Comparison, Difference, Finding, Footprint, Gate, Interval
 from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
+from tasks.verdict import TITLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,8 +116,11 @@ def judge_gain(config: GateConfig, gain: Difference, rows: int) -> Finding:
         return Finding(rule="gain", passed=True, told=f"better than the champion: {told}")
     if gain.verdict == "improved":
         return Finding(rule="gain", passed=False, told=f"not shown to gain {config.smallest_gain:g}: {told}")
-    verdict = "worse than the champion" if gain.verdict == "worse" else "not shown to be better than the champion"
-    return Finding(rule="gain", passed=False, told=f"{verdict}: {told}")
+    return Finding(rule="gain", passed=False, told=f"{not_better(gain)} the champion: {told}")
+
+
+def not_better(gain: Difference) -> str:
+    return "significantly worse than" if gain.verdict == "worse" else "not shown to be better than"
 
 
 def judge_classes(classes: NewClasses, gained: bool) -> Finding:
@@ -168,7 +172,8 @@ def judge_own_rows(own: Trial, samples: int, seed: int, confidence: float) -> Fi
     gain = paired(own, samples, seed, confidence)
     told = f"accuracy {shown(gain.accuracy)} on {counted(len(own.labels), 'row')} of the champion's own test"
     passed = gain.verdict != "worse"
-    return Finding(rule="champion's rows", passed=passed, told=f"{'not ' if passed else ''}worse there: {told}")
+    words = f"{'not ' if passed else ''}significantly worse there"
+    return Finding(rule="champion's rows", passed=passed, told=f"{words}: {told}")
 
 
 def judge_footprint(config: GateConfig, footprint: Footprint | None) -> list[Finding]:
@@ -193,8 +198,11 @@ def judge_reference(config: GateConfig, name: str, gain: Difference | None) -> F
     if gain is None:
         return Finding(rule=rule, passed=False, told=f"{title} was not measured")
     told = f"accuracy {shown(gain.accuracy)}, exact McNemar p {format_p(gain.p_value)}"
-    passed = gain.verdict == "improved" and gain.accuracy.low > config.smallest_gain
-    return Finding(rule=rule, passed=passed, told=f"{'' if passed else 'not shown to be '}better than {title}: {told}")
+    if gain.verdict != "improved":
+        return Finding(rule=rule, passed=False, told=f"{not_better(gain)} {title}: {told}")
+    if gain.accuracy.low <= config.smallest_gain:
+        return Finding(rule=rule, passed=False, told=f"not shown to gain {config.smallest_gain:g} over {title}: {told}")
+    return Finding(rule=rule, passed=True, told=f"better than {title}: {told}")
 
 
 def page(name: str, title: str, gate: Gate) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from tasks.comparison import bounds, markdown_table
@@ -10,8 +10,8 @@ from tasks.duplicates import counted
 from tasks.events import in_flow
 from tasks.progress import warn
 from tasks.records import Interval, Record, digest
-from tasks.registry import Decision, decisions_about, holder, moment, outcome, recorded, settle
-from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts
+from tasks.registry import MOVES, Decision, decisions_about, holder, moment, no_champion, outcome, recorded, settle
+from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts, what_is_gone
 
 
 class VersionHistory(Record):
@@ -21,6 +21,7 @@ class VersionHistory(Record):
     registered: int
     """Milliseconds since 1970."""
     run_id: str | None
+    run_deleted: bool = False
     run_name: str
     url: str
     """Of the run in MLflow; empty where the run is gone."""
@@ -46,11 +47,13 @@ class History(Record):
     """Oldest first."""
     decisions: tuple[Decision, ...]
     """All of them, in order."""
+    gone: tuple[str, ...] = ()
+    """What was deleted in MLflow, and what to do, in sentences."""
 
     @property
     def changes(self) -> list[Decision]:
         """Those that moved the alias `champion`."""
-        return [decision for decision in self.decisions if decision.action != "kept"]
+        return [decision for decision in self.decisions if decision.action in MOVES]
 
 
 def history_of(name: str) -> History:
@@ -62,9 +65,29 @@ def history_of(name: str) -> History:
     return History(
         name=name,
         champion=holder(versions, CHAMPION),
+        gone=tuple(what_was_deleted(name, versions, facts)),
         versions=tuple(version_history(*pair, letters) for pair in zip(versions, facts, strict=True)),
         decisions=tuple(decisions_about(versions)),
     )
+
+
+def what_was_deleted(
+    name: str, versions: Sequence[RegisteredVersion], facts: Sequence[RunFacts | None]
+) -> Iterator[str]:
+    """The champion, its run, and other versions' runs."""
+    if lost := no_champion(name, versions, decisions_about(versions)):
+        yield lost
+    without = [version for version, run in zip(versions, facts, strict=True) if version.run_id and is_deleted(run)]
+    for version in without:
+        if CHAMPION in version.aliases:
+            gone = what_is_gone(str(version.run_id))
+            yield f"version {version.version} is champion, and nothing can be compared with it: {gone}"
+    if others := ", ".join(version.version for version in without if CHAMPION not in version.aliases):
+        yield f"deleted in MLflow: the runs of {others}"
+
+
+def is_deleted(run: RunFacts | None) -> bool:
+    return run is None or run.deleted
 
 
 def letters_of(fingerprints: Sequence[str | None]) -> dict[str | None, str]:
@@ -83,6 +106,7 @@ def version_history(version: RegisteredVersion, run: RunFacts | None, letters: d
         version=version.version,
         registered=version.created,
         run_id=version.run_id,
+        run_deleted=bool(version.run_id) and is_deleted(run),
         run_name=run.name if run else "",
         url=run.url if run else "",
         accuracy=None if value is None or low is None or high is None else Interval(value=value, low=low, high=high),
@@ -109,7 +133,8 @@ def history_text(history: History, links: bool = False) -> str:
     if changes := history.changes:
         rows = [(*change_row(change), *decided(change, change.version, links)) for change in changes]
         parts.append(markdown_table(("when", "champion", "before", *DECIDED), rows))
-    if changes and changes[-1].version != history.champion:
+    parts += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in history.gone]
+    if history.champion and changes and changes[-1].version != history.champion:
         parts.append(f"Nothing is on record of how {champion}: the alias was changed by hand.")
     return "\n\n".join(parts)
 
@@ -128,11 +153,12 @@ def accuracy_title(history: History) -> str:
 
 
 def version_row(version: VersionHistory, links: bool) -> tuple[str, ...]:
+    mark = " (deleted)" if version.run_deleted else ""
     run, last = version.run_id or "", version.decisions[-1] if version.decisions else None
     return (
         version.version,
         f"{datetime.fromtimestamp(version.registered / 1000, UTC):%Y-%m-%d %H:%M}",
-        f"[{run[:8]}]({version.url})" if links and version.url else run,
+        (f"[{run[:8]}]({version.url})" if links and version.url else run) + mark,
         bounds(version.accuracy) if version.accuracy else "",
         version.test_rows,
         ", ".join(version.aliases),

@@ -3,15 +3,18 @@
 import glob
 import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from tasks.config import DATA_FILES, InputError
+from tasks.config import WHAT_IS_READ, InputError, data_kind
 from tasks.disk import causes
 from tasks.records import Source
+from tasks.secrets import redact
 
 Kind = Literal["model", "dataset"]
 SECTION = {"model": "model", "dataset": "data"}
@@ -25,7 +28,7 @@ SILENT_SECONDS = 30
 """A Hub that has answered nothing for this long is given up: libraries would go on asking for minutes, file by file."""
 
 MOST_FILES = 10_000
-"""In a local folder. Every one is read to know its content."""
+"""In a local folder, besides texts, each of which may be a row. Every one is read to know its content."""
 
 REMEMBERED_SECONDS = 300
 """A run asks for the same model and data set several times, and must be told the same; the next run asks anew."""
@@ -47,17 +50,11 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     Raises InputError when there is no such thing or no access to it, HubUnreachable when asking again may help.
     """
     field = f"{SECTION[kind]}.name"
-    try:
-        path = Path(name).expanduser()
-        if path.exists():
-            (check_model_folder if kind == "model" else check_data_path)(path)
+    if path := local_path(kind, name):
+        try:
             return Source(name=str(path.resolve()), revision=content_sha256(path), is_local=True, local_files_only=True)
-    except OSError as error:  # no permission; a name longer than names can be
-        raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(f"{field}: {name} cannot be read: there is no such user; check the path") from None
-    if looks_like_path(name):
-        raise InputError(f"{field}: there is no file or folder {name}; check the path")
+        except OSError as error:  # no permission
+            raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
     problem = InputError(f"{field}: {name} is not in the local cache and offline is set; run once without offline")
     if not offline:
         limit_waiting()
@@ -75,6 +72,23 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     return Source(name=cached[0], revision=cached[1], is_local=False, local_files_only=True)
 
 
+def local_path(kind: Kind, name: str) -> Path | None:
+    """The file or folder `name`; None where it is a name on the Hub. InputError for a path that leads nowhere."""
+    field = f"{SECTION[kind]}.name"
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            (check_model_folder if kind == "model" else check_data_path)(path)
+            return path
+    except OSError as error:  # no permission; a name longer than names can be
+        raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
+    except RuntimeError:
+        raise InputError(f"{field}: {name} cannot be read: there is no such user; check the path") from None
+    if looks_like_path(name):
+        raise InputError(f"{field}: there is no file or folder {name}; check the path")
+    return None
+
+
 def check_model_folder(path: Path) -> None:
     """Refuses what is no model before all of it is read: somebody's home folder takes hours."""
     if path.is_file():
@@ -87,13 +101,29 @@ def check_data_path(path: Path) -> None:
     """Refuses what holds no data before all of it is read, and before a pipe is waited for."""
     if not path.is_file() and not path.is_dir():
         raise InputError(f"data.name: {path} is neither a file nor a folder")
-    if not any(file.suffix.lower() in DATA_FILES for file in ([path] if path.is_file() else visible_files(path))):
-        what = "is not a" if path.is_file() else "holds no"
-        raise InputError(f"data.name: {path} {what} {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]} file")
+    if path.is_file() and not data_kind(path):
+        raise InputError(f"data.name: {path} is no file of data; what is read: {WHAT_IS_READ}")
+    if path.is_dir() and not any(data_kind(file) or file.suffix.lower() == ".txt" for file in visible_files(path)):
+        raise InputError(f"data.name: {path} holds no file of data; what is read: {WHAT_IS_READ}")
+
+
+def test_path(name: str) -> Path:
+    """Of the test file `name`; InputError where it is no file that can be read."""
+    try:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(f"data.test_file: there is no file {name}; check the path")
+    except OSError as error:  # no permission; a name longer than names can be
+        raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
+    except RuntimeError:
+        raise InputError(f"data.test_file: {name} cannot be read: there is no such user; check the path") from None
+    if not data_kind(path):
+        raise InputError(f"data.test_file: {name} is no file of data; what is read: {WHAT_IS_READ}")
+    return path
 
 
 def looks_like_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or name.endswith(DATA_FILES)
+    return name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or data_kind(name) is not None
 
 
 @lru_cache
@@ -248,6 +278,18 @@ def is_network_trouble(error: BaseException) -> bool:
     return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes(error))
 
 
+def is_silence(error: BaseException) -> bool:
+    """Whether nobody answered: who is asked next will not either. An error that a server answers with is none."""
+    return timed_out(error) or any(
+        isinstance(cause, ConnectionError) or (of_http_client(cause) and SILENT.search(type(cause).__name__))
+        for cause in causes(error)
+    )
+
+
+SILENT = re.compile("Connect|Protocol|Read|Write|Network")
+"""Names of the errors of HTTP clients where no answer came, or half of one."""
+
+
 def timed_out(error: BaseException) -> bool:
     return any("Timeout" in type(cause).__name__ for cause in causes(error))
 
@@ -300,20 +342,23 @@ def visible_files(folder: Path) -> list[Path]:
     Raises InputError where they are so many that this is another folder than was meant, and for what is no file: a
     library that opens a pipe waits for ever.
     """
-    files = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files.append(path)
-        elif path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a pipe or device, not a file; remove it")
-        if len(files) > MOST_FILES:
+    files, count = [], 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]  # .git alone may hold more files, and sockets
+        for path in (Path(place, name) for name in names if name[0] != "."):
+            if path.is_file():
+                files.append(path)
+                count += path.suffix.lower() != ".txt"
+            elif path.exists():
+                raise InputError(f"{path} is a pipe or device, not a file; remove it")
+        if count > MOST_FILES:
             raise InputError(
                 f"{folder} holds more than {MOST_FILES:,} files; give the model's or data set's own folder"
             )
-    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    return sorted(files)
 
 
 def first_line(error: BaseException | str) -> str:
     """What an error says first; with the next line where that only announces it."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    first, *others = (redact(str(error)).strip() or type(error).__name__).splitlines()  # before half of one is cut off
     return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]

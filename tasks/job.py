@@ -9,11 +9,11 @@ from typing import Any
 
 from tasks import serving
 from tasks.config import InputError, PredictionConfig
-from tasks.hub import content_sha256, first_line, is_network_trouble, looks_like_path
+from tasks.hub import content_sha256, first_line, looks_like_path
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.records import Record, Source, digest
+from tasks.registry import fetched_adapter
 from tasks.rows import find_rows, read_rows
-from tasks.tracking import download_adapter, find_adapter
 from tasks.work import WORK, environment_key
 
 SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")
@@ -39,10 +39,10 @@ class Job(Record):
 def find_job(config: PredictionConfig, folder: Path) -> Job:
     """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`."""
     check_places(config)
+    source = find_rows(config)
     adapter, version = locate_adapter(config, folder)
     settings = check_adapter(config, adapter)
     columns = text_columns(config, settings["text_columns"])
-    source = find_rows(config)
     if source and not next(read_rows(config, source, columns), None):
         raise InputError(f"input: {config.input} has no rows")
     job = Job(
@@ -95,13 +95,8 @@ def locate_adapter(config: PredictionConfig, folder: Path) -> tuple[Path, str]:
         return path.resolve(), content_sha256(path)[:23]
     if path.exists() or (looks_like_path(config.model) and not config.model.startswith("models:/")):
         raise InputError(f"model: there is no adapter folder {path}; check the path")
-    uri, version = find_adapter(config.model)
-    try:
-        return download_adapter(uri, folder), version
-    except OSError as error:
-        if is_network_trouble(error) or error.errno:
-            raise
-        raise InputError(f"model: {config.model} cannot be read: {first_line(error)}") from error
+    adapter, version, _ = fetched_adapter(config.model, folder)
+    return adapter, version
 
 
 def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:

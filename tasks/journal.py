@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+from pydantic import ConfigDict
 
 from tasks.disk import writing
 from tasks.records import Record, read_record
@@ -36,6 +38,8 @@ class Head(Record):
 
 
 class Line(Record):
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # of what stands among `values`, "NaN" would stay a word
+
     kind: Kind
     time: int
     """Milliseconds since 1970."""
@@ -122,22 +126,18 @@ def waits(folder: Path) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """All whole lines. What a power cut left of the last one is taken off the file: nothing may follow it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    for text in whole.splitlines():
-        yield Line.model_validate_json(text)
+    """All whole lines: of the last one a power cut may have left half, or another process may be writing it."""
+    if path.exists():
+        for text in path.read_bytes().splitlines(keepends=True):
+            if text.endswith(b"\n"):
+                yield Line.model_validate_json(text)
 
 
 def append(path: Path, content: bytes) -> None:
-    """At the end of the file, all of it or nothing."""
-    with path.open("ab") as file:
-        before = file.tell()
+    """After the last whole line, all of it or nothing; half a line may not stay, for nothing may follow it."""
+    with path.open("a+b") as file:
+        before = end_of_lines(file)
+        file.truncate(before)
         try:
             file.write(content)
             file.flush()
@@ -145,6 +145,16 @@ def append(path: Path, content: bytes) -> None:
         except OSError:  # a full disk
             file.truncate(before)
             raise
+
+
+def end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line ends; quick where that is the end, for journals grow long."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read() in (b"", b"\n"):
+        return end
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def now() -> int:

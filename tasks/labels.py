@@ -131,7 +131,8 @@ def plain_number(name: str) -> str:
 
 def numbers_first(name: str) -> tuple[bool, int, str]:
     """Sort key that puts class 9 before class 10, whether the file says numbers or words made of digits."""
-    return (False, int(name), name) if name.removeprefix("-").isdecimal() else (True, 0, name)
+    is_number = name.removeprefix("-").isdecimal() and len(name) <= MOST_LETTERS  # Python takes 4,300 digits at most
+    return (False, int(name), name) if is_number else (True, 0, name)
 
 
 def numbered(names: Sequence[str], coded: bool) -> dict[str, int]:

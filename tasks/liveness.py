@@ -5,14 +5,17 @@ whoever finds a note without a lock closes the run, see tasks/closing.py.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tasks.config import STORE
+from tasks.progress import tell
 from tasks.records import Record
 
 LIVE = STORE / "live"
@@ -34,15 +37,44 @@ class Note(Record):
 
 
 def hold(flow_run_id: str, work: str | None = None) -> None:
-    """Make this process the living one of the flow run; a retried run takes over from the attempt before."""
+    """Make this process the living one of the flow run; a retried run takes over from the attempt before.
+
+    Where that attempt still lives, in another process, this one waits for its end and says so; what it has finished
+    is not done again, see `followed`.
+    """
     LIVE.mkdir(parents=True, exist_ok=True)
+    for attempt in count():
+        if is_taken(flow_run_id, work):
+            return
+        if attempt == 1:  # the first may have met somebody who only looked whether the run is alive
+            _followed.add(flow_run_id)
+            tell("Another process is at this run already; waiting for it to end. Cancel one of them to stop it")
+        time.sleep(WAIT_SECONDS)
+
+
+WAIT_SECONDS = 1.0
+
+_followed = set[str]()
+
+
+def followed(flow_run_id: str | None) -> bool:
+    """Whether this process has waited for another one of the flow run: whoever pressed Retry wants one result."""
+    return flow_run_id in _followed
+
+
+def is_taken(flow_run_id: str, work: str | None) -> bool:
+    """Whether the flow run is this process's from now on. Waits for nobody: all runs here go through the gate."""
     with FileLock(GATE.resolve()):
         if flow_run_id not in _held:
             lock = FileLock((LIVE / f"{flow_run_id}.lock").resolve())
-            lock.acquire()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return False
             _held[flow_run_id] = lock
         note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=datetime.now(UTC), work=work)
         note.write(LIVE / f"{flow_run_id}.json")
+        return True
 
 
 def living() -> list[Note]:

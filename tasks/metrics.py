@@ -69,6 +69,7 @@ def metric_classes() -> tuple[type, ...]:
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
             table = np.asarray(predictions)
             given = table[np.arange(len(table)), np.asarray(references)]
-            return {"log_loss": float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean())}
+            # rounding can put a probability above 1; and -log(1) is -0
+            return {"log_loss": max(0.0, float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean()))}
 
     return Accuracy, MacroF1, LogLoss

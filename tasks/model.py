@@ -50,7 +50,7 @@ def load_tokenizer(source: Source, config: ModelConfig) -> Any:
     if tokenizer.pad_token is None:
         raise InputError(f"model {source.name}: its tokenizer has no pad, end, unknown or start token to pad with")
     tokenizer.padding_side = "right"
-    return tokenizer
+    return serving.read_as_text(tokenizer)
 
 
 def unusable(what: str, source: Source, error: Exception) -> Exception:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Parts:
         self.work, self.output, self.again = work, output, again
         self.folder, self.kind = work / "parts", output.suffix.lower()
         self.rejected_output = rejected_path(output)
+        self.ids: str | None = None
+        """Kind of the column `id` of the whole output: int64, float64 or string."""
 
     def done(self, number: int) -> Part | None:
         """The record of a part that is there and whole."""
@@ -73,7 +75,7 @@ class Parts:
     def write(self, number: int, columns: Columns, rejected: Sequence[Mapping[str, Any]], part: Part) -> Part:
         """A part on disk. `part` says what is in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = {f"{number:06}{self.kind}": ENCODERS[self.kind](columns)}
+        files = {f"{number:06}{self.kind}": self.encode(columns, first=number == 0)}
         if rejected:
             files[f"{number:06}.rejected"] = "".join(json.dumps(row, default=str) + "\n" for row in rejected).encode()
         for name, content in files.items():
@@ -81,6 +83,11 @@ class Parts:
         part = part.model_copy(update={"sha256": {name: file_sha256(self.folder / name) for name in files}})
         part.write(self.folder / f"{number:06}.json")
         return part
+
+    def encode(self, columns: Columns, first: bool) -> bytes:
+        if self.kind == ".parquet":
+            return as_parquet(columns, self.ids)
+        return as_csv(columns, header=first) if self.kind == ".csv" else as_jsonl(columns)
 
     def given(self) -> PredictionResult | None:
         """The result, where the output is there and is the one that was written."""
@@ -141,7 +148,7 @@ class Parts:
                 if target.suffix.lower() == ".parquet":
                     join_parquet(joined, parts)
                 else:
-                    join_lines(joined, parts, header=target.suffix.lower() == ".csv")
+                    join_lines(joined, parts)
                 flush(joined)
             except Exception:
                 joined.unlink(missing_ok=True)
@@ -164,24 +171,28 @@ def as_jsonl(columns: Columns) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def as_csv(columns: Columns) -> bytes:
-    """With a header, which all parts but the first lose when they are joined."""
+def as_csv(columns: Columns, header: bool = True) -> bytes:
     text = io.StringIO()
     plain = csv.writer(text, lineterminator="\n")
     # else a carriage return within a text would end its row
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(columns)
+    if header:
+        (quoted if any("\r" in name for name in columns) else plain).writerow(columns)
     for values in zip(*columns.values(), strict=True):
         shown = [str(value).lower() if isinstance(value, bool) else value for value in values]
         (quoted if any(isinstance(value, str) and "\r" in value for value in shown) else plain).writerow(shown)
     return text.getvalue().encode()
 
 
-def as_parquet(columns: Columns) -> bytes:
+def as_parquet(columns: Columns, ids: str | None = None) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
     kinds = {"row": pyarrow.int64(), "abstained": pyarrow.bool_()}
+    if ids in ("int64", "float64"):
+        kinds["id"] = pyarrow.type_for_alias(ids)
+    elif "id" in columns:
+        columns = {**columns, "id": [None if value is None else str(value) for value in columns["id"]]}
     schema = pyarrow.schema(
         (name, kinds.get(name, pyarrow.float64() if is_probability(name) else pyarrow.string())) for name in columns
     )
@@ -194,16 +205,10 @@ def is_probability(name: str) -> bool:
     return name == "probability" or name.startswith("probability_")
 
 
-ENCODERS: dict[str, Callable[[Columns], bytes]] = {".csv": as_csv, ".jsonl": as_jsonl, ".parquet": as_parquet}
-
-
-def join_lines(target: Path, parts: Sequence[Path], header: bool = False) -> None:
-    """With `header`, the first line of all parts but the first is left out."""
+def join_lines(target: Path, parts: Sequence[Path]) -> None:
     with target.open("wb") as file:
-        for number, part in enumerate(parts):
+        for part in parts:
             with part.open("rb") as opened:
-                if header and number:
-                    opened.readline()
                 shutil.copyfileobj(opened, file)
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from tasks.comparison import TITLES, confusion
+from tasks.comparison import confusion, ends, shown_share, signed
 from tasks.config import SPLITS
 from tasks.evaluation import Predictions
 from tasks.records import Comparison, DataCheck, Interval, PreparedData, TrainedAdapter
 from tasks.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.training import final_points
+from tasks.verdict import NAMES, TITLES, capital
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +163,8 @@ def write_cells(axis: "Axes", share: "np.ndarray", counts: "np.ndarray | None") 
     import numpy as np
 
     for i, j in np.ndindex(share.shape):
-        text = f"{100 * share[i, j]:.0f}"
+        some = 0 < share[i, j] < 1
+        text = f"{min(max(100 * share[i, j], 1), 99) if some else 100 * share[i, j]:.0f}"
         if counts is not None:
             text = f"{counts[i, j]:,}\n{text} %"
         color = "white" if share[i, j] > 0.55 else "black"
@@ -197,21 +199,23 @@ def reliability_diagram(predictions: Predictions, result: Comparison) -> "Figure
 
 def ladder(data: PreparedData, result: Comparison) -> "Figure":
     """Every classifier's accuracy, best first, beside that of always answering what is commonest in train."""
-    gain = result.gain.accuracy.value
-    title = f"{result.verdict.capitalize()}: accuracy {gain:+.3f} against the foundation model"
+    title = f"{capital(result.verdict)}: accuracy {signed(result.lead(result.against).accuracy)[0]}"
+    title += f" against {NAMES[result.against]}" if result.verdict.startswith("better") else ""
     figure, (axis,) = new_figure(title, 2 + 0.5 * len(result.ladder))
     train, test = data.class_counts["train"], data.class_counts["test"]
     least = test[train.index(max(train))] / sum(test)
-    axis.axvline(least, color=NEUTRAL, linestyle=":", label=f"always the class commonest in train: {least:.3f}")
+    axis.axvline(
+        least, color=NEUTRAL, linestyle=":", label=f"always the class commonest in train: {shown_share(least)}"
+    )
     values, shown = [], [least]
     for y, rung in enumerate(result.ladder):
         own, interval = rung.name == "tuned", rung.accuracy
         color = {"tuned": AFTER, "baseline": BEFORE}.get(rung.name, NEUTRAL)
         look: Any = {"color": color, "marker": "o", "markersize": 9 if own else 6, "linewidth": 3 if own else 2}
         axis.errorbar(interval.value, y, xerr=reach([interval]), **look)
-        text = f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+        text = f"{shown_share(interval.value)} ({' to '.join(ends(interval))})"
         if rung.adapter_gain:
-            text += f"\nadapter {rung.adapter_gain.accuracy.value:+.3f}: {rung.adapter_gain.verdict}"
+            text += f"\nadapter {signed(rung.adapter_gain.accuracy)[0]}: {rung.adapter_gain.verdict}"
         values.append(text)
         shown += [interval.low, interval.high]
     accuracy_rows(axis, [fill(TITLES[rung.name], 20) for rung in result.ladder], shown, result)

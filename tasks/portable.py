@@ -30,14 +30,19 @@ ADVICE = "serve it as it is, with mlflow models serve"
 
 def merge(model: Any, name: str) -> Any:
     """The foundation model with the adapter in its own weights; InputError where the method cannot do that."""
+    from peft.utils.other import ModulesToSaveWrapper
+
     method = model.peft_config["default"].peft_type.value.lower()
     try:
         plain = model.merge_and_unload()
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{name}: an adapter of the kind {method} cannot be merged into a model's weights ({first_line(error)}); "
             f"{ADVICE}"
         ) from error
+    for place, module in list(plain.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # ln_tuning's merge leaves the head in it
+            plain.set_submodule(place, module.modules_to_save["default"])
     plain.config.use_cache = False
     return plain.eval()
 

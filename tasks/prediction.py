@@ -20,7 +20,7 @@ from tasks.job import Job, parts_of
 from tasks.parts import Columns, Part, Parts, as_jsonl
 from tasks.progress import amount, progress_artifact, tell
 from tasks.records import PredictionResult
-from tasks.rows import Row, read_rows
+from tasks.rows import Row, kind_of_ids, notes_of, read_rows
 from tasks.work import sole_user
 
 CHUNK_ROWS = 4096
@@ -49,17 +49,22 @@ def predict_rows(config: PredictionConfig, job: Job) -> PredictionResult:
 
 
 def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> PredictionResult:
-    total, count, has_id = Part(labels=dict.fromkeys(job.label_names, 0)), 0, False
+    for note in notes_of(config, job.source):
+        tell("%s", note)
+    total, count = Part(labels=dict.fromkeys(job.label_names, 0)), 0
+    ids = kind_of_ids(config, job.source) if job.source else None
     classifier: Classifier | None = None
     with progress_artifact("prediction") as show:
         progress = Progress(show)
         for count, chunk in enumerate(chunks(read_rows(config, job.source, job.columns)), 1):
-            has_id = has_id if count > 1 else any(row.id is not None for row in chunk)
+            ids = ids or ("string" if any(row.may_have_id for row in chunk) else None)
+            if parts:
+                parts.ids = ids
             check_faults(config, chunk)
             done = parts.done(count - 1) if parts else None
             if not (kept := done):
                 classifier = classifier or load_classifier(config, job)
-                columns = label(job, classifier, chunk, config.abstain_below, has_id)
+                columns = label(job, classifier, chunk, config.abstain_below, ids is not None)
                 done = write_chunk(job, parts, count - 1, columns, chunk)
             total = total.plus(done)
             progress.tick(total.read, chunk[-1].share, worked=not kept)
@@ -105,6 +110,8 @@ def load_classifier(config: PredictionConfig, job: Job) -> Classifier:
     settings = serving.read_settings(folder) | {"batch_size": config.batch_size}
     try:
         return Classifier(*serving.load_adapter(folder, local_files_only=config.offline), settings)
+    except serving.OtherWeights as error:
+        raise InputError(f"model: {config.model}: {error}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_network_trouble(error) and not config.offline:
             raise

@@ -2,17 +2,17 @@
 
 import re
 import shlex
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tasks.config import DATA_FILES, SPLITS, DataConfig, InputError
+from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
-from tasks.folders import kept_files, read_apart
-from tasks.hub import HubUnreachable, first_line, is_network_trouble, visible_files
+from tasks.folders import Folder, describe, how_read, look_into, saved_by_datasets
+from tasks.formats import TABLES, columns_of, kind_of, table
+from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, test_path
+from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 10_000
 """Looked at in one go: a column of a million rows as Python objects would be most of the memory of preparing it."""
-
-MOST_LEVELS = 100
-"""Of lists and objects within each other in a json file."""
 
 
 def load(source: Source, config: DataConfig) -> "DatasetDict":
@@ -53,121 +50,151 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
             raise
         if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
             raise InputError(f"data.name: the split '{empty[1]}' of {source.name} has no rows; add some") from error
-        if source.is_local and isinstance(error, datasets.exceptions.DatasetGenerationError):
-            check_files_alone(source, config)
         raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}") from error
 
 
 def load_local(source: Source, config: DataConfig) -> "DatasetDict":
-    """The splits of a file (all of it is train) or folder, which holds one; InputError where that is empty."""
+    """The splits of a file (all of it is train) or folder, which holds one; InputError names the file at fault."""
     import datasets
 
     path = Path(source.name)
-    files = data_files(path)
-    options: dict[str, Any] = {
+    if saved_by_datasets(path):
+        saved = datasets.load_from_disk(str(path))
+        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+    folder = find_files(path, config)
+    if folder.whole:
         # datasets knows a file by its path and time only: content that changed and kept its time would not be read
-        "cache_dir": str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision)),
-        # pandas takes the words NA, null and None for missing values; in a text or a label they are words
-        **({"keep_default_na": False} if {file.suffix.lower() for file in files} == {".csv"} else {}),
-    }
+        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision))
+        return datasets.load_dataset(str(path), config.config, cache_dir=cache)
+    check_files(folder, config)
+    loaded = datasets.DatasetDict({role: rows_of(pieces, folder.sep) for role, pieces in folder.splits.items()})
+    if folder.features:
+        loaded = datasets.DatasetDict({role: with_features(split, folder) for role, split in loaded.items()})
+    if path.is_file() and not len(loaded["train"]):
+        raise InputError(f"data.name: {path} has no rows; add some")
+    check_class_names(loaded, folder, config)
+    return loaded
+
+
+def how_found(source: Source, config: DataConfig) -> list[str]:
+    """Which files of a folder are which split, and how they were read, where that had to be found out."""
+    path = Path(source.name)
+    if not source.is_local or saved_by_datasets(path) or (folder := find_files(path, config)).whole:
+        return []
+    files = [piece[0] for pieces in folder.splits.values() for piece in pieces]
+    return [*(describe(path, folder) if path.is_dir() else ()), *how_read(files)]
+
+
+def find_files(path: Path, config: DataConfig) -> Folder:
+    """The files of a data set on this machine, by split."""
     if path.is_dir():
-        builder = datasets.load_dataset_builder(str(path), config.config, **options)
-        kept = kept_files(builder)
-        for file in files:
-            if str(file) not in kept or not kept[str(file)].exists():
-                check_file(file)
-        loaded = kept and read_apart(builder, kept)
-        loaded = loaded or datasets.load_dataset(str(path), config.config, **options)
-        if any(file.suffix == ".parquet" for file in files):
-            check_class_names(loaded, builder.config.data_files, config)
-        return loaded
-    check_file(path)
+        return look_into(path, config.config)
     if config.config:
         raise InputError(f"data.config: only Hub data sets and folders have configurations, not the file {path.name}")
-    kind = path.suffix[1:].lower().replace("jsonl", "json")
-    return datasets.load_dataset(kind, data_files={"train": str(path)}, **options)
+    return Folder({"train": [(path,)]}, [])
 
 
-def check_file(file: Path) -> None:
-    """InputError for a file that would end the process, or be taken for something else than it is."""
-    if not file.stat().st_size:
-        raise InputError(f"data.name: {file} is empty; it needs a text and a label column")
-    checks = {".csv": check_header, ".parquet": check_parquet}
-    checks.get(file.suffix.lower(), check_json)(file)
-
-
-def check_header(file: Path) -> None:
-    """Refuses a csv file whose columns nobody can tell apart: pandas would rename or shift them without a word."""
-    import pandas as pd
-
-    # without a header each line must be as long as the first; else the first column would be taken for row names
-    lines = pd.read_csv(file, header=None, nrows=2, dtype=str, keep_default_na=False)
-    refuse_twins(file, lines.iloc[0].tolist())
-
-
-def check_json(file: Path) -> None:
-    """Refuses what ends the whole process in pyarrow, null for a row and values in values for ever, and what it takes
-    for text although it is none."""
-    depth = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip() == b"null":
-                raise InputError(f"data.name: {file} holds null instead of an object (line {number}); remove it")
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"data.name: {file} cannot be read: {error} (line {number}); save it as UTF-8"
-                ) from None
-            for bracket in NO_BRACKETS.sub(b"", line):
-                depth += 1 if bracket in b"[{" else -1
-                if depth > MOST_LEVELS:
-                    raise InputError(
-                        f"data.name: {file} is nested deeper than {MOST_LEVELS} levels (line {number}); "
-                        "give one object for each row"
-                    )
-
-
-NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^\[\]{}"]+|"')
-"""Of JSON: strings, and all else that is no bracket."""
-
-
-def check_parquet(file: Path) -> None:
-    """Refuses a parquet file without rows or with a column twice, in our words."""
-    import pyarrow.parquet
-
-    metadata = pyarrow.parquet.read_metadata(file)
-    if not metadata.num_rows:
-        raise InputError(f"data.name: {file} has no rows; add some")
-    refuse_twins(file, metadata.schema.to_arrow_schema().names)
-
-
-def refuse_twins(file: Path, columns: Sequence[str]) -> None:
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise InputError(f"data.name: {file} has the column {twice[0]!r:.80} twice; rename or remove one")
-
-
-def data_files(path: Path) -> list[Path]:
-    return [file for file in ([path] if path.is_file() else visible_files(path)) if file.suffix.lower() in DATA_FILES]
-
-
-def check_class_names(loaded: "DatasetDict", files: Mapping[str, Sequence[str]], config: DataConfig) -> None:
-    """Refuses parquet files whose label numbers stand for other classes: `datasets` goes by the first file's names."""
-    import pyarrow.parquet
+def with_features(split: "Dataset", folder: Folder) -> "Dataset":
+    """With the kinds that the head of a README.md gives the columns."""
     from datasets import Features
 
-    for split in (config.train_split, config.validation_split, config.test_split):
-        for file in files.get(split, ()):
-            if split not in loaded or not file.endswith(".parquet"):
+    said = {name: kind for name, kind in folder.features.items() if name in split.features}
+    return as_kinds(split, Features(split.features | said))
+
+
+def check_files(folder: Folder, config: DataConfig) -> None:
+    """Refuses a file of a split that is used in which a column is missing, before any of them is read to its end."""
+    roles = {name: role for role, name in split_names(config).items() if split_owner(role, config) == role}
+    if config.test_file:
+        roles = {name: role for name, role in roles.items() if role != "test"}
+    files = {piece[0]: role for name, role in roles.items() for piece in folder.splits.get(name, ())}
+    named = {file: columns for file in files if (columns := columns_of(file, folder.sep)) is not None}
+    wanted = {*config.text_columns, config.label_column}
+    complete = {files[file] for file, columns in named.items() if wanted <= set(columns)}
+    for file, columns in named.items():
+        advice = "add it, or take the file away" if complete else ""
+        if complete and files[file] != "train" and config.label_column not in columns:
+            advice += f"; or {labelled_instead(files[file], complete, config)}"
+        check_names(file.name, columns, config, advice)
+
+
+def check_names(where: str, columns: Sequence[str], config: DataConfig, advice: str = "") -> None:
+    """InputError where a column is missing, with what there is and what to do."""
+    for field, wanted in (("text_columns", config.text_columns), ("label_column", (config.label_column,))):
+        if missing := [name for name in wanted if name not in columns]:
+            told = advice or name_columns(columns, config.text_columns, config.label_column)
+            there = ", ".join(columns) or "none"
+            raise InputError(f"data.{field}: {where} has no column '{missing[0]}'; it has {there:.200}; {told}")
+
+
+def name_columns(columns: Sequence[str], texts: Sequence[str], label: str | None = None) -> str:
+    """What to do where one of `texts` and `label` is missing: which options name those that there are."""
+    wanted = [*texts, *([label] if label else [])]
+    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in columns):
+        return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
+    others = [name for name in columns if name not in wanted]
+    if not others:
+        return "add it"
+    found = next((name for name in others if name.strip().lower() in LABEL_WORDS), others[-1])
+    rest = [name for name in others if name != found or not label or label in columns] or others
+    options = [] if set(texts) <= set(columns) else [("text_columns", ",".join(rest[: len(texts)]))]
+    if label and label not in columns:
+        options.append(("label_column", found))
+    said = " ".join(f"--{'data.' if label else ''}{option} {shlex.quote(name)}" for option, name in options)
+    return f"if it has another name, say so, for example {said}"
+
+
+LABEL_WORDS = {
+    *("label", "labels", "class", "category", "sentiment", "stars", "rating", "target", "intent", "topic", "tag"),
+    *("score", "emotion", "polarity", "language"),
+}
+"""What people call the column with the class."""
+
+
+def check_early(config: DataConfig) -> None:
+    """InputError for what files on this machine tell at once: a wrong path, a wrong column, no text.
+
+    In a second and before anything heavy is imported; what is on the Hub is asked later.
+    """
+    if config.name != DEMO_DATA and (path := local_path("dataset", config.name)) and not saved_by_datasets(path):
+        folder = find_files(path, config)
+        if not folder.whole:
+            check_files(folder, config)
+    if config.test_file:
+        path = test_path(config.test_file)
+        with as_test_file():
+            columns = columns_of(path)
+        if columns is not None:
+            check_names(path.name, columns, config, "add it, or leave data.test_file away")
+
+
+@contextmanager
+def as_test_file() -> Iterator[None]:
+    """Errors of the file `data.test_file`, by that name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
+
+
+def check_class_names(loaded: "DatasetDict", folder: Folder, config: DataConfig) -> None:
+    """Refuses files whose label numbers stand for other classes than those of the first file of train."""
+    from datasets import Features
+
+    roles = [role for role in (config.train_split, config.validation_split, config.test_split) if role in loaded]
+    taken = class_names(loaded[roles[0]].features, config.label_column) if roles else ()
+    for file in (piece[0] for role in roles for piece in folder.splits[role] if kind_of(piece[0]) in TABLES):
+        with table(file) as (schema, _):
+            if config.label_column not in schema.names:
                 continue
-            own = class_names(Features.from_arrow_schema(pyarrow.parquet.read_schema(file)), config.label_column)
-            taken = class_names(loaded[split].features, config.label_column)
-            if own and own != taken:
-                others = f"stand for {', '.join(taken)}" if taken else "have no names"
-                raise InputError(
-                    f"data.label_column: the labels of {Path(file).name} stand for {', '.join(own)}, but those of "
-                    f"the first file {others}; write all files with the same classes in the same order"
-                )
+            label = schema.empty_table().select([config.label_column]).schema
+            own = class_names(Features.from_arrow_schema(label), config.label_column)
+        if own and own != taken:
+            others = f"stand for {', '.join(taken)}" if taken else "have no names"
+            raise InputError(
+                f"data.label_column: the labels of {file.name} stand for {', '.join(own)}, but those of "
+                f"the first file {others}; write all files with the same classes in the same order"
+            )
 
 
 def class_names(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
@@ -193,23 +220,10 @@ def column_values(split: "Dataset", column: str) -> Iterator[Any]:
         yield from batch[column]
 
 
-def check_files_alone(source: Source, config: DataConfig) -> None:
-    """After a folder could not be read: raises InputError that names the file at fault, or says that they differ."""
-    if Path(source.name).is_dir():
-        for file in data_files(Path(source.name)):
-            load(source.model_copy(update={"name": str(file)}), config.model_copy(update={"config": None}))
-        raise InputError(
-            f"data.name: each file in {source.name} can be read, but not together; "
-            "all need the same columns, with the same kind of value in each"
-        )
-
-
 def reason(error: BaseException) -> str:
     """The innermost cause: `datasets` wraps it in 'An error occurred while generating the dataset'."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, yaml.YAMLError):
-        return "the head of its README.md is not valid YAML"
     told = str(error).removeprefix("An error occurred while generating the dataset").strip()
     return first_line(told or type(error).__name__)
 
@@ -273,34 +287,11 @@ def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -
     return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
 
 
-def columns_instead(split: "Dataset") -> str:
-    """Which options name the columns, with those that look like texts and classes in the first rows."""
-    first = split.select(range(min(len(split), 100))).to_dict()
-    texts = {name: sum(map(len, values)) for name, values in first.items() if all(isinstance(v, str) for v in values)}
-    text = max(texts, key=lambda name: texts[name], default="")
-    kinds = {name: len(set(map(repr, values))) for name, values in first.items() if name != text}
-    label = min((name for name in kinds if kinds[name] > 1), key=lambda name: kinds[name], default="")
-    if not text or not label or len(text + label) > MOST_NAME_LETTERS:
-        return "name them with --data.text_columns and --data.label_column"
-    return f"perhaps --data.text_columns {shlex.quote(text)} --data.label_column {shlex.quote(label)}"
-
-
-MOST_NAME_LETTERS = 60
-"""Of both columns that a message names: longer ones are no names, but rows where a header is missing."""
-
-
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
-        for field, column in (
-            *(("text_columns", name) for name in config.text_columns),
-            ("label_column", config.label_column),
-        ):
-            if column not in split.column_names:
-                told = f"data.{field}: there is no column '{column}' in {role}; it has {', '.join(split.column_names)}"
-                if column == config.label_column and role != "train":
-                    labelled = [other for other in chosen if column in chosen[other].column_names]
-                    told += f"; {labelled_instead(role, labelled, config)}"
-                raise InputError(told if role != "train" else f"{told}; {columns_instead(split)}")
+        bare = role != "train" and config.label_column not in split.column_names
+        labelled = [other for other in chosen if config.label_column in chosen[other].column_names]
+        check_names(role, split.column_names, config, labelled_instead(role, labelled, config) if bare else "")
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):

@@ -206,9 +206,10 @@ def final_metrics(
     # the run's page lists them in this order
     metrics = named("tuned", result.rung("tuned").scores.model_dump())
     metrics |= {"tuned/accuracy_low": accuracy.low, "tuned/accuracy_high": accuracy.high}
+    metrics |= named(STRONGEST, gain_metrics(result.lead(result.against)))
     for name, interval in (("accuracy", gain.accuracy), ("macro_f1", gain.macro_f1), ("log_loss", gain.log_loss)):
         metrics |= {f"delta/{name}": interval.value}
-        metrics |= {f"delta/{name}_low": interval.low, f"delta/{name}_high": interval.high}
+    metrics |= {"delta/accuracy_low": gain.accuracy.low, "delta/accuracy_high": gain.accuracy.high}
     metrics |= {"delta/p_value": gain.p_value, "delta/fixed": gain.fixed, "delta/broken": gain.broken}
     metrics |= named("baseline", result.rung("baseline").scores.model_dump())
     for rung in result.ladder:
@@ -230,6 +231,10 @@ def final_metrics(
         "train/steps": trained.steps,
         "train/best_step": trained.best_step,
     }
+
+
+STRONGEST = "reference/strongest"
+"""Metrics about the reference that the verdict is about, whichever it is."""
 
 
 def gain_metrics(gain: Difference) -> dict[str, float]:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import RunConfig
 from tasks.disk import writing
+from tasks.verdict import Verdict, standing
 
-Verdict = Literal["improved", "no evidence", "worse"]
 Outcome = Literal["bit-identical", "equal within noise", "different"]
 """Of a run that was done again."""
 
@@ -19,7 +19,8 @@ Outcome = Literal["bit-identical", "equal within noise", "different"]
 class Record(BaseModel):
     """A frozen record that is also a small JSON file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # JSON knows no NaN and no infinity, and pydantic's own choice, null, cannot be read back: "NaN" can
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
     def write(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=2) + "\n")
@@ -262,20 +263,43 @@ class Comparison(Record):
     """By rung; empty where nothing leaked."""
     calibration: Calibration
     slices: tuple[Slice, ...]
+    untrained_head: bool = True
+    """The foundation model's, which then is right by chance alone."""
+    cautions: tuple[str, ...] = ()
+    """What a reader of the verdict must know besides."""
 
     def rung(self, name: str) -> Rung:
         return next(rung for rung in self.ladder if rung.name == name)
 
-    @property
-    def gain(self) -> Difference:
-        """The adapter minus the foundation model."""
-        difference = self.rung("baseline").adapter_gain
+    def lead(self, name: str) -> Difference:
+        """The adapter minus the classifier of this name."""
+        difference = self.rung(name).adapter_gain
         assert difference
         return difference
 
     @property
-    def verdict(self) -> Verdict:
-        return self.gain.verdict
+    def gain(self) -> Difference:
+        """The step from the foundation model: the adapter minus it. The verdict is not about this."""
+        return self.lead("baseline")
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """All that the adapter is compared with, best accuracy first; the foundation model is one of them."""
+        rungs = sorted(self.ladder, key=lambda rung: -rung.scores.accuracy)
+        return tuple(rung.name for rung in rungs if rung.name != "tuned")
+
+    @property
+    def verdict(self) -> str:
+        return self._standing[0]
+
+    @property
+    def against(self) -> str:
+        """The reference that the verdict is about; where the adapter is better than every one, the strongest."""
+        return self._standing[1]
+
+    @property
+    def _standing(self) -> tuple[str, str]:
+        return standing([(name, self.lead(name).verdict) for name in self.rivals])
 
 
 class Logged(Record):
@@ -314,10 +338,11 @@ class RunResult(Record):
     run_id: str
     experiment: str
     status: str
-    verdict: Verdict
+    verdict: str
     baseline: Scores
     tuned: Scores
     delta: Delta
+    """The adapter minus the foundation model."""
     references: dict[str, dict[str, float]]
     adapter_path: str
     adapter_sha256: str
@@ -373,7 +398,8 @@ class RetrainResult(Record):
 
     name: str
     """Of the registered model."""
-    action: Literal["promoted", "kept", "skipped"]
+    action: Literal["promoted", "kept", "rejected", "skipped"]
+    """`kept`: the champion, and not the challenger; `rejected`: the challenger, and there is no champion."""
     reason: str
     champion: str | None
     """Version that is the champion now."""
@@ -382,13 +408,20 @@ class RetrainResult(Record):
     run_id: str | None
     gate: Gate | None
 
+    @property
+    def subject(self) -> str:
+        """What the action was done to: a kept champion, or else the challenger."""
+        if self.action == "kept":
+            return f"{self.name} version {self.champion}, not version {self.version}"
+        return f"{self.name} version {self.version}" if self.version else self.name
+
 
 class StoredRun(Record):
     """A finished run, as the MLflow store has it."""
 
     run_id: str
     name: str
-    verdict: Verdict
+    verdict: str
     parameters: dict[str, str]
     test_fingerprint: str
     predictions: str
@@ -474,10 +507,12 @@ class RungSpread(Record):
 class SeedRun(Record):
     seed: int
     run_id: str
-    verdict: Verdict
+    verdict: str
     accuracy: float
     gain: float
     """Accuracy of the adapter minus that of the foundation model."""
+    lead: float
+    """The same against the reference that the verdict over all seeds is about."""
     adapter_path: str
 
 
@@ -488,14 +523,20 @@ class SeedsResult(Record):
     """The parent of the seeds' runs."""
     experiment: str
     status: str
-    verdict: Verdict
-    """`improved` or `worse` only where every seed's run says so."""
+    verdict: str
+    """Better or worse only where every seed's run says so of the same reference."""
+    against: str
+    """The reference that it is about; where the adapters are better than every one, the strongest."""
     confidence: float
     rows: int
     """Test rows of each run."""
     runs: tuple[SeedRun, ...]
     gain: Spread
     """Accuracy of the adapter minus that of the foundation model."""
+    lead: Spread
+    """The same against the reference that the verdict is about."""
+    cautions: tuple[str, ...]
+    """What a reader of the verdict must know besides, with the seeds of which it is true."""
     ladder: tuple[RungSpread, ...]
     """Best mean accuracy first."""
     noise: float

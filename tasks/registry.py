@@ -5,7 +5,7 @@ call; whoever comes next completes what a kill or an outage broke off.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import EllipsisType
@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 from tasks.config import STORE, InputError
 from tasks.events import announce_decision
+from tasks.hub import first_line, is_network_trouble
 from tasks.journal import now
+from tasks.progress import warn
 from tasks.records import Record, digest, read_record
 from tasks.secrets import redact
 from tasks.tracking import (
@@ -24,14 +26,19 @@ from tasks.tracking import (
     FLOW_RUN_TAG,
     FLOW_RUN_URL_TAG,
     PREVIOUS,
+    NoModel,
     Refused,
     RegisteredVersion,
     check_store,
     describe_version,
+    download_adapter,
+    find_adapter,
     link_to_prefect,
     registered_versions,
+    run_of,
     set_alias,
     tag_version,
+    what_is_gone,
 )
 from tasks.tracking import (
     reason as why,
@@ -39,7 +46,10 @@ from tasks.tracking import (
 
 REGISTRY = STORE / "registry"
 
-Action = Literal["promoted", "kept", "rolled back"]
+Action = Literal["promoted", "kept", "rejected", "rolled back"]
+
+MOVES = ("promoted", "rolled back")
+"""Actions that move the alias; the others only say that a version was judged."""
 
 
 class Decision(Record):
@@ -49,7 +59,7 @@ class Decision(Record):
     version: str
     """The one that was judged; after a rollback, the one that is champion again."""
     action: Action
-    """`kept`: the champion was, and this version not promoted."""
+    """`kept`: the champion was, and this version not promoted; `rejected`: nor was there a champion."""
     reason: str
     by: str
     """`gate`, `force`, `first`, or who it was."""
@@ -101,25 +111,32 @@ def promote(
 
 
 def keep(name: str, version: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
-    """The record that `version` was judged and not promoted."""
+    """The record that `version` was judged and not promoted; the champion is kept, where there is one."""
     with held(name) as versions:
         check_version(name, version, versions)
-        return decide(name, versions, version, "kept", reason, by, tags)
+        action: Action = "kept" if holder(versions, CHAMPION) else "rejected"
+        return decide(name, versions, version, action, reason, by, tags)
 
 
 def rollback(name: str, reason: str, by: str, tags: Mapping[str, str] | None = None) -> Decision:
-    """`previous` is champion again, and the champion so far `previous`. InputError where there is no previous one."""
+    """The champion before this one is champion again, and the champion so far `previous`.
+
+    The one before by what is on record: what was rolled back from does not come back by another rollback. InputError
+    where there is none.
+    """
     with held(name) as versions:
-        version = holder(versions, PREVIOUS)
-        if version is None or version == holder(versions, CHAMPION):
-            raise InputError(f"{name} has no previous champion to go back to; promote a version instead")
+        version = before(name, versions)
+        lost = lost_champion(versions, decisions_about(versions))
+        if lost is not None:
+            warn("%s: the champion %s was deleted in MLflow", name, named(lost, versions))
+            reason = f"{reason} (the champion {named(lost, versions)} was deleted in MLflow)"
         return decide(name, versions, version, "rolled back", reason, by, tags)
 
 
 def settle(name: str) -> None:
     """Complete what a kill or an outage broke off; MLflow is asked only where there is something."""
     if notes(name):
-        with held(name):
+        with suppress(NoModel), held(name):
             pass
 
 
@@ -132,6 +149,126 @@ def decisions(name: str) -> list[Decision]:
 def decisions_about(versions: Sequence[RegisteredVersion]) -> list[Decision]:
     found = {decision for version in versions for decision in recorded(version).values() if decision}
     return sorted(found, key=lambda decision: decision.at)
+
+
+# --- who was champion -------------------------------------------------------------------------------------------------
+
+
+def before(name: str, versions: Sequence[RegisteredVersion]) -> str:
+    """The version to go back to; InputError where there is none, or nothing to go back from."""
+    decided, champion = decisions_about(versions), holder(versions, CHAMPION)
+    there = {version.version for version in versions}
+    if (taken_off := lost_champion(versions, decided)) and taken_off in there:
+        raise InputError(no_champion(name, versions, decided))
+    earlier = [version for version in succession(decided) if version != (champion or taken_off)]
+    previous = holder(versions, PREVIOUS)
+    if not decided and previous and previous != champion:  # made by hand
+        earlier = [previous]
+    found = next((version for version in reversed(earlier) if version in there), None)
+    if found is None:
+        gone = f": {spoken(earlier[-1])} was deleted in MLflow" if earlier else ""
+        raise InputError(
+            f"{name} has no previous champion to go back to{gone}; promote a version instead "
+            f"({PROMOTE.format(name, 'VERSION')}{listed(versions)})"
+        )
+    return found
+
+
+def succession(decided: Sequence[Decision]) -> list[str]:
+    """Versions that were champion, the present one last; what was rolled back from is not among them."""
+    line: list[str] = []
+
+    def put_last(version: str | None) -> None:
+        line[:] = [*(one for one in line if one != version), *filter(None, [version])]
+
+    for decision in changes(decided):
+        put_last(decision.previous)  # somebody may have moved the alias by hand
+        if decision.action == "rolled back" and decision.previous:
+            line.remove(decision.previous)
+        put_last(decision.version)
+    return line
+
+
+def changes(decided: Sequence[Decision]) -> list[Decision]:
+    """Those that moved the alias `champion`."""
+    return [decision for decision in decided if decision.action in ("promoted", "rolled back")]
+
+
+PROMOTE = "peft-flow promote {} {} --reason TEXT"
+
+
+def lost_champion(versions: Sequence[RegisteredVersion], decided: Sequence[Decision]) -> str | None:
+    """The version that was champion by what is on record, where none is any more; "" for one that nothing names."""
+    if holder(versions, CHAMPION) or not decided:
+        return None
+    last = decided[-1]
+    champion = last.version if last in changes(decided) else last.previous
+    # a version's record goes with it: the alias of the one before says that there was one after it
+    return "" if champion and champion == holder(versions, PREVIOUS) else champion
+
+
+def no_champion(name: str, versions: Sequence[RegisteredVersion], decided: Sequence[Decision]) -> str:
+    """What became of the champion and what to do, in a sentence; empty where there is one, or never was."""
+    lost = lost_champion(versions, decided)
+    if lost is None:
+        return ""
+    if lost in [version.version for version in versions]:
+        return (
+            f"{name} has no champion any more: the alias was taken off version {lost} in MLflow; give it back "
+            f"({PROMOTE.format(name, lost)}) or promote another version{listed(versions)}"
+        )
+    return (
+        f"{name} has no champion any more: {named(lost, versions)} was deleted in MLflow; go back to the one before "
+        f"(peft-flow rollback {name} --reason TEXT) or promote a version{listed(versions)}"
+    )
+
+
+def named(lost: str, versions: Sequence[RegisteredVersion]) -> str:
+    return spoken(lost) if lost else f"after version {holder(versions, PREVIOUS)}"
+
+
+def listed(versions: Sequence[RegisteredVersion]) -> str:
+    """`; it has versions 1, 3`"""
+    names = [version.version for version in versions[-10:]]
+    return f"; it has version{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
+
+
+def check_champion(name: str, versions: Sequence[RegisteredVersion]) -> None:
+    """InputError where there was a champion that is gone, or whose run is: nothing can be compared with it."""
+    if gone := no_champion(name, versions, decisions_about(versions)):
+        raise InputError(gone)
+    for version in versions:
+        if CHAMPION in version.aliases and version.run_id and (gone := what_is_gone(version.run_id)):
+            raise InputError(
+                f"version {version.version}, the champion of {name}, cannot be compared with: {gone}, or promote a "
+                "version whose run is there, or give --force"
+            )
+
+
+def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
+    """The adapter that a user calls `name` in `folder`, its version, and its address in MLflow.
+
+    InputError where there is none, which says what became of it. A run that was deleted is said: its files are there
+    until somebody cleans up.
+    """
+    try:
+        uri, version = find_adapter(name)
+    except InputError:
+        asked = name.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
+        if "/" not in asked and "@" not in asked:
+            with suppress(NoModel):
+                versions = registered_versions(asked)
+                if gone := no_champion(asked, versions, decisions_about(versions)):
+                    raise InputError(f"model: {gone}") from None
+        raise
+    if (run_id := run_of(uri)) and (gone := what_is_gone(run_id)):
+        warn("%s. %s is used as long as its files are there", gone, version)
+    try:
+        return download_adapter(uri, folder), version, uri
+    except OSError as error:
+        if is_network_trouble(error) or error.errno:
+            raise
+        raise InputError(f"model: {name} cannot be read: {first_line(error)}; choose another version or run") from error
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
@@ -225,7 +362,7 @@ def carry_out(note: Note, versions: Sequence[RegisteredVersion]) -> bool:
     judged = there.get(decision.version)
     if judged is None or judged.created != note.created:
         return False
-    if decision.action != "kept":
+    if decision.action in MOVES:
         champion = holder(versions, CHAMPION)
         if champion in (decision.previous, decision.version):
             if decision.previous in there:
@@ -283,8 +420,11 @@ def recorded(version: RegisteredVersion) -> dict[int, Decision | None]:
 
 def outcome(decision: Decision, version: str) -> str:
     """What the decision means for this version, in a word or two."""
-    restored = decision.action == "rolled back" and version == decision.version
-    return "champion again" if restored else decision.action
+    if decision.action == "rolled back" and version == decision.version:
+        return "champion again"
+    if decision.action == "kept" and not decision.previous:
+        return "rejected"  # as older records say it
+    return decision.action
 
 
 def moment(at: int) -> str:
@@ -297,10 +437,10 @@ def words(decision: Decision, version: str) -> str:
     match outcome(decision, version):
         case "promoted":
             text = f"Promoted {when}  \nChampion before: {before}"
-        case "kept":
+        case "kept" | "rejected":
             text = f"Not promoted {when}  \nChampion: {before}"
         case "champion again":
-            text = f"Champion again: {before} was rolled back {when}"
+            text = f"Champion again: {before} was rolled back {when}" if decision.previous else f"Champion again {when}"
         case _:
             text = f"Rolled back {when}  \nChampion again: version {decision.version}"
     link = link_to_prefect({FLOW_RUN_URL_TAG: decision.flow_run_url} if decision.flow_run_url else {})

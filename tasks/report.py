@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import error_analysis
 from tasks.comparison import (
-    TITLES,
     bounds,
+    caution,
     class_table,
     confusion,
     headline,
@@ -17,11 +17,14 @@ from tasks.comparison import (
     markdown_table,
     plain,
     short_p,
+    shown_share,
+    step_sentence,
 )
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions
 from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter, write_text
+from tasks.verdict import TITLES, capital
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,11 +121,13 @@ def comparison_page(
 ) -> str:
     """The whole comparison in markdown. What comes from the data cannot break out of its cell."""
     parts = [
-        f"# {result.verdict.capitalize()}: {config.run_name()}",
+        f"# {capital(result.verdict)}: {config.run_name()}",
         headline(config, result),
+        plain(caution(result.cautions)),
+        step_sentence(result),
         "The foundation model's head is untrained: its scores are chance, not skill." if trained.fresh_modules else "",
         ladder_table(result),
-        *(f"*{plain(note[:1].upper() + note[1:])}.*" for note in data.notes),
+        *(f"*{plain(capital(note))}.*" for note in data.notes),
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
         slice_table(result.slices, result.confidence),
@@ -158,7 +163,7 @@ def slice_table(slices: Sequence[Slice], confidence: float) -> str:
             plain(part.kind),
             plain(part.name),
             f"{part.rows:,}{' (few)' * part.small}",
-            f"{part.baseline:.3f}",
+            shown_share(part.baseline),
             bounds(part.accuracy),
             f"{part.fixed:,}",
             f"{part.broken:,}",
@@ -217,13 +222,13 @@ def cell(value: object) -> str:
     if isinstance(value, str):
         text = " ".join(value.split())
         return plain(text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "…")
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown_share(value) if isinstance(value, float) else str(value)
 
 
 def class_rows(names: Sequence[str], predictions: Predictions) -> list[tuple[str, ...]]:
     before, after = (class_table(predictions.labels, predictions.tables[name]) for name in ("baseline", "tuned"))
     return [
-        (plain(name), f"{int(before[i, 3])}", *(f"{v:.3f}" for v in (*before[i, :3], *after[i, :3])))
+        (plain(name), f"{int(before[i, 3])}", *(shown_share(v) for v in (*before[i, :3], *after[i, :3])))
         for i, name in enumerate(names)
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import task
 
-from tasks.comparison import bounds, format_p, markdown_table, plain, shown
+from tasks.comparison import bounds, format_p, markdown_table, plain, shown, shown_share
 from tasks.config import InputError, RunConfig
 from tasks.data import find_data
 from tasks.duplicates import counted
@@ -228,7 +228,7 @@ def runs_table(result: RerunResult) -> str:
     if not result.comparison:
         return markdown_table(("run", "id", "adapter sha256"), rows)
     scored = [
-        (*row, bounds(run.accuracy), f"{run.scores.macro_f1:.3f}", f"{run.scores.log_loss:.3f}")
+        (*row, bounds(run.accuracy), shown_share(run.scores.macro_f1), f"{run.scores.log_loss:.3f}")
         for row, run in zip(rows, (result.comparison.first, result.comparison.second), strict=True)
     ]
     return markdown_table(("run", "id", "adapter sha256", "accuracy", "F1", "log loss"), scored)

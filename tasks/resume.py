@@ -202,7 +202,7 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
             if tensors_sha256(trained_tensors(self.model)) != state["weights_sha256"]:
                 raise NotContinued(f"the adapter read from {found.folder} is not the one that was trained")
             loss, before = self.probe_loss(), state["probe_loss"]
-            if not abs(loss - before) <= PROBE_TOLERANCE * max(1.0, before):
+            if not is_same(loss, before):
                 raise NotContinued(
                     f"the model read from {found.folder} has a loss of {loss:.6f} on the first validation rows; it was "
                     f"{before:.6f} when that was written"
@@ -310,6 +310,13 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
                 raise KeyboardInterrupt
 
     return ResumableTrainer()
+
+
+def is_same(loss: float, before: float) -> bool:
+    """Within rounding; a loss that was no number then is none now."""
+    if not math.isfinite(before):
+        return math.isnan(loss) if math.isnan(before) else loss == before
+    return abs(loss - before) <= PROBE_TOLERANCE * max(1.0, before)
 
 
 # --- AdaLoRA keeps more than weights ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from tasks.evaluation import paired_predictions, read_predictions, run_offline
 from tasks.frozen import in_our_columns, paired_columns
 from tasks.gate import TO_BEAT, NewClasses, Trial, against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
+from tasks.progress import tell
 from tasks.recording import flow_tags
 from tasks.records import (
     Comparison,
@@ -35,9 +37,11 @@ from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,
     Champion,
+    NoModel,
     attach,
     download,
     find_champion,
+    register_again,
     registered_versions,
     run_facts,
     run_url,
@@ -63,10 +67,16 @@ def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
 
 
 def skipped(name: str, inputs: str) -> RetrainResult | None:
-    """The result where there is nothing to do; None where there is."""
-    if not (made := runs_tagged(INPUTS_TAG, inputs)):
+    """The result where there is nothing to do; None where there is.
+
+    InputError where the champion, or its run, is gone: a challenger would have nothing to beat.
+    """
+    try:
+        versions = registered_versions(name)
+    except NoModel:  # the first, also where one before it was interrupted, or the model was deleted since
         return None
-    versions = registered_versions(name)
+    registry.check_champion(name, versions)
+    made = runs_tagged(INPUTS_TAG, inputs)
     decided, champion = registry.decisions_about(versions), registry.holder(versions, CHAMPION)
     for version in reversed(versions):
         if version.run_id in made and is_settled(version.version, champion, decided):
@@ -94,7 +104,7 @@ def is_settled(version: str, champion: str | None, decided: Sequence[registry.De
     last = about[-1]
     if version == champion or registry.outcome(last, version) == "rolled back":
         return True
-    return last.action == "kept" and last.previous == champion
+    return last.action not in registry.MOVES and last.previous == champion
 
 
 @task(
@@ -107,6 +117,8 @@ def choose_challenger(
 ) -> RunConfig:
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
+    if champion is None:
+        tell("%s has no champion: the first must beat %s", config.tracking.registered_model, " and ".join(TO_BEAT))
     needed = ("champion",) if champion else TO_BEAT
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
@@ -384,7 +396,8 @@ def decide(
     config: RetrainConfig, result: RunResult, champion: Champion | None, judged: Gate, approval: Approval | None
 ) -> RetrainResult:
     """Champion, or not, in the registry, with the reason; a champion that changed meanwhile stays."""
-    name, version = str(config.tracking.registered_model), str(result.version)
+    name = str(config.tracking.registered_model)
+    version = version_of(name, result)
     told = judged.reason + (f"; {approval.told}" if approval else "")
     by, tags = "gate" if judged.passed else "force", flow_tags()
     promote = config.force or (judged.passed and (approval is None or approval.approved))
@@ -398,10 +411,19 @@ def decide(
         decision = registry.keep(name, version, told, "gate", tags)
     return RetrainResult(
         name=name,
-        action="promoted" if decision.action == "promoted" else "kept",
+        action=decision.action,
         reason=decision.reason,
         champion=now.version if (now := find_champion(name)) else None,
         version=version,
         run_id=result.run_id,
         gate=judged,
     )
+
+
+def version_of(name: str, result: RunResult) -> str:
+    """Of the challenger; a new one, where model or version was deleted since a run that goes on here registered it."""
+    with suppress(NoModel):
+        there = {version.version: version.run_id for version in registered_versions(name)}
+        if there.get(str(result.version)) == result.run_id:
+            return str(result.version)
+    return register_again(name, result.model_uri)

@@ -18,8 +18,8 @@ KIND = "workflowType=machine_learning"
 COLUMNS = (
     ("tags", "verdict"),
     ("metrics", "tuned/accuracy"),
-    ("metrics", "delta/accuracy"),
-    ("metrics", "delta/p_value"),
+    ("metrics", "reference/strongest/gain"),
+    ("metrics", "reference/strongest/gain_p_value"),
     ("metrics", "reference/tfidf/accuracy"),
     ("metrics", "reference/probe/accuracy"),
     ("metrics", "tuned/log_loss"),
@@ -34,14 +34,15 @@ COLUMNS = (
 )
 """From left to right, after the run's name and time."""
 
-WIDE = ("delta/p_value", "model.name", "data.name")
-"""A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
+WIDE = {"verdict": 240, "reference/strongest/gain_p_value": 160, "model.name": 160, "data.name": 160}
+"""Pixels. A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
 
 SETTINGS = ("training.learning_rate", "adapter.r", "seed")
 """Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
 
 CHARTS = (
     ("BAR", "tuned/accuracy"),
+    ("BAR", "reference/strongest/gain"),
     ("BAR", "delta/accuracy"),
     ("LINE", "validation/accuracy"),
     ("BAR", "tuned/log_loss"),
@@ -67,7 +68,7 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
         f"[Columns and charts to compare runs by]({address(experiment_id)}), also in the menu Views: {TITLE}\n\n"
         "All scores are of the test rows. `tuned/` is the adapter, `baseline/` the foundation model with an untrained "
         "head, `delta/` the first minus the second; `reference/` are other classifiers, and their `gain` is the "
-        "adapter minus the reference."
+        "adapter minus the reference; `reference/strongest/` is the one that the verdict is about."
     )
     return {f"mlflow.sharedViewState.{VIEW}": saved_view(), "mlflow.note.content": note}
 
@@ -79,7 +80,7 @@ def saved_view() -> str:
 
 def page_state() -> dict[str, Any]:
     columns = [f"{kind}.`{name}`" for kind, name in COLUMNS]
-    widths = [max(160 if name in WIDE else 105, 6 * len(name) + 26) for _, name in COLUMNS]
+    widths = [max(WIDE.get(name, 105), 6 * len(name) + 26) for _, name in COLUMNS]
     return {
         "selectedColumns": columns,
         # only columns named here keep their place and width

@@ -1,8 +1,9 @@
 """Two runs of the store against each other: the paired test between their adapters, and what was set differently."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.comparison import bounds, format_p, markdown_table, shown
+from tasks.comparison import bounds, format_p, markdown_table, shown, shown_share
 from tasks.config import EvaluationConfig, InputError
 from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
@@ -21,27 +22,34 @@ WORDS: dict[Verdict, str] = {
 
 def compare_runs(first: StoredRun, second: StoredRun) -> RunComparison:
     """The second adapter minus the first on the same test rows; InputError where the rows are not the same."""
-    runs, settings = (first, second), EvaluationConfig()
+    runs = (first, second)
+    confidence, samples = (asked_for(runs, name) for name in ("confidence", "bootstrap_samples"))
     if first.run_id == second.run_id:
         raise InputError(f"both runs are {first.run_id}; name two")
     rows, labels, tables = zip(*(read_predictions(run.predictions) for run in runs), strict=True)
     if differences := how_rows_differ(runs, rows, labels):
         raise InputError(f"the runs were measured on different test rows: {differences}; compare runs on the same data")
-    resampled = bootstrap(labels[0], tables, settings.bootstrap_samples, seed=0)
+    resampled = bootstrap(labels[0], tables, int(samples), seed=0)
     scores = [
         Scores(accuracy=accuracy, macro_f1=macro_f1, log_loss=log_loss)
         for accuracy, macro_f1, log_loss in resampled.observed.tolist()
     ]
     right = [int((table.argmax(1) == labels[0]).sum()) for table in tables]
-    shares = [wilson_interval(count, len(labels[0]), settings.confidence) for count in right]
+    shares = [wilson_interval(count, len(labels[0]), confidence) for count in right]
     return RunComparison(
         rows=len(labels[0]),
-        confidence=settings.confidence,
+        confidence=confidence,
         first=RunScores(run_id=first.run_id, name=first.name, scores=scores[0], accuracy=shares[0]),
         second=RunScores(run_id=second.run_id, name=second.name, scores=scores[1], accuracy=shares[1]),
-        difference=difference(labels[0], tables, resampled, (1, 0), settings.confidence),
+        difference=difference(labels[0], tables, resampled, (1, 0), confidence),
         parameters=different_parameters(first.parameters, second.parameters),
     )
+
+
+def asked_for(runs: Sequence[StoredRun], name: str) -> float:
+    """A setting of the runs' own comparisons; where they differ, the stricter one."""
+    default = EvaluationConfig.model_fields[name].default
+    return max(float(run.parameters.get(f"evaluation.{name}", default)) for run in runs)
 
 
 def how_rows_differ(
@@ -74,7 +82,7 @@ def comparison_text(result: RunComparison) -> str:
     """The comparison for a terminal: the verdict, both runs, the difference, and what was set differently."""
     delta, percent = result.difference, f"{100 * result.confidence:g} %"
     rows: list[tuple[str, ...]] = [
-        (title, bounds(run.accuracy), f"{run.scores.macro_f1:.3f}", f"{run.scores.log_loss:.3f}")
+        (title, bounds(run.accuracy), shown_share(run.scores.macro_f1), f"{run.scores.log_loss:.3f}")
         for title, run in (("first", result.first), ("second", result.second))
     ]
     rows.append(("second minus first", *(shown(value) for value in (delta.accuracy, delta.macro_f1, delta.log_loss))))

@@ -1,6 +1,7 @@
 """Runs that differ only by seed: their mean, their spread, and what between two single runs is seed noise."""
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import Any
 
 from prefect import task
 
-from tasks.comparison import SHORT_TITLES, TITLES, markdown_table, shown
+from tasks.comparison import caution, ends, markdown_table, plain, shown, shown_share
 from tasks.config import RunConfig
-from tasks.duplicates import counted
+from tasks.duplicates import counted, listed
 from tasks.evaluation import paired_predictions
 from tasks.hub import NETWORK
-from tasks.recording import TABLES_TAG, tables_tag
-from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, Verdict, write_text
+from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
+from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, write_text
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
+from tasks.verdict import NAMES, SHORT_TITLES, TITLES, Verdict, capital, standing
 
 
 @task(
@@ -58,7 +60,7 @@ def log_seeds(work: str, result: SeedsResult, page: str) -> None:
 
 
 def seed_metrics(result: SeedsResult) -> dict[str, float]:
-    metrics = {"delta/accuracy": result.gain.mean.value}
+    metrics = {"delta/accuracy": result.gain.mean.value, f"{STRONGEST}/gain": result.lead.mean.value}
     for rung in result.ladder:
         group = rung.name if rung.name in ("tuned", "baseline") else f"reference/{rung.name}"
         for name in ("accuracy", "macro_f1", "log_loss"):
@@ -81,17 +83,24 @@ def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) ->
     ]
     confidence = config.evaluation.confidence
     pairs = list(combinations(range(len(results)), 2))
+    ladder = ladder_spread(comparisons, confidence)
+    verdict, against = verdict_of_all(ladder, comparisons)
+    leads = [one.lead(against).accuracy.value for one in comparisons]
+    seeds = range(config.seed, config.seed + len(results))
     return SeedsResult(
         run_id=run_id,
         experiment=config.tracking.experiment,
         status="finished",
-        verdict=verdict_of_all([result.verdict for result in results]),
+        verdict=verdict,
+        against=against,
         confidence=confidence,
         rows=comparisons[0].rows,
-        runs=tuple(seed_run(config.seed + i, result) for i, result in enumerate(results)),
-        gain=spread([result.delta.accuracy for result in results], confidence),
-        ladder=ladder_spread(comparisons, confidence),
-        noise=seed_noise([result.tuned.accuracy for result in results], confidence),
+        runs=tuple(map(seed_run, seeds, results, leads)),
+        gain=spread([result.delta.accuracy for result in results], confidence, -1, 1),
+        lead=spread(leads, confidence, -1, 1),
+        cautions=cautions_of_all(seeds, comparisons),
+        ladder=ladder,
+        noise=min(1.0, seed_noise([result.tuned.accuracy for result in results], confidence)),
         pairs=len(pairs),
         told_apart=count_told_apart([folder / "tuned.parquet" for folder in folders], pairs, config),
         data_fingerprint=results[0].data_fingerprint,
@@ -99,27 +108,45 @@ def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) ->
     )
 
 
-def verdict_of_all(verdicts: Sequence[Verdict]) -> Verdict:
-    """What every run says; `no evidence` where they do not agree."""
-    return verdicts[0] if len(set(verdicts)) == 1 else "no evidence"
+def verdict_of_all(ladder: Sequence[RungSpread], comparisons: Sequence[Comparison]) -> tuple[str, str]:
+    """As of one run: against each reference counts what every seed's run says, or no evidence where they differ."""
+
+    def agreed(name: str) -> Verdict:
+        first, *others = {comparison.lead(name).verdict for comparison in comparisons}
+        return "no evidence" if others else first
+
+    return standing([(rung.name, agreed(rung.name)) for rung in ladder if rung.name != "tuned"])
 
 
-def seed_run(seed: int, result: RunResult) -> SeedRun:
+def cautions_of_all(seeds: Sequence[int], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """Each once, with the seeds whose runs have it unless all do."""
+    found: dict[str, list[int]] = {}
+    for seed, comparison in zip(seeds, comparisons, strict=True):
+        for told in comparison.cautions:
+            found.setdefault(told, []).append(seed)
+    return tuple(
+        told if len(having) == len(seeds) else f"{told} (seed {listed(having)})" for told, having in found.items()
+    )
+
+
+def seed_run(seed: int, result: RunResult, lead: float) -> SeedRun:
     return SeedRun(
         seed=seed,
         run_id=result.run_id,
         verdict=result.verdict,
         accuracy=result.tuned.accuracy,
         gain=result.delta.accuracy,
+        lead=lead,
         adapter_path=result.adapter_path,
     )
 
 
-def spread(values: Sequence[float], confidence: float) -> Spread:
+def spread(values: Sequence[float], confidence: float, least: float = 0, most: float = 1) -> Spread:
+    """Of numbers that can be no less than `least` and no more than `most`."""
     from statistics import stdev
 
     return Spread(
-        mean=mean_interval(values, confidence),
+        mean=mean_interval(values, confidence, least, most),
         deviation=stdev(values),
         smallest=min(values),
         largest=max(values),
@@ -130,10 +157,14 @@ def ladder_spread(comparisons: Sequence[Comparison], confidence: float) -> tuple
     """The rungs that every run has, best mean accuracy first."""
     ladders = [{rung.name: rung.scores for rung in comparison.ladder} for comparison in comparisons]
     names = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
+    most = {"accuracy": 1, "macro_f1": 1, "log_loss": math.inf}
     rungs = [
         RungSpread(
             name=name,
-            **{score: spread([getattr(ladder[name], score) for ladder in ladders], confidence) for score in SCORES},
+            **{
+                score: spread([getattr(ladder[name], score) for ladder in ladders], confidence, 0, most[score])
+                for score in SCORES
+            },
         )
         for name in names
     ]
@@ -152,8 +183,9 @@ def count_told_apart(files: Sequence[Path], pairs: Sequence[tuple[int, int]], co
 def seeds_markdown(config: RunConfig, result: SeedsResult) -> str:
     """The whole comparison as a page, for Prefect and MLflow."""
     parts = [
-        f"# {result.verdict.capitalize()}: {config.name_of(f'{len(result.runs)} seeds')}",
+        f"# {capital(result.verdict)}: {config.name_of(f'{len(result.runs)} seeds')}",
         headline(result),
+        *([plain(caution(result.cautions))] if result.cautions else []),
         seeds_table(result),
         noise_sentence(result),
         "## Runs",
@@ -163,13 +195,14 @@ def seeds_markdown(config: RunConfig, result: SeedsResult) -> str:
 
 
 def headline(result: SeedsResult) -> str:
-    """The result in three sentences, with what it rests on."""
+    """The result in a few sentences, with what it rests on; the step from the foundation model last."""
     accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
     return (
         f"Over {len(result.runs)} seeds the adapter's accuracy on {counted(result.rows, 'test row')} is "
-        f"{accuracy.mean.value:.3f} on average ({percent} interval {accuracy.mean.low:.3f} to "
-        f"{accuracy.mean.high:.3f}), {accuracy.smallest:.3f} to {accuracy.largest:.3f} in single runs. "
-        f"Its gain over the foundation model is {shown(result.gain.mean)}. {verdict_sentence(result)}"
+        f"{shown_share(accuracy.mean.value)} on average ({percent} interval {' to '.join(ends(accuracy.mean))}), "
+        f"{shown_share(accuracy.smallest)} to {shown_share(accuracy.largest)} in single runs. Against "
+        f"{NAMES[result.against]} it is {shown(result.lead.mean)}. {verdict_sentence(result)} "
+        f"Its step from the foundation model is {shown(result.gain.mean)}."
     )
 
 
@@ -200,7 +233,7 @@ def seeds_table(result: SeedsResult) -> str:
             (
                 TITLES[rung.name],
                 plus_minus(rung.accuracy),
-                f"{rung.accuracy.mean.low:.3f} to {rung.accuracy.mean.high:.3f}",
+                " to ".join(ends(rung.accuracy.mean)),
                 plus_minus(rung.macro_f1),
                 plus_minus(rung.log_loss),
             )
@@ -229,8 +262,11 @@ def plus_minus(value: Spread) -> str:
 
 def runs_table(result: SeedsResult) -> str:
     return markdown_table(
-        ("seed", "verdict", "accuracy", "gain", "run"),
-        [(f"{run.seed}", run.verdict, f"{run.accuracy:.3f}", f"{run.gain:+.3f}", run.run_id) for run in result.runs],
+        ("seed", "verdict", "accuracy", f"minus {SHORT_TITLES[result.against]}", "run"),
+        [
+            (f"{run.seed}", run.verdict, shown_share(run.accuracy), f"{run.lead:+z.3f}", run.run_id)
+            for run in result.runs
+        ],
     )
 
 
@@ -238,11 +274,12 @@ def description(result: SeedsResult) -> str:
     """The result in five short lines of markdown, the verdict first, for MLflow's page of the parent."""
     accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
     lines = (
-        f"**{result.verdict.capitalize()}** over {len(result.runs)} seeds: accuracy {plus_minus(accuracy)}, "
-        f"mean {accuracy.mean.low:.3f} to {accuracy.mean.high:.3f}",
-        verdict_sentence(result),
-        "Ladder: " + ", ".join(f"{SHORT_TITLES[rung.name]} {rung.accuracy.mean.value:.3f}" for rung in result.ladder),
-        f"Gain over the foundation model: {shown(result.gain.mean)}",
+        f"**{capital(result.verdict)}** over {len(result.runs)} seeds: accuracy {plus_minus(accuracy)}, "
+        f"{shown(result.lead.mean)} against {SHORT_TITLES[result.against]}",
+        plain(caution(result.cautions)) or verdict_sentence(result),
+        "Ladder: "
+        + ", ".join(f"{SHORT_TITLES[rung.name]} {shown_share(rung.accuracy.mean.value)}" for rung in result.ladder),
+        f"Step from the foundation model: {shown(result.gain.mean)}",
         f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
         f"{counted(result.pairs, 'pair')} told apart",
     )

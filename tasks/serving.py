@@ -4,10 +4,15 @@ MLflow keeps a copy of this file inside each logged model and executes it wherev
 imports nothing of this project. What was measured and what is served are therefore the same code.
 """
 
+import hashlib
 import json
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +33,15 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
     """Classifier with its adapter and head, in evaluation mode, and the tokenizer, read from `folder`.
 
     `base_model` replaces the recorded foundation model, for machines where it lies elsewhere. The Hub is asked only
-    for what the cache does not hold.
+    for what the cache does not hold. Raises OtherWeights where the foundation model is not the one trained on.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import AutoTokenizer
 
     settings = read_settings(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{folder} has no adapter_model.safetensors; other formats can hide code")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = read_as_text(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     recorded = settings["base_model"]
     if base_model and base_model != recorded["name"]:
         recorded = {**recorded, "name": base_model, "revision": None}
@@ -47,8 +52,46 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
         if local_files_only:
             raise
         base, _ = load_classifier(*arguments, local_files_only=False)
+    fresh = PeftConfig.from_pretrained(folder, local_files_only=True).modules_to_save or ()
+    check_weights(base, fresh, recorded, settings["base_model"])
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
     return on_best_device(model).eval(), tokenizer
+
+
+class OtherWeights(ValueError):
+    """The foundation model at hand is not the one that the adapter was trained on: its answers would mean nothing."""
+
+
+def check_weights(base: Any, fresh: Sequence[str], at_hand: dict[str, Any], trained_on: dict[str, Any]) -> None:
+    expected = trained_on.get("weights")  # adapters of before this was recorded have none
+    if expected and expected != weights_sha256(base, fresh):
+        revision = f" at revision {trained_on['revision']}" if trained_on["revision"] else ", as it was then"
+        raise OtherWeights(
+            f"the foundation model at {at_hand['name']} has other weights than the one this adapter was trained on; "
+            f"it needs {trained_on['name']}{revision}"
+        )
+
+
+def weights_sha256(model: Any, fresh: Sequence[str]) -> str:
+    """Of the pretrained weights, wherever and in whatever files they lie: the head and `fresh` modules are left out.
+
+    A second for 3 GB on two cores, less than reading them takes.
+    """
+    import torch
+
+    def sha256(name: str) -> bytes:
+        data = weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return hashlib.sha256(data).digest() + str(tuple(weights[name].shape)).encode()
+
+    body = f"{model.base_model_prefix}."
+    heads = tuple(f"{name}." for name in fresh)
+    weights = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name.startswith(body) and not name.startswith(heads)
+    }
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(sorted(pool.map(sha256, weights)))).hexdigest()
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -113,8 +156,49 @@ def on_best_device(model: Any) -> Any:
     return model.to("mps") if torch.backends.mps.is_available() else model
 
 
+def read_as_text(tokenizer: Any) -> Any:
+    """The tokenizer, which from now on reads `</s>` or `[SEP]` in a text as characters, also where it is saved and
+    read back. BART and T5 end at a text with an end token of its own; other models see two texts, or an early end.
+    """
+    if tokenizer.is_fast:  # one written in Python would then know no added word at all
+        tokenizer.split_special_tokens = True
+        tokenizer.init_kwargs["split_special_tokens"] = True
+    return tokenizer
+
+
+def without_special_tokens(columns: Sequence[Sequence[str]], tokenizer: Any) -> Sequence[Sequence[str]]:
+    """The columns, with a space inside of each special token that the tokenizer would still take for one."""
+    taken = still_taken(tokenizer)
+    if not taken:
+        return columns
+
+    def broken(text: str) -> str:
+        for form in (text, unicodedata.normalize("NFKC", text)):  # Unigram tokenizers read the second
+            if taken.search(form):
+                return taken.sub(lambda found: f"{found[0][0]} {found[0][1:]}", form)
+        return text
+
+    return [[broken(text) for text in column] for column in columns]
+
+
+@lru_cache(maxsize=4)
+def still_taken(tokenizer: Any) -> re.Pattern[str] | None:
+    """The special tokens that a text can still hold: tokenizers in Python split at them, and to a Unigram model (T5,
+    XLM-R, ALBERT) `</s>` is a word like any other. The unknown word may be one.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    tokens = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    tokens = {token for token in tokens if len(token) > 1 and token != tokenizer.unk_token}
+    if not tokens:
+        return None
+    ids = tokenizer(list(tokens), add_special_tokens=False)["input_ids"]
+    taken = [token for token, own in zip(tokens, ids, strict=True) if tokenizer.convert_tokens_to_ids(token) in own]
+    return re.compile("|".join(map(re.escape, sorted(taken, key=len, reverse=True)))) if taken else None
+
+
 def model_texts(columns: Sequence[Sequence[str]], tokenizer: Any) -> Sequence[Sequence[str]]:
     """Text columns as the tokenizer takes them. A tokenizer without a separator would glue a pair together."""
+    columns = without_special_tokens(columns, tokenizer)
     separates = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
     if len(columns) == 2 and not separates:
         return [[f"{first}\n{second}" for first, second in zip(*columns, strict=True)]]

@@ -14,6 +14,7 @@ from tasks.reading import (
     choose_splits,
     class_names,
     column_values,
+    how_found,
     load,
     numbers,
     split_names,
@@ -55,6 +56,7 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     loaded = load(source, config)
     check_letters(loaded, source)
     chosen, notes = choose_splits(loaded, config)
+    notes = [*how_found(source, config), *notes]
     if config.test_file:
         chosen["test"] = read_test_file(source, config)
     check_columns(chosen, config)

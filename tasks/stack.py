@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tasks import liveness
-from tasks.closing import close_lost_runs, set_right
+from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
 from tasks.config import STORE, InputError
 from tasks.demo import demo_folder
 from tasks.deployments import DEPLOYMENTS, POOL, deploy, forget_silence, make_automation, make_pool
@@ -36,6 +36,7 @@ from tasks.processes import (
     flow_runs,
     refuse_taken_port,
 )
+from tasks.secrets import redact, without_login
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
 
 if TYPE_CHECKING:
@@ -73,7 +74,14 @@ class Options(NamedTuple):
         """Address at which people open a server: what the environment variable says, else this machine's."""
         everywhere = self.host in ("0.0.0.0", "::")
         here = f"http://{socket.gethostname()}:{port}" if everywhere else self.reachable(port)
-        return os.environ.get(variable, "").rstrip("/") or here
+        page = without_login(os.environ.get(variable, "")).rstrip("/") or here
+        try:
+            names_of(page)
+        except (KeyError, ValueError):  # no http, no name, a port that is no number
+            raise InputError(
+                f"{variable}: {page!r:.200} is no address; give https://NAME or http://NAME:PORT"
+            ) from None
+        return page
 
 
 def up(options: Options) -> None:
@@ -175,9 +183,11 @@ def start(options: Options, processes: Processes) -> None:
     processes.wait(PREFECT, lambda: answers(f"{options.prefect}/api/health"), START_SECONDS)
     with get_client(sync_client=True) as client:
         make_pool(client)
+        for sentence in drop_missed(POOL):  # before a worker can begin with them
+            say(f"{'missed':<10}  {sentence}")
         began = datetime.now(UTC)
         processes.start(programs[WORKER])
-        deploy(client)
+        deploy(client, processes.register.with_name("peft-flow-deployed.json"))
         make_automation(client)
         processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), START_SECONDS)
         refuse_other_password(options)
@@ -189,11 +199,11 @@ IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 
 def make_programs(options: Options) -> Iterator[Program]:
-    python, everyone = [sys.executable, "-m"], dict(os.environ)
+    python, everyone = [sys.executable, "-P", "-m"], dict(os.environ)  # -P: modules are ours, not the current folder's
     address = ["--host", options.host, "--port"]
     yield Program(
         PREFECT,
-        [*python, "prefect", "server", "start", *address, str(options.prefect_port)],
+        [*python, "tasks.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
         # the page asks the address that it came from, whatever that was called
         everyone | {"PREFECT_SERVER_UI_API_URL": "/api"},
         LOGS / "prefect.log",
@@ -226,7 +236,51 @@ def make_programs(options: Options) -> Iterator[Program]:
     )
 
 
-PRIVATE = ("10.*", "192.168.*", *(f"172.{number}.*" for number in range(16, 32)))
+def patterns(start: str, letters: str, shortest: int, longest: int) -> list[str]:
+    """For MLflow: `start` and so many letters of `letters`, which with a plain * could be any name (10.evil.com)."""
+    one = f"[{letters}*]"  # MLflow takes only what holds a * for a pattern
+    return [start + one * count for count in range(shortest, longest + 1)]
+
+
+THIS_MACHINE = [
+    pattern
+    for name in ("localhost", "127.0.0.1", "[[]::1]")
+    for pattern in (name.replace("[[]", "["), *patterns(f"{name}:", "0-9", 1, 5))
+]
+"""At any port: a tunnel has one of its own."""
+
+PRIVATE = [
+    *patterns("10.", "0-9.:", len("0.0.0"), len("255.255.255:65535")),
+    *(
+        pattern
+        for start in ("192.168.", "172.1[6-9].", "172.2[0-9].", "172.3[01].")
+        for pattern in patterns(start, "0-9.:", len("0.0"), len("255.255:65535"))
+    ),
+]
+
+PORTS = {"http": 80, "https": 443}
+"""That browsers leave out."""
+
+
+def host_of(page: str) -> str:
+    """The name in an address as browsers send it; ValueError where there is none."""
+    name = (urlsplit(page).hostname or "").encode("idna").decode()
+    if not name:
+        raise ValueError(page)
+    return f"[{name}]" if ":" in name else name
+
+
+def names_of(page: str) -> set[str]:
+    """As what browsers and proxies ask for the server of this address: with its port and without, and as it stands."""
+    parts, host = urlsplit(page), host_of(page)
+    return {parts.netloc.rpartition("@")[2], host, f"{host}:{parts.port or PORTS[parts.scheme]}"}
+
+
+def origin_of(page: str) -> str:
+    """The address as browsers write it into the header Origin."""
+    parts = urlsplit(page)
+    port = f":{parts.port}" if parts.port not in (None, PORTS[parts.scheme]) else ""
+    return f"{parts.scheme}://{host_of(page)}{port}"
 
 
 def doors(options: Options) -> dict[str, str]:
@@ -234,14 +288,12 @@ def doors(options: Options) -> dict[str, str]:
 
     Of itself it takes no name but localhost, and no page but localhost's may change anything, not even search.
     """
-    page = urlsplit(os.environ["MLFLOW_UI_URL"])
-    names = {page.netloc, *(f"{name}:{options.mlflow_port}" for name in ("localhost", "127.0.0.1", "[::1]"))}
-    names.add(urlsplit(options.mlflow).netloc)
-    private = () if is_at_home(options) else PRIVATE
+    page, private = os.environ["MLFLOW_UI_URL"], [] if is_at_home(options) else PRIVATE
+    names = names_of(page) | names_of(options.mlflow)
     return {
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join((*sorted(names), *private)),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join((*sorted(names), *THIS_MACHINE, *private)),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
-            (f"{page.scheme}://{page.netloc}", options.mlflow, *(f"http://{name}" for name in private))
+            (origin_of(page), options.mlflow, *(f"http://{name}" for name in private))
         ),
     }
 
@@ -327,7 +379,7 @@ def demo_in_the_making() -> Iterator[None]:
         return
     say("making the demo's model in the background: once, about two minutes")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from tasks.demo import demo_model; demo_model()"],
+        [sys.executable, "-P", "-c", "from tasks.demo import demo_model; demo_model()"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -389,6 +441,10 @@ def tidy() -> None:
     set_right()
     send_what_waits()
     close_silent_runs()
+    for name in wake_overdue(POOL):
+        say(f"{'overdue':<10}  {name}: nobody approved it in time")
+    for sentence in drop_missed(POOL):
+        say(f"{'missed':<10}  {sentence}")
     for name in close_lost_runs(POOL, worker_name()):
         say(f"{'closed':<10}  {name}: its process was gone")
 
@@ -418,4 +474,4 @@ def stop(processes: Processes) -> None:
 
 def say(message: str) -> None:
     with suppress(OSError):  # the terminal is gone, and what runs must still be stopped
-        print(f"{datetime.now():%H:%M:%S}  {message}", flush=True)
+        print(f"{datetime.now():%H:%M:%S}  {redact(message)}", flush=True)

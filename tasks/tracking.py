@@ -1,11 +1,14 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
 import importlib.metadata
+import json
+import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +23,11 @@ from tasks.config import STORE, InputError, RunConfig, checked, parse_yaml
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
-from tasks.hub import first_line, is_network_trouble
+from tasks.hub import first_line, is_network_trouble, is_silence
 from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
 from tasks.progress import tell, warn
 from tasks.records import Record, RecordedRun, StoredRun, write_text
+from tasks.secrets import without_login
 from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ def store_is_ours() -> bool:
 
 def public_uri() -> str:
     """The tracking address without user and password, to be shown and stored."""
-    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+    return without_login(tracking_uri())
 
 
 def run_url(run_id: str) -> str:
@@ -78,7 +82,7 @@ def experiment_url(run_id: str) -> str:
 def ui() -> str:
     """Where people open MLflow, without a slash at the end: MLFLOW_UI_URL (behind a proxy), else the server."""
     server = public_uri() if tracking_uri().startswith("http") else UI
-    return (os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
+    return without_login(os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
 
 
 def serve_command() -> list[str]:
@@ -114,6 +118,7 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
         if flow_run:
             liveness.hold(flow_run, work)
         tidy_up()
+        waited = waited or liveness.followed(flow_run)
         journal = open_journal(config, work, parent if parent in _open else None, waited)
         status = "FAILED"
         try:
@@ -124,8 +129,9 @@ def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterat
             status = "KILLED" if told_to_stop(error) else "FAILED"
             raise
         finally:
-            end_here(journal, status)
-            _open.pop(work)
+            if work in _open:  # else it was refused
+                end_here(journal, status)
+                del _open[work]
 
 
 _experiments: dict[str, str] = {}
@@ -180,7 +186,8 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
 def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
     """What the run was told, at its start, so that a run that fails shows it too.
 
-    Raises InputError for what MLflow refuses; without an answer from it, the run goes on.
+    Raises InputError for what MLflow refuses, and nothing is left of a run that has just begun; without an answer from
+    it, the run goes on.
     """
     told = dict(tag.split("=", 1) for tag in config.tracking.tags)
     tags = {"mlflow.source.name": "peft-flow", NOTE: link_to_prefect(tags), **told, **tags}
@@ -193,12 +200,27 @@ def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
         journal.add("files", {"to": "", "paths": [name]})
     try:
         send(journal)
-    except InputError:
-        raise
     except Exception as error:
-        if refusal := why_refused(error):
-            raise InputError(refusal) from error
-        put_off(str(journal.folder), error)
+        refusal = str(error) if isinstance(error, InputError) else why_refused(error)
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":  # it would be after the training, too
+            refusal = f"MLflow ({public_uri()}) refuses this run: {first_line(error)}"
+        if not refusal:
+            put_off(str(journal.folder), error)
+            return
+        if sum(line.kind == "begin" for line in journal.lines) == 1:
+            take_back(journal)
+        raise InputError(refusal) from error
+
+
+def take_back(journal: Journal) -> None:
+    """Leave nothing of a run that was refused: it would be tried again with every command."""
+    from mlflow import MlflowClient
+
+    if run_id := journal.sent.run_id:
+        with suppress(Exception):
+            MlflowClient(tracking_uri()).set_terminated(run_id, "FAILED")
+    forget(str(journal.folder), (LINES, HEAD, SENT))
+    del _open[str(journal.folder)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,14 +262,27 @@ def close_dead_runs() -> list[str]:
 
 
 def send_what_waits() -> None:
-    """Everything that is still to reach MLflow, from runs that no process works on."""
+    """Everything that is still to reach MLflow, from runs that no process works on.
+
+    What MLflow refuses of one run, for its experiment was deleted or for a value, is said and left where it is.
+    """
     for file in sorted(WORK.glob(f"*/{LINES}")):
         work = str(file.parent.resolve())
-        if work in _open or not waits(file.parent):
+        try:
+            if work in _open or not waits(file.parent):
+                continue
+            with if_unused(work) as unused:
+                if unused and not try_to_send(work) and (error := _put_off.get(work)) and others_meet(error):
+                    return
+        except FileNotFoundError:  # removed meanwhile
             continue
-        with if_unused(work) as unused:
-            if unused and not try_to_send(work):
-                return  # the others meet the same trouble
+        except OSError as unreadable:
+            put_off(work, unreadable)
+
+
+def others_meet(error: Exception) -> bool:
+    """Whether it is no matter of one run: MLflow does not answer, or does not let us in."""
+    return is_silence(error) or bool(why_refused(error))
 
 
 ENDS = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}
@@ -287,9 +322,9 @@ def end_run(api: "MlflowClient", run_id: str, status: str, at: int) -> None:
     if not flow_run:  # not run by Prefect
         return
     facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
-    for name in ("tuned/accuracy", "delta/accuracy"):
+    for name in ("tuned/accuracy", "reference/strongest/gain", "delta/accuracy"):
         if name in run.data.metrics:
-            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:.4f}"
+            facts[name.replace("/", "_")] = f"{run.data.metrics[name]:z.4f}"
     if "verdict" in run.data.tags:
         facts["verdict"] = run.data.tags["verdict"]
     announce(status, run_id, run.info.run_name, flow_run, facts)
@@ -313,8 +348,8 @@ PATIENCE_SECONDS = 300
 """So long a run waits at its end for an MLflow that does not answer."""
 
 _next_attempt: dict[str, float] = {}
-_put_off = set[str]()
-"""Folders of runs that were told that MLflow does not answer."""
+_put_off: dict[str, Exception] = {}
+"""By folder: why MLflow does not have all of it."""
 
 
 def try_to_send(work: str, at_once: bool = False, patience: float = 0.0) -> bool:
@@ -334,21 +369,21 @@ def try_to_send(work: str, at_once: bool = False, patience: float = 0.0) -> bool
         done = time.monotonic()
         _next_attempt[work] = done + max(UPDATE_SECONDS, (done - begun) / MOST_SHARE)
     if work in _put_off:
-        _put_off.discard(work)
+        del _put_off[work]
         tell("MLflow answers again and has everything")
     return True
 
 
 def put_off(work: str, error: Exception) -> None:
     """Say it once, whatever number of attempts fail."""
-    if work not in _put_off:
-        _put_off.add(work)
-        warn(
-            "MLflow (%s) does not take what the run tells it (%s). The run goes on, and all of it waits in %s",
-            public_uri(),
-            reason(error),
-            work,
-        )
+    known, _put_off[work] = _put_off.get(work), error
+    if known and others_meet(known) == others_meet(error):
+        return
+    if work in _open or others_meet(error):
+        words = "does not take what the run tells it (%s). The run goes on, and all of it waits in %s"
+    else:
+        words = "does not take what an earlier run tells it (%s). Every command tries again, until %s is removed"
+    warn(f"MLflow (%s) {words}", public_uri(), reason(error), work)
 
 
 def reason(error: BaseException) -> str:
@@ -362,6 +397,8 @@ def send_all(work: str) -> Sent:
     journal = journal_of(work)
     try:
         answered(lambda: send(journal), PATIENCE_SECONDS, lambda error: put_off(work, error))
+    except InputError as error:
+        raise InputError(f"{error}. The results are kept in {work}: nothing is computed twice") from error
     except Exception as error:
         raise RuntimeError(
             f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
@@ -418,8 +455,7 @@ def send(journal: Journal) -> None:
     try:
         send_lines(journal)
     except (Deleted, MlflowException) as error:
-        gone = isinstance(error, Deleted) or error.error_code == "RESOURCE_DOES_NOT_EXIST"
-        if not gone or not journal.sent.run_id:
+        if not journal.sent.run_id or not (isinstance(error, Deleted) or what_is_gone(journal.sent.run_id)):
             raise
         journal.mark(Sent())  # another store, or the run was deleted: everything once more, as a new run
         send_lines(journal)
@@ -467,7 +503,7 @@ def created(api: "MlflowClient", journal: Journal) -> Sent:
     head = journal.head
     experiment_id = open_experiment(api, head.experiment)
     parent = None
-    if head.parent:
+    if head.parent and (Path(head.parent) / HEAD).exists():  # else somebody has removed its folder
         above = journal_of(head.parent)
         if above.sent.run_id is None:
             above.mark(created(api, above))
@@ -516,7 +552,14 @@ def send_metrics(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -
 
     sent = journal.sent
     metrics = [
-        Metric(name, value, line.time, line.step, model_id=sent.model_id if line.of_model else None)
+        # null is how older versions wrote down what is no number
+        Metric(
+            name,
+            math.nan if value is None else value,
+            line.time,
+            line.step,
+            model_id=sent.model_id if line.of_model else None,
+        )
         for line in lines
         for name, value in line.values.items()
     ]
@@ -606,7 +649,8 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
     model_id = model.model_id
     version = None
     if name := known["registered_model"]:
-        there = [found for found in api.search_model_versions(f"name='{name}'") if found.run_id == sent.run_id]
+        ours = api.search_model_versions(f"run_id = '{sent.run_id}'")  # a name can hold what ends a filter's string
+        there = [found for found in ours if found.name == name]
         version = str(there[0].version if there else mlflow.register_model(f"models:/{model_id}", name).version)
     return sent.model_copy(update={"model_id": model_id, "version": version})
 
@@ -676,7 +720,11 @@ def open_experiment(api: "MlflowClient", name: str) -> str:
     with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
         found = api.get_experiment_by_name(name)
         if found and found.lifecycle_stage == "deleted":
-            raise InputError(f"tracking.experiment: '{name}' was deleted in MLflow; restore it or choose another name")
+            raise InputError(
+                f"tracking.experiment: '{name}' was deleted in MLflow; restore it "
+                f"({restore('experiments restore --experiment-id', found.experiment_id)}) and give the same command "
+                "again, or choose another name"
+            )
         if not found:
             # for a store in a file, see tasks/artifacts.py
             found = api.get_experiment(
@@ -770,8 +818,8 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
                 raise
             raise InputError(f"there is no run {run_id} in {public_uri()}; MLflow shows each run's id") from None
     parameters, tags = run.data.params, run.data.tags
-    if run.info.lifecycle_stage == "deleted":
-        raise InputError(f"run {run_id} was deleted in MLflow; restore it or choose another run")
+    if gone := what_is_gone(run_id):
+        raise InputError(f"{gone}, or choose another run")
     if "seeds" in parameters:
         raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
     if run.info.status != "FINISHED":
@@ -890,8 +938,13 @@ class RegisteredVersion(Record):
     description: str
 
 
+class NoModel(InputError):
+    """There is no registered model of this name."""
+
+
 def registered_versions(name: str) -> list[RegisteredVersion]:
-    """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing."""
+    """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing:
+    NoModel, unless it has another name now."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -905,9 +958,13 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
         except MlflowException as error:
             if error.error_code not in ABSENT:
                 raise
+            if renamed := new_name(api, name):
+                raise InputError(
+                    f"registered model {name} was renamed to {renamed} in MLflow; give that name, or rename it back"
+                ) from None
             known = ", ".join(model.name for model in api.search_registered_models(max_results=10))
             there = f"it has {known}" if known else "none was registered yet; see tracking.registered_model"
-            raise InputError(f"there is no registered model {name!r:.80} in {public_uri()}; {there}") from None
+            raise NoModel(f"there is no registered model {name!r:.80} in {public_uri()}; {there}") from None
         quote = '"' if "'" in name else "'"
         found = api.search_model_versions(f"name={quote}{name}{quote}", max_results=MOST_VERSIONS)
     versions = [
@@ -926,6 +983,26 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
 
 
 MOST_VERSIONS = 10_000
+
+
+def new_name(api: "MlflowClient", name: str) -> str | None:
+    """What the registered model is called now that was `name`: what was decided about its versions says so."""
+    said = f'"name":{json.dumps(name, ensure_ascii=False)},'
+    for version in api.search_model_versions(max_results=MOST_VERSIONS):
+        if version.name != name and any(
+            tag.startswith("decision.") and said in value for tag, value in version.tags.items()
+        ):
+            return str(version.name)
+    return None
+
+
+def register_again(name: str, model_uri: str) -> str:
+    """The new version of a logged model whose registered model, or version of it, was deleted."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    with in_one_line():
+        return str(mlflow.register_model(model_uri, name).version)
 
 
 def set_alias(name: str, alias: str, version: str) -> None:
@@ -963,6 +1040,8 @@ class RunFacts(Record):
     parameters: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    deleted: bool = False
+    """As long as it can be restored."""
 
 
 def run_facts(run_id: str) -> RunFacts | None:
@@ -985,7 +1064,38 @@ def run_facts(run_id: str) -> RunFacts | None:
         parameters=run.data.params,
         metrics=run.data.metrics,
         tags=run.data.tags,
+        deleted=run.info.lifecycle_stage == "deleted",
     )
+
+
+def what_is_gone(run_id: str) -> str:
+    """In a sentence, with what brings it back, where the run or its experiment was deleted; empty where both are there.
+
+    MLflow keeps what was deleted until `mlflow gc` removes it.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    api = MlflowClient(tracking_uri())
+    with in_one_line():
+        try:
+            run = api.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return f"run {run_id} is not in MLflow any more"
+            raise
+        if run.info.lifecycle_stage != "deleted":
+            return ""
+        experiment = api.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        command = restore("experiments restore --experiment-id", experiment.experiment_id)
+        return f"experiment '{experiment.name}', with run {run_id}, was deleted in MLflow; restore it ({command})"
+    command = restore("runs restore --run-id", run_id)
+    return f"run {run_id} was deleted in MLflow; restore it ({command})"
+
+
+def restore(command: str, what: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(public_uri())} mlflow {command} {what}"
 
 
 def runs_tagged(tag: str, value: str) -> set[str]:
@@ -1009,11 +1119,17 @@ def download(run_id: str, path: str, folder: Path) -> Path | None:
     """A copy of one artifact of a run under `folder`; None where the run has none of this name."""
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
     parent = path.rpartition("/")[0] or None
     api = MlflowClient(tracking_uri())
-    if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
-        return None
+    try:
+        if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
+            return None
+    except MlflowException as error:
+        if error.error_code in ABSENT:  # the run is gone
+            return None
+        raise
     folder.mkdir(parents=True, exist_ok=True)
     return Path(
         download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=tracking_uri())
@@ -1059,24 +1175,44 @@ def download_adapter(uri: str, folder: Path) -> Path:
     """The adapter folder of a model that `log_model` logged, or of a run's artifacts, copied into `folder`; OSError
     where it has none."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    try:
+        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        raise FileNotFoundError(first_line(error)) from error  # run or model was deleted for good
     adapter = files if uri.startswith("runs:/") else files / "artifacts/adapter"
     if not adapter.is_dir():
         raise FileNotFoundError(f"{uri} holds no adapter")
     return adapter
 
 
+def run_of(uri: str) -> str | None:
+    """Id of the run that trained the model at an address of `find_adapter`; None where MLflow does not say."""
+    from mlflow import MlflowClient
+
+    kind, name, *number = uri.split("/")
+    if kind == "runs:":
+        return name
+    with in_one_line():
+        api = MlflowClient(tracking_uri())
+        found = api.get_model_version(name, *number).run_id if number else api.get_logged_model(name).source_run_id
+    return found or None
+
+
 def find_test_table(uri: str, folder: Path) -> Path | None:
     """The table of test rows, with their texts, of the run that made this model; None where it is gone."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri())
-    run_id = uri.split("/")[1] if uri.startswith("runs:/") else mlflow.models.get_model_info(uri).run_id
     try:
+        run_id = uri.split("/")[1] if uri.startswith("runs:/") else mlflow.models.get_model_info(uri).run_id
         return fetched(run_id, TEST_TABLE, folder)
-    except InputError:
+    except (InputError, MlflowException):
         return None
 
 

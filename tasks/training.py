@@ -17,6 +17,7 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks.checkpoint import newest_step
 from tasks.config import RunConfig
+from tasks.device import peak_memory_mb
 from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
 from tasks.precision import quick_autocast, use_bfloat16
@@ -496,18 +497,6 @@ def curve_point(logs: dict[str, Any]) -> Point | None:
     """The part of Trainer's log line that belongs in a curve."""
     metrics = {ours: float(logs[theirs]) for theirs, ours in CURVE_NAMES.items() if theirs in logs}
     return Point(step=int(logs["step"]), metrics=metrics) if metrics else None
-
-
-def peak_memory_mb() -> float:
-    """Most memory this process ever held, in MiB: on the GPU where one is used, else resident."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def final_points(history: Sequence[Point], name: str) -> list[tuple[int, float]]:

@@ -105,6 +105,26 @@ def write_tokenizer(folder: Path, **special: str) -> None:
     fast.save_pretrained(folder)
 
 
+def write_sequence_tokenizer(folder: Path, unigram: bool) -> None:
+    """An end token after each text: a Unigram model as of T5, to which `</s>` is a word, or one of pairs as of BART."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokens, texts = list(special.values()), [*sentences(4)[0], "<s> / unk pad >"]
+    model, trainer = models.BPE(unk_token="<unk>"), trainers.BpeTrainer
+    if unigram:
+        model, trainer = models.Unigram(), trainers.UnigramTrainer
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace() if unigram else pre_tokenizers.Whitespace()
+    options = {"unk_token": "<unk>"} if unigram else {}
+    tokenizer.train_from_iterator(texts, trainer(vocab_size=90, special_tokens=tokens, show_progress=False, **options))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokens.index("</s>"))]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special).save_pretrained(folder)
+
+
 def write_model(folder: Path, family: str) -> Path:
     """A random two-layer model of width 32 as a foundation model lies on disk: no classification head."""
     import torch
@@ -113,6 +133,8 @@ def write_model(folder: Path, family: str) -> Path:
     torch.manual_seed(0)
     if family in ("gpt2", "llama"):
         write_tokenizer(folder, eos_token="<|endoftext|>")
+    elif family in ("bart", "t5"):
+        write_sequence_tokenizer(folder, unigram=family == "t5")
     else:
         write_tokenizer(folder, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
     model: Any
@@ -129,6 +151,26 @@ def write_model(folder: Path, family: str) -> Path:
             num_attention_heads=2,
         )
         model = transformers.LlamaForCausalLM(config)
+    elif family == "bart":
+        config = transformers.BartConfig(
+            vocab_size=200,
+            max_position_embeddings=64,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            **{"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+        )
+        model = transformers.BartForConditionalGeneration(config)
+    elif family == "t5":
+        config = transformers.T5Config(
+            vocab_size=200, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=1, eos_token_id=2
+        )
+        config.decoder_start_token_id = 1
+        model = transformers.T5ForConditionalGeneration(config)
     elif family == "distilbert":
         config = transformers.DistilBertConfig(
             vocab_size=200,

@@ -4,11 +4,13 @@ import contextvars
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from tasks import approval
+from tasks import approval, closing
 from tasks.config import InputError, RetrainConfig, checked
 from tasks.records import Finding, Gate
 
@@ -63,7 +65,7 @@ def answered(given: RetrainConfig, answer: dict[str, Any] | None) -> approval.Ap
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, prefect_harness: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, workplace: Path, prefect_harness: None) -> None:
     monkeypatch.setattr(approval, "POLL_SECONDS", 1)
 
 
@@ -97,3 +99,92 @@ def test_approval_without_a_server_to_click_in_is_refused(monkeypatch: pytest.Mo
         pytest.raises(InputError, match=r"gate\.approval: needs a Prefect server"),
     ):
         approval.check_approval(config())
+
+
+def test_run_that_nobody_approved_in_time_comes_to_its_end() -> None:
+    from prefect import flow, task
+
+    @task
+    def decide(told: str) -> str:
+        return told
+
+    @flow(name="asking")
+    def asking() -> Any:
+        answer = approval.ask_for_approval(config(approval_hours=2 / 3600), gate())
+        assert answer
+        return decide(answer.told)
+
+    state: Any = asking(return_state=True)
+    assert state.is_completed() and state.result().startswith("nobody approved it")
+
+
+class Stopped(BaseException):
+    """In place of what ends a process."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `suspend_flow_run` was called with; the run is in that state then."""
+    import prefect
+    from prefect.client.orchestration import get_client
+    from prefect.input import keyset_from_paused_state
+    from prefect.states import Suspended
+
+    calls: list[dict[str, Any]] = []
+
+    def suspend(**call: Any) -> None:
+        from prefect.runtime import flow_run
+
+        calls.append(call)
+        state = Suspended(timeout_seconds=call["timeout"], pause_key=call["key"])
+        state.state_details.run_input_keyset = keyset_from_paused_state(state)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(flow_run.id), state, force=True)
+        raise Stopped
+
+    monkeypatch.setattr(prefect, "suspend_flow_run", suspend)
+    monkeypatch.setattr(approval, "can_be_started_again", lambda: True)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("then", "answer", "expected"),
+    [
+        ("Resuming", {"promote": False, "reason": "no"}, (False, "declined: no")),
+        ("Resuming", None, (True, "approved")),  # resumed without a word, as `prefect flow-run resume` does
+        (closing.OVERDUE, None, (False, "nobody approved it within 0.0166667 h")),
+        ("AwaitingRetry", None, "asks again"),
+        ("another challenger", None, "asks again"),
+    ],
+)
+def test_run_of_a_worker_ends_while_it_waits_and_finds_its_answer_when_it_is_started_again(
+    then: str, answer: Any, expected: Any, asked: list[dict[str, Any]]
+) -> None:
+    from prefect import flow, runtime
+    from prefect.client.orchestration import get_client
+    from prefect.input import create_flow_run_input, keyset_from_base_key
+    from prefect.states import Running, Scheduled
+
+    @flow(name="asking")
+    def asking() -> Any:
+        with pytest.raises(Stopped):
+            approval.ask_for_approval(config(), gate())
+        run_id, keyset = UUID(runtime.flow_run.id), keyset_from_base_key(f"suspended-{asked[0]['key']}")
+        if answer:
+            create_flow_run_input(keyset["response"], answer)
+        name = then if then != "another challenger" else "Resuming"
+        with get_client(sync_client=True) as client:
+            for state in (Scheduled(name=name), Running()):
+                client.set_flow_run_state(run_id, state, force=True)
+        judged = gate().model_copy(update={"rows": 7}) if then == "another challenger" else gate()
+        if expected == "asks again":
+            with pytest.raises(Stopped):
+                approval.ask_for_approval(config(), judged)
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run_id, Running(), force=True)
+            return expected
+        return approval.ask_for_approval(config(), judged)
+
+    assert asking() == expected
+    assert len(asked) == (2 if expected == "asks again" else 1)
+    assert len({call["key"] for call in asked}) == len(asked), "Prefect asks once for each key"

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -99,30 +100,30 @@ CASES = [
     Case("data offline", ("data.name", "rotten_tomatoes", "cache", "offline"), "--data.name rotten_tomatoes --offline"),
     Case("no such configuration file", ("nope.yaml", "configs/"), "nope.yaml"),
     # files
-    of_file("reviews.txt", "text,label\n", "data.name", "reviews.txt", ".csv, .json, .jsonl or .parquet"),
+    of_file("reviews.txt", "text,label\n", "data.name", "reviews.txt", ".csv, .tsv, .json", "folders named by class"),
     of_file("empty.csv", "", "data.name", "empty.csv is empty"),
     of_file("header.csv", "text,label\n", "data.name", "header.csv", "no rows"),
     of_file("blank.jsonl", "\n\n", "data.name", "blank.jsonl", "no rows"),
     of_file("nothing.json", "[]", "data.name", "nothing.json", "no rows"),
     of_file("ragged.csv", CSV + "a,b,c,d\n", "data.name", "ragged.csv", "line 62"),
-    of_file("quote.csv", CSV + '"never closed,good\n', "data.name", "quote.csv", "row 61"),
-    of_file("latin.csv", CSV.encode() + "café,good\n".encode("latin-1"), "data.name", "latin.csv", "utf-8"),
+    of_file("quote.csv", CSV + '"never closed,good\n', "data.name", "quote.csv", "row 60 (line 62)", "never closed"),
+    of_file("latin.csv", CSV.encode() + "café,good\n".encode("latin-1"), "latin.csv", "row 60", "UTF-8", "Latin-1"),
     of_file("binary.csv", bytes(range(256)) * 20, "data.name", "binary.csv", "cannot be read"),
-    of_file("broken.json", '[{"text": "a", "label": 1},', "data.name", "broken.json", "cannot be read"),
-    of_file("number.json", "3", "data.name", "number.json", "cannot be read"),
+    of_file("broken.json", '[{"text": "a", "label": 1},', "data.name", "broken.json", "row 1", "not valid JSON"),
+    of_file("number.json", "3", "data.name", "number.json", "a number, not a JSON object"),
     of_file("broken.jsonl", JSONL + '{"text": broken\n', "data.name", "broken.jsonl", "row 60"),
     of_file("csv.parquet", CSV, "data.name", "csv.parquet", "parquet"),
     of_file("garbage.parquet", b"PAR1" + bytes(500), "data.name", "garbage.parquet", "cannot be read"),
     of_file("named.csv", CSV, "data.config", "named.csv", options="--data.config small"),
     # folders
-    of_folder("bare", {"notes.md": "nothing here"}, "data.name", "bare", ".csv, .json, .jsonl or .parquet"),
+    of_folder("bare", {"notes.md": "nothing here"}, "data.name", "bare", ".csv, .tsv, .json"),
     of_folder("empty-file", {"train.csv": CSV, "test.csv": ""}, "data.name", "test.csv is empty"),
-    of_folder("empty-split", {"train.csv": CSV, "test.csv": "text,label\n"}, "data.name", "'test'", "no rows"),
+    of_folder("empty-split", {"train.csv": CSV, "test.csv": "text,label\n"}, "data.test_split", "'test'", "no rows"),
     of_folder("no-train", {"test.csv": CSV}, "data.train_split", "'train'", "test"),
     of_folder("broken-test", {"train.csv": CSV, "test.csv": CSV + "a,b,c\n"}, "data.name", "test.csv", "line 62"),
-    of_folder("two-shapes", {"train.csv": CSV, "test.csv": "a,b\n1,2\n"}, "data.name", "two-shapes", "same columns"),
-    of_folder("two-kinds", {"train.csv": NUMBERED, "test.csv": CSV}, "data.name", "two-kinds", "same kind of value"),
-    of_folder("two-formats", {"train.csv": CSV, "test.jsonl": JSONL}, "data.name", "two-formats", "csv", "json"),
+    of_folder("two-shapes", {"train.csv": CSV, "test.csv": "a,b\n1,2\n"}, "test.csv has no column 'text'", "a, b"),
+    of_folder("two-kinds", {"train.csv": NUMBERED, "test.csv": CSV}, "data.label_column", "bad", "not one of 0, 1"),
+    of_folder("two-formats", {"train.csv": CSV, "test.jsonl": JSONL}, "data.label_column", "not one of bad, good"),
     # columns and splits
     Case("no such text column", ("data.text_columns", "'body'", "text, label"), "--data.text_columns body"),
     Case("no such label column", ("data.label_column", "'stars'", "text, label"), "--data.label_column stars"),
@@ -135,14 +136,14 @@ CASES = [
     # a test set of its own
     Case("no such test file", ("data.test_file", "there is no file no.csv", "path"), "--data.test_file no.csv"),
     Case("test folder", ("data.test_file", "there is no file tests"), "--data.test_file tests", {"tests/a.csv": CSV}),
-    of_test_file("test.txt", CSV, "data.test_file", "test.txt is not a", ".csv, .json, .jsonl or .parquet"),
+    of_test_file("test.txt", CSV, "data.test_file", "test.txt is no file of data", ".csv, .tsv, .json"),
     of_test_file("no-bytes.csv", "", "data.test_file", "no-bytes.csv is empty"),
     of_test_file("no-rows.csv", "text,label\n", "data.test_file", "no-rows.csv", "no rows"),
     of_test_file("no-rows.json", "[]", "data.test_file", "no-rows.json", "no rows"),
     of_test_file("broken.parquet", b"PAR1" + bytes(500), "data.test_file", "broken.parquet", "cannot be read"),
-    of_test_file("latin-1.csv", CSV.encode() + b"caf\xe9,good\n", "data.test_file", "latin-1.csv", "utf-8"),
-    of_test_file("no-text.csv", CSV.replace("text", "body"), "data.text_columns", "no column 'text' in test", "body"),
-    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "data.label_column", "no column 'label' in test"),
+    of_test_file("latin-1.csv", CSV.encode() + b"caf\xe9,good\n", "data.test_file", "latin-1.csv", "row 60", "UTF-8"),
+    of_test_file("no-text.csv", CSV.replace("text", "body"), "no-text.csv has no column 'text'", "body", "add it"),
+    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "no-labels.csv has no column 'label'", "add it"),
     of_test_file("unknown.csv", CSV + "a play,so-so\n", "data.label_column", "'so-so'", "bad, good", "test row 60"),
     of_test_file("no-class.csv", CSV + "a play,\n", "data.label_column", "no label", "test row 60"),
     of_test_file("no-words.csv", CSV + " ,good\n", "data.text_columns", "empty text", "test row 60"),
@@ -167,7 +168,7 @@ CASES = [
     # texts
     of_file("no-text.csv", CSV + ",good\n", "data.text_columns", "1 empty text", "'text'", "train row 60"),
     of_file("spaces.csv", "text,label\n  ,bad\n" + CSV[11:] + " ,good\n", "2 empty texts", "train rows 0, 61"),
-    of_file("numbers.csv", CSV.replace("a film number ", ""), "data.text_columns", "'text'", "int64", "not text"),
+    of_file("numbers.jsonl", re.sub('"a film number (.+?)"', r"\1", JSONL), "text_columns", "holds int64, not text"),
     of_file("lists.jsonl", JSONL.replace('"a film', '["a film').replace('", "l', '"], "l'), "text_columns", "not text"),
     of_file("mixed.jsonl", JSONL + '{"text": 5, "label": 0}\n', "data.text_columns", "'text'", "not text"),
     # too few rows
@@ -293,7 +294,7 @@ CASES = [
     Case("model at the root", ("model.name", "config.json"), "--model.name /"),
     Case("model in a far folder", ("model.name", "../../etc", "check the path"), "--model.name ../../etc"),
     Case("model around a corner", ("model.name", "a/../../b", "check the path"), "--model.name a/../../b"),
-    Case("data in a far file", ("data.name", "/etc/passwd", ".csv, .json"), "--data.name /etc/passwd"),
+    Case("data in a far file", ("data.name", "/etc/passwd", ".csv, .tsv, .json"), "--data.name /etc/passwd"),
     Case("home of nobody", ("data.name", "~nobody-here"), "--data.name ~nobody-here/reviews.csv"),
     Case("long model name", ("model.name", "too long"), f"--model.name ./{'x' * 300}"),
     Case("run name", ("tracking.run_name", "at most 250"), f"--tracking.run_name {'x' * 251}"),
@@ -328,13 +329,12 @@ CASES = [
     # more files
     of_file("cells.csv", "text,label,text\n" + CSV[11:].replace("\n", ",x\n"), "cells.csv", "'text'", "twice"),
     of_file("shifted.csv", "text,label\n" + CSV[11:].replace("\n", ",x\n"), "shifted.csv", "line 2", "3"),
-    of_file("unnamed.csv", CSV[11:], "data.text_columns", "no column 'text'"),
-    of_file("semicolons.csv", CSV.replace(",", ";"), "data.text_columns", "no column 'text'", "text;label"),
-    of_file("tabs.csv", CSV.replace(",", "\t"), "data.text_columns", "no column 'text'"),
+    of_file("unnamed.csv", CSV[11:], "data.text_columns", "no column 'text'", "first row", "text,label"),
+    of_file("stars.csv", CSV.replace("text,label", "stars,body"), "--data.text_columns body --data.label_column stars"),
     of_file("spaced.csv", CSV.replace("text,label", "text, label"), "data.label_column", "no column 'label'"),
     of_file("case.csv", CSV.replace("text,label", "Text,Label"), "data.text_columns", "no column 'text'", "Text"),
-    of_file("short.csv", CSV + "a film without label\n", "data.label_column", "train row 60"),
-    of_file("utf-16.csv", CSV.encode("utf-16"), "utf-16.csv", "utf-8"),
+    of_file("short.csv", CSV + "a film without label\n", "short.csv", "row 60 has 1 field", "line 62"),
+    of_file("utf-16.csv", CSV.encode("utf-16"), "utf-16.csv", "UTF-16", "save it as UTF-8"),
     of_file("all-zeros.csv", bytes(5000), "data.name", "all-zeros.csv"),
     of_file("gzip.csv", gzip.compress(CSV.encode()), "data.name", "gzip.csv"),
     of_file("escape-label.csv", CSV.replace("good", "\x1b[2Jgood"), "data.label_column", r"'\x1b[2Jgood'", "no name"),
@@ -344,16 +344,16 @@ CASES = [
     of_file("huge-label.csv", CSV.replace("good", "x" * 3_000_000, 2), "data.label_column", "200 letters"),
     of_file("one-row.csv", "text,label\na film,good\n", "data"),
     of_file("comma.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 0},]', "comma.json"),
-    of_file("nested.json", '{"data": ' + JSON + "}", "data.text_columns", "no column 'text'", "data"),
-    of_file("word.json", '"hello"', "data.name", "word.json", "cannot be read"),
+    of_file("nested.json", '{"data": ' + JSON + "}", "data.name", "nested.json holds its rows under 'data'"),
+    of_file("word.json", '"hello"', "data.name", "word.json", "a text, not a JSON object"),
     of_file("null.json", "null", "data.name", "null.json"),
-    of_file("numbers.json", "[1, 2, 3]", "data.label_column", "no column 'label'"),
-    of_file("deep.json", "[" * 100_000, "data.name", "deep.json", "nested", "100 levels"),
-    of_file("deep.jsonl", '{"a":' * 100_000 + "1" + "}" * 100_000, "data.name", "deep.jsonl", "nested", "100 levels"),
+    of_file("numbers.json", "[1, 2, 3]", "numbers.json", "row 0 is a number, not a JSON object"),
+    of_file("deep.json", "[" * 100_000, "data.name", "deep.json", "nested too deeply"),
+    of_file("deep.jsonl", '{"a":' * 100_000 + "1" + "}" * 100_000, "data.name", "deep.jsonl", "nested too deeply"),
     of_file("null.jsonl", "\nnull\n" + JSONL, "data.name", "null.jsonl", "null", "line 2"),
     of_file("nan.jsonl", JSONL + '{"text": NaN, "label": 0}\n', "data.text_columns", "different kinds of value"),
     of_file(
-        "latin.jsonl", (JSONL + '{"text": "café", "label": 0}').encode("latin-1"), "latin.jsonl", "utf-8", "line 61"
+        "latin.jsonl", (JSONL + '{"text": "café", "label": 0}').encode("latin-1"), "latin.jsonl", "UTF-8", "row 60"
     ),
     of_file("surrogate.jsonl", JSONL + '{"text": "a\\ud800b", "label": 0}\n', "surrogate.jsonl"),
     of_file("null-text.jsonl", JSONL + '{"text": null, "label": 0}\n', "data.text_columns", "train row 60"),
@@ -372,9 +372,9 @@ CASES = [
     of_file("twice.parquet", parquet_twice(), "twice.parquet", "'text' twice"),
     of_file("tail.parquet", parquet({"text": TEXTS, "label": [0, 1] * 30})[:-8], "tail.parquet", "cannot be read"),
     of_file("flipped.parquet", flipped(parquet({"text": TEXTS, "label": [0, 1] * 30})), "flipped.parquet"),
-    of_folder("pickles", {"train.pkl": PICKLE}, "data.name", "pickles", ".csv, .json, .jsonl or .parquet"),
-    of_folder("script", {"script.py": SCRIPT}, "data.name", "script", ".csv, .json, .jsonl or .parquet"),
-    of_folder("zipped", {"train.zip": b"PK"}, "data.name", "zipped", ".csv, .json, .jsonl or .parquet"),
+    of_folder("pickles", {"train.pkl": PICKLE}, "data.name", "pickles", ".csv, .tsv, .json"),
+    of_folder("script", {"script.py": SCRIPT}, "data.name", "script", ".csv, .tsv, .json"),
+    of_folder("zipped", {"train.zip": b"PK"}, "data.name", "train.zip cannot be read"),
     of_folder(
         "config", {"train.csv": CSV, "test.csv": CSV}, "data.name", "'../x' not found", options="--data.config ../x",
     ),
@@ -631,7 +631,7 @@ def test_file_without_permission_is_refused(name: str, valid: list[str], refused
 
 def test_huge_cell_is_refused_by_its_row(valid: list[str], refused: Callable[..., str]) -> None:
     Path("huge.csv").write_text(CSV + "x" * 50_000_000 + ",\n")
-    assert "train row 60" in refused(*valid, "--data.name", "huge.csv")
+    assert "characters in line 62" in refused(*valid, "--data.name", "huge.csv")
 
 
 @pytest.mark.parametrize(
@@ -877,13 +877,13 @@ PREDICTIONS = [
     Case("model is a file", ("model: ", "a.csv"), "a.csv a.csv b.csv"),
     # the input
     Case("no such file", ("input: ", "no.csv", "check the path"), "ADAPTER no.csv b.csv"),
-    Case("no such kind", ("input: ", "a.txt", ".csv, .json"), "ADAPTER a.txt b.csv", {"a.txt": "text\na film\n"}),
+    Case("no such kind", ("input: ", "a.txt", ".csv, .tsv, .json"), "ADAPTER a.txt b.csv", {"a.txt": "text\na film\n"}),
     Case("no such column", ("text_columns", "'text'", "body, n"), "ADAPTER c.csv b.csv", {"c.csv": "body,n\na,1"}),
     Case("other column", ("text_columns", "'body'", "text, stars"), "ADAPTER a.csv b.csv --text_columns body"),
     Case("two columns", ("text_columns", "text", "as many"), "ADAPTER a.csv b.csv --text_columns text,stars"),
     Case("column of ours", ("text_columns", "'label'", "rename"), "ADAPTER a.csv b.csv --text_columns label"),
     Case("no rows", ("input: ", "c.csv has no rows"), "ADAPTER c.csv b.csv", {"c.csv": "text\n"}),
-    Case("empty", ("input: ", "c.json has no rows"), "ADAPTER c.json b.csv", {"c.json": ""}),
+    Case("empty", ("input: ", "c.json is empty"), "ADAPTER c.json b.csv", {"c.json": ""}),
     Case("split of a file", ("split", "a.csv"), "ADAPTER a.csv b.csv --split test"),
     Case("broken json", ("input: ", "c.json", "row 0"), "ADAPTER c.json b.csv", {"c.json": '[{"text"'}),
     Case("no parquet", ("input: ", "c.parquet", "cannot be read"), "ADAPTER c.parquet b.csv", {"c.parquet": ROWS}),

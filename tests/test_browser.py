@@ -173,7 +173,7 @@ def test_run_page_begins_with_the_verdict(page: Page, site: Site) -> None:
     row(page, "tuned/accuracy").wait_for()
     text = page.locator("body").inner_text()
     described = text[text.index("Description") :].split("\n", 1)[1].strip()
-    assert described.lower().startswith(result.verdict)
+    assert described.lower().startswith(result.verdict.lower())
     assert text.index("Description") < text.index("Metrics (") < text.index("Parameters (")
     expect(row(page, "tuned/accuracy")).to_contain_text(digits(result.tuned.accuracy))
     expect(row(page, "delta/accuracy")).to_contain_text(digits(result.delta.accuracy))
@@ -215,7 +215,13 @@ def test_run_list_draws_settings_against_accuracy(page: Page, site: Site) -> Non
     page.get_by_text("Parallel Coordinates").wait_for()
     page.locator(".parcoords").wait_for()
     cards = page.locator("body").inner_text()
-    for name in ("tuned/accuracy", "delta/accuracy", "validation/accuracy", "tuned/log_loss"):
+    for name in (
+        "tuned/accuracy",
+        "reference/strongest/gain",
+        "delta/accuracy",
+        "validation/accuracy",
+        "tuned/log_loss",
+    ):
         assert f"\n{name}\n" in cards
 
 

@@ -32,7 +32,7 @@ def test_unlabelled_test_names_the_option_that_helps() -> None:
         read(CASES / "unlabelled-test", text_columns=["sentence"])
     splits = read(CASES / "unlabelled-test", text_columns=["sentence"], test_split="validation")
     assert {name: len(split) for name, split in splits.datasets.items()} == {"train": 144, "validation": 16, "test": 40}
-    assert "validation: the split 'validation' is test already: 16 rows were cut from train" in splits.notes[1]
+    assert "validation: the split 'validation' is test already: 16 rows were cut from train" in splits.notes[-1]
 
 
 def test_test_file_without_labels_is_said_and_the_rest_can_be_used() -> None:

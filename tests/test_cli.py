@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -271,11 +273,13 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     output, errors = capsys.readouterr()
     assert output.count("\n") == 1
     assert json.loads(output) == result.model_dump()
-    assert "NO EVIDENCE" in errors and "| classifier" in errors and result.adapter_path in errors
+    told = "NOT SHOWN BETTER THAN MAJORITY CLASS"
+    assert told in errors and "| classifier" in errors and result.adapter_path in errors
 
     assert main(arguments) == DONE
     output, errors = capsys.readouterr()
-    assert "NO EVIDENCE" in output and result.adapter_path in output and errors == ""
+    assert output.startswith(f"\n{told}  b · d · lora r8\n\nAccuracy on 100 test rows is 0.800: +0.300 (")
+    assert result.adapter_path in output and errors == ""
     for said in (
         f"run       {result.run_id}",
         "open http://127.0.0.1:5000/run",
@@ -301,12 +305,18 @@ def test_several_seeds_are_summed_up_the_same_way(
     output, errors = capsys.readouterr()
     assert output.count("\n") == 1
     assert json.loads(output) == json.loads(result.model_dump_json())
-    assert "IMPROVED" in errors
+    assert "BETTER THAN EVERY REFERENCE" in errors
 
     assert main(arguments) == DONE
     output, errors = capsys.readouterr()
     assert errors == ""
-    for said in ("IMPROVED  b · d · lora r8 · 3 seeds", "0.840 ± 0.040", "is seed noise", "/run", result.run_id):
+    for said in (
+        "BETTER THAN EVERY REFERENCE  b · d · lora r8 · 3 seeds",
+        "0.840 ± 0.040",
+        "is seed noise",
+        "/run",
+        result.run_id,
+    ):
         assert said in output
     assert max(len(line) for line in output.splitlines() if line.startswith("|")) <= 120
 
@@ -364,3 +374,24 @@ def test_rollback_loads_neither_prefect_nor_torch(workplace: Path) -> None:
     )
     assert done.stdout == "The champion of reviews is version 1; the previous one is version 2\n\n"
     assert done.stderr == ""
+
+
+def test_command_can_be_called_in_any_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python lets only the main thread choose what SIGTERM does."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(main, ["finetune", "no-such.yaml"]).result() == USER_MUST_CHANGE
+    assert "no configuration file at no-such.yaml" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_tasks_of_somebody_else_in_our_place_is_said_at_once_and_not_run(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / ("tasks.py" if kind == "file" else "tasks/__init__.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("open('ran', 'w')\n")
+    command = [sys.executable, "-m", "flows.cli", "--help"]
+    paths = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True)
+    assert done.returncode == USER_MUST_CHANGE and done.stdout == "" and not (tmp_path / "ran").exists()
+    assert done.stderr.count("\n") == 1 and f"{file} stands in the place of peft-flow's own package" in done.stderr

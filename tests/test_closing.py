@@ -4,6 +4,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -12,10 +13,22 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, State
+from prefect.states import (
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    Scheduled,
+    State,
+    Suspended,
+)
 
 from tasks import closing, liveness, tracking
-from tasks.journal import Head, Journal, now
+from tasks.journal import LINES, Head, Journal, now
 from tasks.processes import FLOW_RUN
 from tasks.work import WORK
 from tests.conftest import only_run, tracked
@@ -126,6 +139,59 @@ def test_cancelled_run_whose_process_is_gone_is_cancelled(workplace: Path) -> No
     assert state_of(run) is StateType.CANCELLED
 
 
+def message_of(run: str) -> str:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+    return (state and state.message) or ""
+
+
+def set_state(run: str, state: State[Any]) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run), state, force=True)
+
+
+@pytest.mark.parametrize(
+    ("states", "ends", "says"),
+    [
+        ((Running, Cancelling), StateType.CANCELLED, closing.CANCELLED),  # its worker has not said so yet
+        ((Running, Cancelling, Crashed), StateType.CANCELLED, closing.CANCELLED),  # it took it for any other signal
+        ((Running,), StateType.CRASHED, closing.GONE),
+        ((Running, Paused), StateType.CRASHED, closing.WAITED),
+        ((Running, Paused, Crashed), StateType.CRASHED, closing.WAITED),  # it was told to stop while it waited
+        ((Running, Paused, Running, Crashed), StateType.CRASHED, "for its own reason"),
+        ((Running, Suspended), StateType.PAUSED, ""),
+        ((Running, Suspended, Cancelled), StateType.CANCELLED, ""),
+    ],
+)
+def test_end_says_what_happened(workplace: Path, states: Any, ends: StateType, says: str) -> None:
+    run = flow_run(Running())
+    with get_client(sync_client=True) as client:
+        task_run = client.create_task_run(task(lambda: None, name="a task"), UUID(run), "key", state=Running())
+    for state in states[1:]:
+        more: dict[str, Any] = {"timeout_seconds": 600} if state in (Paused, Suspended) else {}
+        set_state(run, state(**more, **({"message": "for its own reason"} if state is Crashed else {})))
+    leave_note(run)
+    tracking.close_dead_runs()
+    assert (state_of(run), message_of(run)) == (ends, says)
+    assert list(liveness.notes()) == []
+    with get_client(sync_client=True) as client:
+        found = client.read_task_run(task_run.id).state
+    assert found and (found.type is ends or ends is StateType.PAUSED)
+
+
+def test_part_of_a_cancelled_run_is_cancelled_too(workplace: Path) -> None:
+    whole, part = flow_run(Running()), flow_run(Running())
+    with get_client(sync_client=True) as client:
+        parent = client.create_task_run(task(lambda: None, name="finetune"), UUID(whole), "key", state=Running())
+        part = str(client.create_flow_run(some_flow, parent_task_run_id=parent.id).id)
+    set_state(part, Running())
+    set_state(whole, Cancelling())
+    for run in (part, whole):
+        leave_note(run)
+    tracking.close_dead_runs()
+    assert state_of(part) is state_of(whole) is StateType.CANCELLED
+
+
 def test_run_that_prefect_does_not_know_is_killed_in_mlflow(workplace: Path) -> None:
     run = "00000000-0000-4000-8000-000000000000"
     run_id = mlflow_run(run)
@@ -173,6 +239,39 @@ def test_run_that_died_before_mlflow_knew_it_is_there_as_killed(workplace: Path)
     leave_note(run)
     assert tracking.close_dead_runs() == [run]
     assert only_run(workplace, "late").info.status == "KILLED"
+
+
+@pytest.mark.parametrize("fault", ["journal", "id"])
+def test_run_that_cannot_be_closed_holds_up_no_other(
+    fault: str, workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoiled, other = flow_run(Running()), flow_run(Running())
+    for run in (spoiled, other):
+        mlflow_run(run)
+        leave_note(run)
+    if fault == "journal":
+        (folder_of(spoiled) / LINES).write_text('{"kind": "later"}\n')
+    else:
+        (liveness.LIVE / f"{spoiled}.json").unlink()
+        leave_note(spoiled := "0 is no id of a flow run")
+    for _ in range(2):
+        assert tracking.close_dead_runs() in ([other], [])
+    assert state_of(other) is StateType.CRASHED
+    assert [note.flow_run_id for note in liveness.notes()] == [spoiled]
+    assert caplog.text.count(f"run {spoiled}, which died, cannot be closed") == 1
+
+
+def test_run_begins_while_a_dead_one_is_being_closed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect may be slow to answer."""
+    leave_note("dead")
+
+    def close(note: liveness.Note) -> closing.End:
+        liveness.hold("new")
+        return closing.End(state="CRASHED", time=datetime.now(UTC))
+
+    monkeypatch.setattr(closing, "close_in_prefect", close)
+    closing.close_dead_runs(lambda note, how: True)
+    assert [note.flow_run_id for note in liveness.notes()] == ["new"]
 
 
 def test_next_run_closes_what_died_before(workplace: Path) -> None:
@@ -272,3 +371,64 @@ def test_claimed_run_may_be_another_machines(workplace: Path, pool: str, monkeyp
         client.send_worker_heartbeat(pool, "elsewhere", heartbeat_interval_seconds=30)
     assert closing.close_lost_runs(pool, "here") == []
     assert state_of(run) is StateType.RUNNING
+
+
+@pytest.mark.parametrize(("asked", "late", "woken"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_question_that_nobody_answered_in_time_is_taken_up_again(
+    workplace: Path, pool: str, asked: bool, late: bool, woken: bool
+) -> None:
+    until = datetime.now(UTC) + timedelta(seconds=-1 if late else 600)
+    state = Suspended(pause_expiration_time=until)
+    if asked:
+        state.state_details.run_input_keyset = {"schema": "s", "response": "r", "description": "d"}
+    run = claimed(pool, Running())
+    set_state(run, state)
+    assert bool(closing.wake_overdue(pool)) == woken
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(UUID(run)).state
+    assert found and (found.name == closing.OVERDUE) == found.is_scheduled() == woken
+
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def due(days: int, state: State[Any], began: datetime | None = None) -> Any:
+    """A run of a daily schedule."""
+    return SimpleNamespace(
+        expected_start_time=NOON + timedelta(days=days), state=state, start_time=began, run_count=int(began is not None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "dropped"),
+    [
+        ([due(0, Scheduled())], []),
+        ([due(day, Scheduled()) for day in (2, 0, 1)], [1, 2]),  # the last of them stands for all
+        ([due(0, Running(), NOON), due(1, Scheduled())], []),  # it began before the other was due
+        ([due(0, Running(), NOON), *(due(day, Scheduled()) for day in (1, 2, 3))], [1, 2]),
+        ([due(0, Running(), NOON + timedelta(days=5)), *(due(day, Scheduled()) for day in (1, 2))], [1, 2]),
+        ([due(0, Scheduled(), NOON), due(1, Scheduled())], []),  # it goes on after a pause
+    ],
+)
+def test_one_run_stands_for_all_that_a_schedule_has_missed(runs: list[Any], dropped: list[int]) -> None:
+    assert [runs.index(run) for run in closing.superseded(runs)] == dropped
+
+
+def test_missed_run_says_so_in_prefect(workplace: Path, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with get_client(sync_client=True) as client:
+        runs = [client.create_flow_run(some_flow, work_pool_name=pool, parameters={}) for _ in range(3)]
+    times = [NOON + timedelta(days=day) for day in range(3)]
+    runs = [
+        run.model_copy(update={"auto_scheduled": True, "expected_start_time": time, "state": Scheduled()})
+        for run, time in zip(runs, times, strict=True)
+    ]
+    other = runs[0].model_copy(update={"parameters": {"seed": 1}, "expected_start_time": NOON})
+    by_hand = runs[0].model_copy(update={"auto_scheduled": False})
+    monkeypatch.setattr(closing, "runs_of", lambda *_: [*runs, other, by_hand])
+    assert len(closing.drop_missed(pool)) == 2
+    assert [state_of(str(run.id)) for run in runs[:2]] == [StateType.CANCELLED] * 2
+    assert state_of(str(runs[2].id)) is not StateType.CANCELLED
+    assert message_of(str(runs[1].id)) == "The run of 2026-06-02 12:00 UTC was missed; a later one stands for it"
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(runs[1].id).state
+    assert state and state.name == closing.MISSED

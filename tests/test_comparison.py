@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tasks.comparison import (
-    SHORT_TITLES,
-    TITLES,
+    bounds,
+    caution,
     class_table,
     confusion,
     description,
@@ -18,13 +18,17 @@ from tasks.comparison import (
     ladder,
     ladder_table,
     leak_sentence,
+    log_loss,
     markdown_table,
     plain,
+    shown,
+    step_sentence,
 )
 from tasks.evaluation import Predictions
 from tasks.metrics import score
 from tasks.records import DataCheck, Interval
 from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
+from tasks.verdict import SHORT_TITLES, TITLES
 from tests.conftest import Judged, made_up_classifier
 
 
@@ -61,11 +65,32 @@ def test_each_gain_is_the_paired_test_of_that_pair_alone(judged: Judged) -> None
         assert rung.adapter_gain == difference(labels, pair, bootstrap(labels, pair, 500, 0), (0, 1), 0.95)
 
 
-def test_verdict_is_the_one_against_the_foundation_model(judged: Judged) -> None:
+def test_verdict_is_about_the_strongest_reference_and_not_about_chance(judged: Judged) -> None:
     gains = {rung.name: rung.adapter_gain for rung in judged.result.ladder}
     assert judged.result.gain == gains["baseline"]
-    assert judged.result.verdict == "improved"
-    assert gains["tfidf"].verdict == "no evidence"
+    assert gains["baseline"].verdict == "improved" and gains["tfidf"].verdict == "no evidence"
+    assert judged.result.verdict == "not shown better than TF-IDF"
+    assert judged.result.lead(judged.result.against) == gains["tfidf"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ({"tuned": 0.9, "tfidf": 0.7, "probe": 0.6}, "better than every reference"),
+        ({"tuned": 0.45, "tfidf": 0.6, "probe": 0.925}, "worse than linear probe"),
+        ({"tuned": 0.5, "majority": 0.5, "baseline": 0.45}, "not shown better than majority class"),
+        ({"tuned": 0.9, "baseline": 0.98}, "worse than foundation model"),  # a model that came with its head
+    ],
+)
+def test_verdict_says_what_the_ladder_shows(accuracies: dict[str, float], verdict: str, judged: Judged) -> None:
+    labels = judged.predictions.labels
+    tables = {
+        name: made_up_classifier(labels, accuracy, 2, i)
+        for i, (name, accuracy) in enumerate(({"baseline": 0.5} | accuracies).items())
+    }
+    predictions = Predictions(judged.predictions.rows, labels, tables)
+    rungs = ladder(predictions, 300, 0.95, 0)
+    assert judged.result.model_copy(update={"ladder": rungs}).verdict == verdict
 
 
 def test_accuracy_without_leaked_rows_leaves_out_these_rows_and_no_others(judged: Judged) -> None:
@@ -99,25 +124,61 @@ def test_calibration_compares_the_probabilities_with_and_without_temperature(jud
     assert found.error_before != found.error_after
 
 
-def test_headline_names_gain_and_strongest_reference(judged: Judged) -> None:
-    told, gain = headline(judged.config, judged.result), judged.result.gain
-    assert f"{gain.accuracy.value:+.3f} (95 % interval {gain.accuracy.low:+.3f} to {gain.accuracy.high:+.3f})" in told
-    assert f"fixed {gain.fixed} rows and broke {gain.broken}" in told
-    assert "Against TF-IDF + logistic regression, the strongest reference" in told
-    assert told.endswith(": no evidence.")
+def test_headline_is_the_difference_to_the_strongest_reference_and_the_step_a_line_below(judged: Judged) -> None:
+    told, lead, gain = headline(judged.config, judged.result), judged.result.lead("tfidf"), judged.result.gain
+    difference = lead.accuracy
+    assert told.startswith("Accuracy on 240 test rows is 0.858: ")
+    assert f"{difference.value:+.3f} (95 % interval {difference.low:+.3f} to {difference.high:+.3f})" in told
+    assert "against TF-IDF with 0.825, the strongest reference (exact McNemar p = " in told
+    step = step_sentence(judged.result)
+    assert f"from 0.500 to 0.858: {shown(gain.accuracy)}" in step
+    assert f"fixed {gain.fixed} rows and broke {gain.broken}" in step
+
+
+def test_reference_that_is_not_the_strongest_is_not_called_that(judged: Judged) -> None:
+    tuned, tfidf, probe, *others = judged.result.ladder
+    better = tfidf.adapter_gain and tfidf.adapter_gain.model_copy(update={"verdict": "improved"})
+    unclear = probe.adapter_gain and probe.adapter_gain.model_copy(update={"verdict": "no evidence"})
+    rungs = (
+        tuned,
+        tfidf.model_copy(update={"adapter_gain": better}),
+        probe.model_copy(update={"adapter_gain": unclear}),
+    )
+    result = judged.result.model_copy(update={"ladder": (*rungs, *others)})
+    assert result.verdict == "not shown better than linear probe"
+    told = headline(judged.config, result)
+    assert "against linear probe with 0.750 (exact" in told and "strongest" not in told
 
 
 def test_description_has_five_lines_with_the_verdict_first(judged: Judged) -> None:
     lines = description(judged.result).splitlines()
     assert len(lines) == 5
     assert max(len(line) for i, line in enumerate(lines) if i != 3) <= 92
-    assert lines[0].startswith("**Improved**: accuracy 0.500 to ")
+    lead = judged.result.lead("tfidf").accuracy
+    assert lines[0] == f"**Not shown better than TF-IDF**: accuracy 0.858, {shown(lead)}  "
     places = [lines[1].index(f"{SHORT_TITLES[rung.name]} ") for rung in judged.result.ladder]
     assert places == sorted(places)
-    assert "TF-IDF" in lines[2] and "no evidence" in lines[2]
+    assert lines[2].startswith("From the foundation model: 0.500 to 0.858, +0.358 (")
     assert "1 of 240 test rows is in train" in lines[3] and f"{judged.check.detectable:.3f}" in lines[3]
     assert "adapter 0." in lines[3] and TITLES["baseline"] not in lines[3]  # one accuracy has room
     assert lines[4].startswith("Calibration error ") and "weakest slice: " in lines[4]
+
+
+def test_description_has_the_cautions_next_to_the_verdict(judged: Judged) -> None:
+    told = ("never predicts '<b>' (9 test rows)", "240 test rows can show no difference")
+    lines = description(judged.result.model_copy(update={"cautions": told})).splitlines()
+    assert len(lines) == 5 and lines[0].startswith("**Not shown")
+    assert lines[1] == r"Caution: never predicts '\<b\>' (9 test rows); 240 test rows can show no difference.  "
+    assert "Ladder: " in lines[2] and "From the foundation" in lines[3] and "weakest slice" in lines[4]
+    assert caution(()) == ""
+
+
+def test_description_names_the_reference_where_the_verdict_does_not(judged: Judged) -> None:
+    rungs = tuple(rung for rung in judged.result.ladder if rung.name != "tfidf")
+    result = judged.result.model_copy(update={"ladder": rungs})
+    first = description(result).splitlines()[0]
+    assert first.startswith("**Better than every reference**: ") and first.endswith(" against probe  ")
+    assert len(first) <= 92
 
 
 def test_description_keeps_its_five_lines_whatever_a_slice_is_called(judged: Judged) -> None:
@@ -149,8 +210,9 @@ def test_weakest_slice_is_one_with_enough_rows(judged: Judged) -> None:
 def test_run_without_references_is_described_too(judged: Judged) -> None:
     ladder = tuple(rung for rung in judged.result.ladder if rung.name in ("tuned", "baseline"))
     alone = judged.result.model_copy(update={"ladder": ladder})
-    assert "strongest reference" not in headline(judged.config, alone)
-    assert "none was measured" in description(alone)
+    assert alone.verdict == "better than every reference"
+    assert "against foundation model with 0.500" in headline(judged.config, alone)
+    assert len(description(alone).splitlines()) == 5
 
 
 def test_ladder_table_fits_a_terminal_and_has_every_rung(judged: Judged) -> None:
@@ -229,3 +291,38 @@ def test_text_of_the_data_begins_no_line_of_the_page() -> None:
 def test_backslash_of_the_data_does_not_free_the_bar_after_it(text: str) -> None:
     line = markdown_table(("text", "end"), [(plain(text), "x")]).splitlines()[2]
     assert len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) == 4  # a bar after an even number of backslashes ends a cell
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (0.9996, 0.9989, 0.9999, "0.999 (0.999-1.000)"),  # not all rows are right
+        (1.0, 0.998, 1.0, "1.000 (0.998-1.000)"),
+        (0.0004, 0.0001, 0.0009, "0.001 (0.000-0.001)"),
+        (0.0, 0.0, 0.004, "0.000 (0.000-0.004)"),
+        (0.99964, 0.9996, 0.99968, "0.999 (0.999-1.000)"),
+        (0.8278, 0.8041, 0.8492, "0.828 (0.804-0.849)"),
+    ],
+)
+def test_share_is_1_or_0_only_where_it_is_that_exactly(value: float, low: float, high: float, expected: str) -> None:
+    assert bounds(Interval(value=value, low=low, high=high)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (-0.0002, -0.004, 0.003, "+0.000 (-0.004 to +0.003)"),
+        (-0.0, -0.0, 0.0, "+0.000 (+0.000 to +0.000)"),
+        (-0.0004, -0.0007, -0.0002, "-0.0004 (-0.0007 to -0.0002)"),  # worse, and to be seen as that
+        (0.034, 0.007, 0.062, "+0.034 (+0.007 to +0.062)"),
+    ],
+)
+def test_difference_is_never_minus_nothing(value: float, low: float, high: float, expected: str) -> None:
+    assert shown(Interval(value=value, low=low, high=high)) == expected
+
+
+def test_loss_of_certain_and_right_answers_is_0_and_not_below() -> None:
+    labels = np.array([0, 1])
+    for table in (np.eye(2), np.float32([[1.0000001, 0], [0, 1.0000001]])):
+        losses = log_loss(table, labels), score(table, labels).log_loss, bootstrap(labels, [table], 5, 0).observed[0, 2]
+        assert [f"{loss:.3f}" for loss in losses] == ["0.000"] * 3

@@ -327,3 +327,28 @@ def test_form_says_the_bounds_of_each_number() -> None:
     rows = validated({}).data.model_json_schema()["properties"]["max_train_rows"]
     assert rows["description"].endswith("None: all. (≥ 2, ≤ 1,000,000,000)")
     assert "≥" not in fields["method"]["description"]
+
+
+@pytest.mark.parametrize(
+    "name", ["reviews", "anna's reviews", "a-b_c.d", "é ñ 映", "100 %", "(a); [b] & `c` #1", "x" * 200]
+)
+def test_name_that_mlflow_and_every_command_take_is_a_models(name: str) -> None:
+    assert validated({"tracking": {"registered_model": name}}).tracking.registered_model == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a/b", "a:b", "a?b", "a@b", 'a"b', " ", "\u00a0", " a", "a ", ".", "..", ".a", "~a", "-a", "\\a"),
+        *("0123456789abcdef" * 2, "m-" + "0" * 32, "reviews.csv", "a\nb", "x" * 201, ""),
+    ],
+)
+def test_name_that_would_fail_after_the_training_is_refused_before_it(name: str) -> None:
+    with pytest.raises(InputError, match=r"^tracking\.registered_model: "):
+        validated({"tracking": {"registered_model": name}})
+
+
+@pytest.mark.parametrize("field", ["experiment", "run_name"])
+def test_blank_name_is_refused(field: str) -> None:
+    with pytest.raises(InputError, match=rf"^tracking\.{field}: must be a name that can be read"):
+        validated({"tracking": {field: "  "}})

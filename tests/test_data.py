@@ -81,7 +81,7 @@ def test_ready_configuration_for_local_files_prepares_what_its_comments_describe
     config = load_config(ROOT / "configs/local-files.yaml", overrides)
     prepared = prepare(config, workplace / "work")
     assert prepared.class_counts == {"train": (54, 54), "validation": (6, 6), "test": (12, 12)}
-    assert len(prepared.notes) == 1 and "no validation split" in prepared.notes[0]
+    assert len(prepared.notes) == 2 and "no validation split" in prepared.notes[1]
 
 
 # kept and reused

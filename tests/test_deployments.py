@@ -2,8 +2,10 @@
 
 import inspect
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -67,17 +69,32 @@ def test_version_changes_with_file_folder_and_form(tmp_path: Path, monkeypatch: 
     assert len(versions) == 3
 
 
-class Client:
-    """Takes note of what is asked of it."""
+@pytest.mark.parametrize(
+    ("base", "ours", "theirs", "expected"),
+    [
+        ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}),
+        ({"a": 1}, {"a": 1}, {"a": 3}, {"a": 3}),
+        ({"a": 1}, {"a": 2}, {"a": 3}, {"a": 3}),
+        ({"a": 1}, {}, {"a": 1}, {}),
+        ({"a": 1}, {"a": 1, "b": 2}, {}, {"b": 2}),
+        ({}, {}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": {"b": 1, "c": 1}}, {"a": {"b": 2, "c": 1}}, {"a": {"b": 1, "c": 3}}, {"a": {"b": 2, "c": 3}}),
+        ({}, {"a": 1, "b": 2}, {"a": 3}, {"a": 3, "b": 2}),
+    ],
+)
+def test_parameter_that_people_changed_stays_and_the_others_are_the_files(
+    base: Any, ours: Any, theirs: Any, expected: Any
+) -> None:
+    assert deployments.merged(base, ours, theirs) == expected
 
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
 
-    def update_deployment_schedule(self, deployment: str, schedule: str, *, active: bool) -> None:
-        self.asked.append((deployment, schedule, active))
-
-    def create_deployment_schedules(self, deployment: str, schedules: list[Any]) -> None:
-        self.asked.append((deployment, *schedules))
+def test_deployment_that_is_there_is_deployed_with_peoples_parameters_and_without_schedules() -> None:
+    entry = {"name": "retrain", "entrypoint": "e", "parameters": {"seed": 1}, "schedules": [WEEKLY]}
+    assert deployments.adapted(entry, None, None) == entry
+    there = Thing(parameters={"seed": 1, "tracking": {"registered_model": "reviews"}})
+    assert deployments.adapted({**entry, "parameters": {"seed": 2}}, there, entry) == {
+        "name": "retrain", "entrypoint": "e", "parameters": {"seed": 2, "tracking": {"registered_model": "reviews"}},
+    }  # fmt: skip
 
 
 class Thing:
@@ -85,16 +102,74 @@ class Thing:
         self.__dict__ |= fields
 
 
-def test_schedules_that_people_switched_or_added_stay_and_removed_ones_go() -> None:
-    client: Any = Client()
-    weekly = Thing(id="new", slug="weekly", active=False, schedule="mondays")
-    before = [
-        Thing(id="old", slug="weekly", active=True, schedule="mondays"),
-        Thing(id="own", slug=None, active=True, schedule="daily"),
-        Thing(id="gone", slug="yearly", active=True, schedule="in may"),
-    ]
-    deployments.keep_schedules(client, Thing(id="d", schedules=before), Thing(id="d", schedules=[weekly]))
-    assert client.asked == [("d", "new", True), ("d", ("daily", True))]
+WEEKLY = {"slug": "weekly", "cron": "0 3 * * 1", "timezone": "Europe/Berlin", "active": False}
+LATER = {**WEEKLY, "cron": "0 5 * * 1"}
+
+
+@pytest.mark.usefixtures("prefect_harness")
+class TestSchedules:
+    """On a server, as redeploying finds and leaves them: cron, active and slug of each."""
+
+    def left(
+        self,
+        there: list[dict[str, Any]],
+        said: list[dict[str, Any]],
+        said_before: list[dict[str, Any]],
+        times: int = 2,
+    ) -> list[tuple[str, bool, str | None]]:
+        from prefect import flow
+        from prefect.client.orchestration import get_client
+
+        @flow
+        def some_flow() -> None: ...
+
+        with get_client(sync_client=True) as client:
+            identity = client.create_deployment(
+                client.create_flow(some_flow), f"d-{uuid4()}", schedules=[deployments.parsed(one) for one in there]
+            )
+            for _ in range(times):
+                deployment = client.read_deployment(identity)
+                deployments.set_schedules(client, deployment, {"schedules": said}, {"schedules": said_before})
+                said_before = said
+            now = client.read_deployment(identity).schedules
+        return sorted((one.schedule.cron, one.active, one.slug) for one in now)
+
+    OWN: ClassVar[dict[str, Any]] = {"cron": "0 6 * * *", "active": True}
+
+    @pytest.mark.parametrize("said", [[], [WEEKLY]])
+    def test_one_that_people_added_stays_once_however_often_it_is_deployed(self, said: list[dict[str, Any]]) -> None:
+        expected = [("0 3 * * 1", False, "weekly"), ("0 6 * * *", True, None)][-1 - len(said) :]
+        assert self.left([*said, self.OWN], said, said, times=3) == expected
+
+    @pytest.mark.parametrize(
+        "changed", [{"active": True}, {"cron": "30 4 * * 2"}, {"active": True, "cron": "1 1 1 * *"}]
+    )
+    def test_one_that_people_switched_or_changed_stays_so_also_when_the_file_changes(self, changed: Any) -> None:
+        theirs = {**WEEKLY, **changed}
+        expected = [(theirs["cron"], theirs["active"], "weekly")]
+        assert self.left([theirs], [WEEKLY], [WEEKLY]) == self.left([theirs], [LATER], [WEEKLY]) == expected
+
+    def test_one_that_people_removed_does_not_come_back(self) -> None:
+        assert self.left([], [WEEKLY], [WEEKLY]) == self.left([], [LATER], [WEEKLY]) == []
+
+    def test_what_the_file_changes_adds_or_drops_is_done_where_people_left_it_alone(self) -> None:
+        yearly = {"slug": "yearly", "cron": "0 0 1 1 *", "active": False}
+        assert self.left([WEEKLY], [LATER, yearly], [WEEKLY]) == [
+            ("0 0 1 1 *", False, "yearly"), ("0 5 * * 1", False, "weekly"),
+        ]  # fmt: skip
+        assert self.left([WEEKLY, self.OWN], [], [WEEKLY]) == [("0 6 * * *", True, None)]
+        assert self.left([{**WEEKLY, "active": True}], [], [WEEKLY]) == [("0 3 * * 1", True, "weekly")]
+
+    def test_nothing_is_lost_where_it_is_not_known_what_the_file_said(self) -> None:
+        theirs = {**WEEKLY, "active": True, "cron": "0 1 * * *"}
+        assert self.left([theirs, self.OWN], [WEEKLY], []) == [("0 1 * * *", True, "weekly"), ("0 6 * * *", True, None)]
+
+
+def test_interval_of_the_file_is_read_as_prefect_reads_it() -> None:
+    said = {"interval": 3600, "timezone": "UTC", "parameters": {"seed": 1}}
+    schedule = deployments.parsed(said)
+    assert schedule.active and schedule.schedule.interval == timedelta(hours=1)
+    assert deployments.is_as_said(schedule, said) and not deployments.is_as_said(schedule, {**said, "interval": 60})
 
 
 def test_silence_while_there_was_no_server_is_forgotten_for_our_automation_only(tmp_path: Path) -> None:

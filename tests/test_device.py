@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_one_gpu_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     device.claim_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5" and not device._claimed
+
+
+@pytest.mark.parametrize(("system", "counted"), [("linux", 512 * 2**10), ("darwin", 512 * 2**20)])
+def test_memory_is_the_same_however_the_system_counts_it(
+    system: str, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=counted))
+    monkeypatch.setattr(sys, "platform", system)
+    assert device.peak_memory_mb() == 512
+
+
+def test_memory_is_asked_for_in_one_place() -> None:
+    files = [*ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")]
+    assert [file.name for file in files if "getrusage" in file.read_text(encoding="utf-8")] == ["device.py"]

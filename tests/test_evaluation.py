@@ -217,6 +217,17 @@ def module(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return "stand_in"
 
 
+def test_a_fresh_process_takes_no_module_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People call such files tasks.py and flows.py for Celery, Invoke or Prefect, and may have a json.py."""
+    for name in ("tasks.py", "flows.py", "json.py"):
+        (tmp_path / name).write_text("raise SystemExit('somebody else\\'s')\n")
+    monkeypatch.chdir(tmp_path)
+    with start_offline("tasks.secrets") as process:  # which does nothing
+        assert process.communicate("{}") == ("", "") and process.returncode == 0
+
+
 def test_a_fresh_process_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = module(
         tmp_path,

@@ -14,7 +14,7 @@ import pytest
 from tasks import events
 from tests.conftest import ROOT
 
-FACTS = {"experiment": "reviews", "verdict": "improved"}
+FACTS = {"experiment": "reviews", "verdict": "better than every reference"}
 
 
 def test_facts_can_be_matched_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,10 +27,30 @@ def test_facts_can_be_matched_and_shown(monkeypatch: pytest.MonkeyPatch) -> None
         "prefect.resource.id": "mlflow.run.a1b2",
         "prefect.resource.name": "gpt2 · reviews",
         "peft-flow.experiment": "reviews",
-        "peft-flow.verdict": "improved",
+        "peft-flow.verdict": "better than every reference",
     }
     assert event["payload"] == {"run_id": "a1b2", "status": "FINISHED", **FACTS}
     assert event["related"][0]["prefect.resource.id"] == "prefect.flow-run.flow-1"
+
+
+def test_verdicts_can_be_matched_as_the_documentation_says() -> None:
+    from prefect.events.schemas.events import Resource, ResourceSpecification
+
+    def matched(wanted: str) -> list[bool]:
+        return [
+            ResourceSpecification({"peft-flow.verdict": wanted}).matches(
+                Resource({"prefect.resource.id": "a", "peft-flow.verdict": verdict})
+            )
+            for verdict in ("better than every reference", "not shown better than TF-IDF", "worse than linear probe")
+        ]
+
+    documentation = (ROOT / "docs/automations.md").read_text()
+    for wanted, expected in (
+        ("!better than every reference", [False, True, True]),
+        ("worse than *", [False, False, True]),
+    ):
+        assert f'"{wanted}"' in documentation
+        assert matched(wanted) == expected
 
 
 def test_trouble_with_an_event_disturbs_nobody(
@@ -104,8 +124,11 @@ def test_decision_of_a_flow_goes_the_way_of_its_other_events(monkeypatch: pytest
     emitted: list[dict[str, Any]] = []
     monkeypatch.setattr("prefect.events.emit_event", lambda **event: emitted.append(event))
     monkeypatch.setattr(events, "in_flow", lambda: True)
-    events.announce_decision("kept", "reviews", DECIDED)
-    assert [event["event"] for event in emitted] == ["peft-flow.model.kept"]
+    for action in ("kept", "rejected", "rolled back"):
+        events.announce_decision(action, "reviews", DECIDED)
+    assert [event["event"] for event in emitted] == [
+        "peft-flow.model.kept", "peft-flow.model.rejected", "peft-flow.model.rolled-back",
+    ]  # fmt: skip
 
 
 def test_server_that_is_gone_or_silent_holds_up_no_command(

@@ -15,7 +15,7 @@ import pytest
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import serving
 from tasks.config import InputError, validated
-from tasks.export import ExportMismatch, check_settings, export, some_texts
+from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
 from tasks.training import Watcher
 from tests.conftest import Trained
 
@@ -212,7 +212,52 @@ def test_code_that_comes_with_a_model_is_run_only_when_told_to(
     assert "--trust_remote_code only if you trust it" in refused(capsys, str(folder), str(tmp_path / "out"), "--merged")
 
 
+def test_foundation_model_with_other_weights_is_refused(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained.adapter.folder, tmp_path / "adapter")
+    settings = serving.read_settings(folder)
+    settings["base_model"]["weights"] = "0" * 64
+    (folder / serving.SETTINGS).write_text(json.dumps(settings))
+    assert "has other weights than" in refused(capsys, str(folder), str(tmp_path / "out"), "--merged")
+    assert (
+        main(["predict", str(folder), str(Path(trained.config.data.name) / "test.csv"), str(tmp_path / "o.csv")]) == 2
+    )
+    assert "has other weights than" in capsys.readouterr().err
+
+
 def test_command_says_what_it_wrote(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", trained.adapter.folder, str(tmp_path / "out"), "--merged"]) == DONE
     output, errors = capsys.readouterr()
     assert str(tmp_path / "out") in output and repr(trained.adapter.temperature) in output and errors == ""
+
+
+@pytest.mark.parametrize("name", ["new", "there", ".", "there/../new", "link", "x" * 250])
+def test_folder_of_any_kind_gets_the_files_and_nothing_else(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("there", "disk", "here"):
+        (workplace / folder).mkdir()
+    (workplace / "link").symlink_to("disk")
+    if name == ".":
+        monkeypatch.chdir("here")
+    folder = Path(name)
+    before = folder.stat().st_ino if folder.exists() else None
+    check_folder(folder)
+    with unfinished(folder) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub/model").touch()
+        assert not (folder / "sub").exists()
+    assert [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] == ["sub", "sub/model"]
+    assert before in (None, folder.stat().st_ino), "it may be a disk of its own, or somebody's current folder"
+    assert not list(workplace.rglob("*.partial"))
+
+
+def test_export_that_fails_leaves_the_folder_as_it_was(workplace: Path) -> None:
+    (workplace / "there").mkdir()
+    (workplace / ".new.partial").mkdir()  # somebody's own
+    for folder in (Path("there"), Path("new")):
+        with pytest.raises(RuntimeError), unfinished(folder) as partial:
+            (partial / "model").touch()
+            raise RuntimeError
+    assert sorted(path.name for path in workplace.rglob("*")) == [".new.partial", "there"]

@@ -1,93 +1,92 @@
-"""A folder that grows: only new files are read, and the rows are those of the whole folder."""
+"""Which file of a folder is which split: no file vanishes without a word."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
 import pytest
 
-from tasks import folders, reading
+from tasks import reading
 from tasks.config import InputError, validated
+from tasks.folders import describe, look_into
 from tasks.hub import find
-from tests.test_splits import FORMATS, film_reviews, write
+from tests.test_splits import film_reviews, write
 
 
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test reads its files for the first time."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that `datasets` reads from now on, and `checked NAME` of those that we look into before."""
-    seen: list[str] = []
-    read, check = datasets.DatasetBuilder.download_and_prepare, reading.check_file
-
-    def reads(self: Any, *arguments: Any, **named: Any) -> None:
-        seen.extend(Path(file).name for files in self.config.data_files.values() for file in files)
-        read(self, *arguments, **named)
-
-    def checks(file: Path) -> None:
-        seen.append(f"checked {file.name}")
-        check(file)
-
-    monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", reads)
-    monkeypatch.setattr(reading, "check_file", checks)
-    return seen
-
-
-def load(folder: Path) -> Any:
-    config = validated({"data": {"name": str(folder)}}).data
+def load(folder: Path, **fields: Any) -> Any:
+    config = validated({"data": {"name": str(folder), **fields}}).data
     return reading.load(find("dataset", str(folder), "main", offline=True), config)
 
 
-def same(loaded: Any, other: Any) -> bool:
-    """Whether both have the same rows in the same splits, in the same order and columns."""
-    assert {name: split.features.arrow_schema for name, split in loaded.items()} == {
-        name: split.features.arrow_schema for name, split in other.items()
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        ("a.csv b.csv", {"train": "a.csv b.csv"}),
+        ("train.csv dev.csv test.csv", {"train": "train.csv", "validation": "dev.csv", "test": "test.csv"}),
+        ("Train.CSV Valid.csv", {"train": "Train.CSV", "validation": "Valid.csv"}),
+        # the word among others: those without any are train too
+        ("january.csv train-march.csv", {"train": "january.csv train-march.csv"}),
+        ("bus_tickets.csv train_tickets.csv", {"train": "bus_tickets.csv train_tickets.csv"}),
+        ("january.csv train-2.csv test.csv", {"train": "january.csv train-2.csv", "test": "test.csv"}),
+        ("imdb_train.csv imdb_test.csv", {"train": "imdb_train.csv", "test": "imdb_test.csv"}),
+        ("x.train.csv x.test.csv", {"train": "x.train.csv", "test": "x.test.csv"}),
+        ("contest.csv trained.csv devices.csv", {"train": "contest.csv devices.csv trained.csv"}),
+        # the word alone: others are left out
+        ("train.csv backup.csv", {"train": "train.csv", "": "backup.csv"}),
+        ("train/a.csv b.csv", {"train": "train/a.csv", "": "b.csv"}),
+        ("train_set.csv old.csv", {"train": "train_set.csv", "": "old.csv"}),
+        ("train.csv train-march.csv backup.csv", {"train": "train-march.csv train.csv", "": "backup.csv"}),
+        ("train.csv sample.json test.csv", {"train": "train.csv", "test": "test.csv", "": "sample.json"}),
+        # eval
+        ("train.csv eval.csv", {"train": "train.csv", "test": "eval.csv"}),
+        ("train.csv eval.csv test.csv", {"train": "train.csv", "validation": "eval.csv", "test": "test.csv"}),
+        (
+            "train.csv dev.csv eval.csv test.csv",
+            {"train": "train.csv", "validation": "dev.csv", "test": "test.csv", "": "eval.csv"},
+        ),
+        # folders
+        ("train/x.csv test/x.csv", {"train": "train/x.csv", "test": "test/x.csv"}),
+        ("data/train-00000-of-00001.csv", {"train": "data/train-00000-of-00001.csv"}),
+        (
+            "data/train-00000-of-00001.csv data/extra-00000-of-00001.csv",
+            {"train": "data/train-00000-of-00001.csv", "extra": "data/extra-00000-of-00001.csv"},
+        ),
+        # formats
+        ("train.csv test.jsonl", {"train": "train.csv", "test": "test.jsonl"}),
+        ("train.csv.gz test.tsv", {"train": "train.csv.gz", "test": "test.tsv"}),
+        ("train.csv dataset_info.json README.md", {"train": "train.csv"}),
+        ("train.csv notes.txt", {"train": "train.csv", "": "notes.txt"}),
+        # texts in folders named by class
+        ("pos/1.txt neg/1.txt", {"train": "neg/1.txt pos/1.txt"}),
+        ("train/pos/1.txt test/neg/1.txt", {"train": "train/pos/1.txt", "test": "test/neg/1.txt"}),
+        ("pos/1.txt dev_ops/1.txt", {"train": "dev_ops/1.txt pos/1.txt"}),
+        ("train/pos/1.txt train/urls.txt words.txt", {"train": "train/pos/1.txt", "": "train/urls.txt words.txt"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_names_say_the_split_and_what_is_left_out_is_known(files: str, splits: dict[str, str], tmp_path: Path) -> None:
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = look_into(tmp_path)
+    told = {
+        role: " ".join(str(f.relative_to(tmp_path)) for p in pieces for f in p) for role, pieces in found.splits.items()
     }
-    assert list(loaded) == list(other)
-    return {name: split[:] for name, split in loaded.items()} == {name: split[:] for name, split in other.items()}
+    left_out = " ".join(str(file.relative_to(tmp_path)) for file in found.left_out)
+    assert told | ({"": left_out} if left_out else {}) == splits
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_only_new_files_are_read(kind: str, tmp_path: Path, files_read: list[str]) -> None:
-    frame, folder = film_reviews(10), tmp_path / "data"
-    for month in range(3):
-        write(frame[24 * month :][:24], folder / f"train-{month}.{kind}")
-    write(frame[72:96], folder / f"test.{kind}")
-    first = load(folder)
-    assert sorted(files_read) == sorted(
-        [name for file in folder.iterdir() for name in (file.name, f"checked {file.name}")]
-    )
-    files_read.clear()
-    assert same(load(folder), first) and files_read == []
-    write(frame[96:], folder / f"train-0-late.{kind}")  # not after the others
-    grown = load(folder)
-    assert files_read == [f"checked train-0-late.{kind}", f"train-0-late.{kind}"]
-    assert same(grown, datasets.load_dataset(str(folder)))
-    assert len(grown["train"]) == 96
+def test_what_was_used_for_what_and_what_was_not_is_said(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv", "backup.csv", *(f"old/{month}.csv" for month in range(12))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    used, left_out = describe(tmp_path, look_into(tmp_path))
+    assert used == "train: train.csv; test: test.csv"
+    assert left_out.startswith("not used: backup.csv, old/0.csv, old/1.csv, ")
+    assert left_out.endswith(" and 5 more; called train-backup.csv it would be trained on")
 
 
-def test_file_is_known_by_its_content_wherever_it_lies(tmp_path: Path, files_read: list[str]) -> None:
-    frame = film_reviews(10)
-    for month in range(3):
-        write(frame[24 * month :][:24], tmp_path / f"data/{month}.csv")
-    first = load(tmp_path / "data")
-    files_read.clear()
-    shutil.copytree(tmp_path / "data", tmp_path / "moved", copy_function=shutil.copyfile)
-    os.utime(tmp_path / "moved/0.csv", (0, 0))
-    assert same(load(tmp_path / "moved"), first) and files_read == []
-    before = (tmp_path / "data/1.csv").stat()
-    changed = (tmp_path / "data/1.csv").read_text().replace("warm", "fine")
-    (tmp_path / "data/1.csv").write_text(changed)
-    os.utime(tmp_path / "data/1.csv", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert any("fine" in text for text in load(tmp_path / "data")["train"]["text"])
-    assert files_read == ["checked 1.csv", "1.csv"]
+# the head of a README.md
 
 
 CONFIGS = """---
@@ -106,107 +105,45 @@ configs:
 """
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("a.csv", "b.csv", "c.csv"),
-        ("train-00000.csv", "train-00001.csv", "test.csv"),
-        ("data/train/a.csv", "data/train/b.csv", "data/test/a.csv"),
-        ("data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv", "data/extra-00000-of-00001.csv"),
-        ("[a] 1.csv", "[b] 2.csv", "test/é*.csv"),
-    ],
-    ids=lambda names: names[0],
-)
-def test_splits_are_those_of_the_folder_as_a_whole(names: tuple[str, ...], tmp_path: Path, monkeypatch: Any) -> None:
-    for place, name in enumerate(names):
-        write(film_reviews(10)[24 * place :][:24], tmp_path / "data" / name)
-    whole = datasets.load_dataset(str(tmp_path / "data"))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("read as a whole"))
-    assert same(load(tmp_path / "data"), whole)
+def test_head_of_the_readme_says_which_files_are_read_and_how(tmp_path: Path) -> None:
+    for place, name in enumerate(("a.csv", "b.csv", "c.csv", "test.csv")):
+        film_reviews(10)[24 * place :][:24].to_csv(tmp_path / name, index=False, sep=";")
+    write(film_reviews(1), tmp_path / "plain/d.csv")
+    (tmp_path / "README.md").write_text(CONFIGS)
+    loaded = load(tmp_path, config="other")
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 48, "held_out": 24}
+    assert list(loaded["train"]["text"]) == [*film_reviews(10)["text"][24:48], *film_reviews(10)["text"][:24]]
+    assert [file.name for file in look_into(tmp_path, "other").left_out] == ["d.csv", "test.csv"]
+    assert len(load(tmp_path, config="plain")["train"]) == 12
 
 
-def test_files_are_read_as_the_head_of_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data").mkdir()
-    for place, name in enumerate(("a.csv", "b.csv", "c.csv")):
-        film_reviews(10)[24 * place :][:24].to_csv(tmp_path / "data" / name, index=False, sep=";")
-    write(film_reviews(1), tmp_path / "data/plain/d.csv")
-    (tmp_path / "data/README.md").write_text(CONFIGS)
-    whole = datasets.load_dataset(str(tmp_path / "data"), "other")
-    assert list(whole) == ["train", "held_out"] and whole["train"].column_names == ["text", "label"]
-    config = validated({"data": {"name": str(tmp_path / "data"), "config": "other"}}).data
-    source = find("dataset", str(tmp_path / "data"), "main", offline=True)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("read as a whole"))
-    assert same(reading.load(source, config), whole)
-
-
-def test_same_file_is_read_again_in_another_way(tmp_path: Path) -> None:
-    columns = []
-    for folder, separator in (("a", ";"), ("b", ",")):
-        (tmp_path / folder).mkdir()
-        film_reviews(2).to_csv(tmp_path / folder / "x.csv", index=False, sep=";")
-        readme = f"---\nconfigs:\n- config_name: default\n  sep: '{separator}'\n  data_files: x.csv\n---\n"
-        (tmp_path / folder / "README.md").write_text(readme)
-        columns.append(load(tmp_path / folder)["train"].column_names)
-    assert columns == [["text", "label"], ["text;label"]]
-
-
-# files that are not alike
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        pytest.param({"label": [0, 1] * 12}, id="numbers-for-words"),
-        pytest.param({"more": None}, id="column-without-values"),
-        pytest.param({"text": range(24)}, id="numbers-for-texts"),
-    ],
-)
-def test_files_that_can_be_made_alike_are(others: dict[str, Any], tmp_path: Path) -> None:
-    frame = film_reviews(4).assign(more="more")
-    write(frame[:24], tmp_path / "data/a.parquet")
-    write(frame[24:].assign(**others), tmp_path / "data/b.parquet")
-    assert same(load(tmp_path / "data"), datasets.load_dataset(str(tmp_path / "data")))
-
-
-def test_order_of_the_columns_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = film_reviews(4)
-    write(frame[:24], tmp_path / "data/a.csv")
-    write(frame[24:][["label", "text"]], tmp_path / "data/b.csv")
-    whole = datasets.load_dataset(str(tmp_path / "data"))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("read as a whole"))
-    assert same(load(tmp_path / "data"), whole)
-
-
-def test_new_file_with_other_columns_is_refused(tmp_path: Path) -> None:
-    write(film_reviews(4), tmp_path / "data/a.csv")
-    load(tmp_path / "data")
-    write(film_reviews(4).rename(columns={"text": "body"}), tmp_path / "data/b.csv")
-    with pytest.raises(InputError, match=r"each file in .* can be read, but not together; all need the same columns"):
-        load(tmp_path / "data")
-
-
-def test_broken_new_file_is_refused_by_its_name(tmp_path: Path) -> None:
-    write(film_reviews(4), tmp_path / "data/a.jsonl")
-    load(tmp_path / "data")
-    (tmp_path / "data/b.jsonl").write_text("null\n")
-    with pytest.raises(InputError, match=r"b\.jsonl holds null instead of an object \(line 1\)"):
-        load(tmp_path / "data")
-
-
-def test_very_many_files_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for month in range(3):
-        write(film_reviews(10)[24 * month :][:24], tmp_path / f"data/{month}.csv")
-    whole = load(tmp_path / "data")
-    monkeypatch.setattr(folders, "MOST_APART", 2)
-    monkeypatch.setattr(reading, "read_apart", lambda *_: pytest.fail("read one by one"))
-    assert same(load(tmp_path / "data"), whole)
-
-
-def test_head_that_says_what_all_files_hold_is_gone_by(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"text": film_reviews(4)["text"], "label": [0, 1] * 24})
-    write(frame[:24], tmp_path / "data/a.csv")
-    write(frame[24:], tmp_path / "data/b.csv")
+def test_head_that_names_no_files_leaves_them_to_their_names(tmp_path: Path) -> None:
+    for name in ("january.csv", "train-march.csv"):
+        write(film_reviews(1).assign(label=[0, 1] * 6), tmp_path / name)
     info = "dataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n"
     info += "      class_label:\n        names:\n          '0': bad\n          '1': good\n"
-    (tmp_path / "data/README.md").write_text(f"---\n{info}---\n")
-    assert load(tmp_path / "data")["train"].features["label"].names == ["bad", "good"]
+    (tmp_path / "README.md").write_text(f"---\n{info}---\n")
+    train = load(tmp_path)["train"]
+    assert train.features["label"].names == ["bad", "good"] and list(train["label"]) == [0, 1] * 12
+
+
+def test_what_only_datasets_understands_is_left_to_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("made by a program\ntext,label\na film,0100\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  skiprows: 1\n  data_files: a.csv\n---\n"
+    )
+    assert load(tmp_path)["train"].column_names == ["text", "label"]
+
+
+def test_unknown_configuration_is_refused(tmp_path: Path) -> None:
+    write(film_reviews(1), tmp_path / "a.csv")
+    with pytest.raises(InputError, match="'other' not found"):
+        load(tmp_path, config="other")
+
+
+def test_saved_data_sets_are_read(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_pandas(film_reviews(2), preserve_index=False)
+    saved.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=saved, dev=saved.select(range(4))).save_to_disk(str(tmp_path / "many"))
+    assert load(tmp_path / "one")["train"][:] == saved[:]
+    assert {name: len(split) for name, split in load(tmp_path / "many").items()} == {"train": 24, "dev": 4}

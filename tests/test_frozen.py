@@ -85,7 +85,7 @@ def test_texts_of_test_rows_are_kept_out_of_training_whatever_their_case_and_pun
     assert list(splits["train"]["text"]) == list(new["text"][:84])
     assert list(splits["validation"]["row"]) == list(range(2, 26))  # their places in the file are not changed
     told = "kept out, for their text is in data.test_file: 3 train rows, 2 validation rows"
-    assert prepared.notes == ("not used: the split test", f"12 test rows from data.test_file; {told}")
+    assert prepared.notes[1:] == ("not used: the split test", f"12 test rows from data.test_file; {told}")
     check = read_check(config, prepared)
     assert check.kept_out == {"train": 3, "validation": 2}
     assert not any("in train" in warning for warning in check.warnings)
@@ -221,4 +221,10 @@ def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tm
     assert said.endswith("label the rows of data.test_file, or leave it away")
     test = write(film_reviews(7)[72:].drop(columns="label"), tmp_path / "bare.csv")
     said = refusal(configure(path, test_file=str(test)))
-    assert said.endswith("no column 'label' in test; it has text; label the rows of data.test_file, or leave it away")
+    assert said.startswith("data.label_column: bare.csv has no column 'label'; it has text; ")
+
+
+def test_row_numbers_of_a_csv_are_numbers(configure: Configure, tmp_path: Path) -> None:
+    path = write(film_reviews(), tmp_path / "reviews.csv")
+    test = write(film_reviews(7)[72:].assign(row=range(50, 62)), tmp_path / "frozen.csv")
+    assert list(read(configure(path, test_file=str(test))).datasets["test"]["row"]) == list(range(50, 62))

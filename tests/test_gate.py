@@ -54,7 +54,7 @@ def test_a_few_rows_more_are_no_reason() -> None:
 
 
 def test_worse_challenger_is_called_worse() -> None:
-    assert judged(trial(first(340), first(300))).reason.startswith("worse than the champion")
+    assert judged(trial(first(340), first(300))).reason.startswith("significantly worse than the champion: ")
 
 
 def test_gain_below_the_smallest_asked_for_is_refused() -> None:
@@ -195,7 +195,16 @@ def test_first_model_must_beat_tfidf_and_the_probe() -> None:
     assert failed(without_champion(GateConfig(), ladder(tfidf=good, probe=poor), None)) == ["better than linear probe"]
     gate = without_champion(GateConfig(), ladder(tfidf=good), None)
     assert gate.reason == "linear probe was not measured"
-    assert not without_champion(GateConfig(smallest_gain=0.03), ladder(tfidf=good, probe=good), None).passed
+    small = without_champion(GateConfig(smallest_gain=0.03), ladder(tfidf=good, probe=good), None)
+    assert not small.passed and small.reason.startswith("not shown to gain 0.03 over TF-IDF + logistic regression: ")
+
+
+def test_first_model_that_is_worse_than_a_reference_is_called_that() -> None:
+    poor, worse = ("no evidence", -0.01), ("worse", -0.3)
+    told = without_champion(GateConfig(), ladder(tfidf=poor, probe=worse), None).reason
+    first, second = told.split("; ")
+    assert first.startswith("not shown to be better than TF-IDF + logistic regression: ")
+    assert second.startswith("significantly worse than linear probe: ")
 
 
 def test_page_names_every_rule_and_both_accuracies() -> None:

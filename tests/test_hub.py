@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
+import requests
 from huggingface_hub import errors
 
 from tasks import hub
@@ -348,3 +350,41 @@ def test_hub_that_never_recovers_is_refused_by_the_command_in_one_line(hub_root:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1 and "model.name: gpt2" in done.stderr and "503" in done.stderr
+
+
+def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .git of its own holds thousands of files, and a socket where an editor watches it."""
+    monkeypatch.setattr(hub, "MOST_FILES", 3)
+    (workplace / ".git/objects").mkdir(parents=True)
+    for number in range(9):
+        (workplace / f".git/objects/{number}").touch()
+    os.mkfifo(workplace / ".git/fsmonitor")
+    os.mkfifo(workplace / ".pipe")
+    (workplace / "sub").mkdir()
+    for name in ("b.csv", "a.csv", "sub/c.csv"):
+        (workplace / name).touch()
+    assert [str(file.relative_to(workplace)) for file in hub.visible_files(workplace)] == [
+        "a.csv",
+        "b.csv",
+        "sub/c.csv",
+    ]
+    (workplace / "d.csv").touch()
+    with pytest.raises(InputError, match="more than 3 files"):
+        hub.visible_files(workplace)
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"),
+    [
+        (ConnectionRefusedError(), True),
+        (requests.exceptions.ConnectionError(), True),
+        (requests.exceptions.ReadTimeout(), True),
+        (httpx.ConnectError(""), True),
+        (httpx.RemoteProtocolError(""), True),
+        (requests.exceptions.RetryError("too many 500 error responses"), False),
+        (httpx.HTTPStatusError("409", request=httpx.Request("GET", "http://h"), response=httpx.Response(409)), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_answer_that_is_an_error_is_no_silence(error: Exception, silent: bool) -> None:
+    assert hub.is_silence(error) is silent

@@ -1,6 +1,7 @@
 """The journal: every line on disk before MLflow is told, each told once."""
 
 import errno
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ def test_lines_are_there_for_whoever_comes_next(journal: Journal) -> None:
     assert again.status == "RUNNING" and again.flow_run_id == "f"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_no_finite_number_is_there_for_whoever_comes_next(journal: Journal, value: float) -> None:
+    journal.add("metrics", {"loss": value}, step=1)
+    (line,) = Journal(journal.folder).lines
+    assert isinstance(line.values["loss"], float)
+    assert line.values["loss"] == value or (math.isnan(value) and math.isnan(line.values["loss"]))
+
+
 def test_what_is_computed_again_after_an_interruption_is_not_a_second_point(journal: Journal) -> None:
     journal.add("metrics", {"loss": 0.5}, step=3, at=1000)
     for _ in range(2):
@@ -37,7 +46,7 @@ def test_what_is_computed_again_after_an_interruption_is_not_a_second_point(jour
 def test_files_and_tags_may_change_and_are_told_again(journal: Journal) -> None:
     for _ in range(2):
         journal.add("files", {"to": "", "paths": ["a"]})
-        journal.add("tags", {"verdict": "improved"})
+        journal.add("tags", {"verdict": "better than every reference"})
     assert len(journal.lines) == 4
 
 
@@ -50,6 +59,14 @@ def test_half_a_line_is_taken_off_before_the_next_one(journal: Journal, cut: int
     again = Journal(journal.folder)
     again.add("tags", {"a": "3"})
     assert [line.values["a"] for line in Journal(journal.folder).lines] == ["1", "3"]
+
+
+def test_half_a_line_is_left_to_the_process_that_writes_it(journal: Journal) -> None:
+    """Another process may read meanwhile, to deliver a part of this run."""
+    journal.add("tags", {"a": "1"})
+    file = journal.folder / LINES
+    file.write_bytes(file.read_bytes() + b'{"kind":')
+    assert len(Journal(journal.folder).lines) == 1 and file.read_bytes().endswith(b'{"kind":')
 
 
 def test_line_that_finds_no_room_leaves_the_journal_as_it_was(

@@ -3,6 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from filelock import FileLock
+
 from tasks import liveness
 from tests.conftest import ROOT
 
@@ -53,3 +56,26 @@ def test_note_that_was_half_written_when_the_power_went_is_passed_over(workplace
     liveness.LIVE.mkdir(parents=True)
     (liveness.LIVE / "a-run.json").write_text('{"flow_run_id": "a-')
     assert list(liveness.notes()) == [] and liveness.living() == []
+
+
+def test_second_process_of_a_run_waits_for_the_first_and_holds_up_no_other(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Retry was pressed while the first still lives."""
+    liveness.LIVE.mkdir(parents=True)
+    first = FileLock(liveness.LIVE / "a-run.lock")
+    first.acquire()
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        liveness.hold(f"other-{len(waited)}")
+        if len(waited) == 3:
+            first.release()
+
+    monkeypatch.setattr(liveness.time, "sleep", sleep)
+    caplog.set_level("INFO")
+    liveness.hold("a-run")
+    assert len(waited) == 3 and caplog.text.count("Another process is at this run already") == 1
+    assert liveness.followed("a-run") and not liveness.followed("other-1") and not liveness.followed(None)
+    assert {note.flow_run_id for note in liveness.living()} == {"a-run", "other-1", "other-2", "other-3"}

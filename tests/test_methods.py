@@ -14,6 +14,7 @@ from tasks.checkpoint import put_back, trained_tensors
 from tasks.config import AdapterMethod, InputError, RunConfig, validated
 from tasks.hub import find
 from tasks.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
+from tasks.portable import merge
 from tasks.records import Source
 from tests.conftest import bare_data, sentences
 
@@ -124,6 +125,13 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
     )[0]
     body = {n: w for n, w in untouched.state_dict().items() if n.split(".")[0] == untouched.base_model_prefix}
     assert all(torch.equal(foundation[n], w) for n, w in body.items() if not n.startswith(tuple(loaded.fresh)))
+    if method == "prompt_tuning":
+        with pytest.raises(InputError, match="cannot be merged"):
+            merge(again, "it")
+    else:
+        plain = merge(again, "it")
+        assert set(plain.state_dict()) == set(untouched.state_dict()), "merged, it is a plain model"
+        assert torch.allclose(serving.classify(plain, tokenizer, rows, 4), logits, atol=1e-4), "that says the same"
     kept = trained_tensors(model)
     with torch.no_grad():
         for parameter in trained:
@@ -200,6 +208,27 @@ def test_the_check_before_training_accepts_exactly_what_then_attaches(family: st
     assert accepted == set(METHODS) - REFUSED.get(family, set())
     # prompt_tuning attaches to a decoder, but the decoder then reads a token in the middle of the text
     assert accepted == attached - (REFUSED.get(family, set()) & {"prompt_tuning"})
+
+
+def test_beft_cannot_be_merged_where_layers_have_no_biases(load: Any) -> None:
+    loaded = load("llama")
+    model = adapters.attach_adapter(loaded.model, configure("beft", loaded), loaded.fresh, steps=2)
+    with pytest.raises(InputError, match="no bias"):
+        merge(model, "it")
+
+
+def test_road_fits_layers_of_which_some_give_out_less_than_they_take_in(foundation: Any, tmp_path: Path) -> None:
+    """Keys and values of models with grouped queries."""
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(vocab_size=200, num_hidden_layers=1, num_attention_heads=4, hidden_size=128)
+    config.num_key_value_heads, config.intermediate_size, config.pad_token_id = 1, 192, 0
+    with torch.device("meta"):
+        model = transformers.LlamaForSequenceClassification(config)
+    asked = validated({"adapter": {"method": "road", "target_modules": ["q_proj", "k_proj", "v_proj"]}})
+    attached = adapters.attach_adapter(model, asked, ["score"], steps=2)
+    assert attached.peft_config["default"].group_size == 32
 
 
 def test_prompt_tuning_on_a_decoder_would_depend_on_padding(load: Any) -> None:

@@ -50,7 +50,7 @@ def tell(points: int = 6) -> None:
     tracking.log(folder(), "params", {"found": "yes"})
     (Path(folder()) / "page.md").write_text("# Page\n")
     tracking.log_files(folder(), "pages", Path(folder()) / "page.md")
-    tracking.log(folder(), "tags", {"verdict": "improved"})
+    tracking.log(folder(), "tags", {"verdict": "better than every reference"})
 
 
 def check_whole(server: str, name: str, points: int = 6) -> Any:
@@ -63,7 +63,7 @@ def check_whole(server: str, name: str, points: int = 6) -> Any:
         history = api.get_metric_history(run.info.run_id, metric)
         assert sorted(point.step for point in history) == list(range(1, points + 1)), metric
     assert run.info.status == "FINISHED" and run.data.params["found"] == "yes"
-    assert run.data.tags["verdict"] == "improved" and run.data.params["training.epochs"] == "3"
+    assert run.data.tags["verdict"] == "better than every reference" and run.data.params["training.epochs"] == "3"
     assert {file.path for file in api.list_artifacts(run.info.run_id)} == {"config.yaml", "environment.txt", "pages"}
     return run
 

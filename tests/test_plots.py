@@ -157,7 +157,7 @@ def test_ladder_shows_every_rung_in_order_with_its_interval(run: Judged) -> None
 
 def test_ladder_says_the_verdict_and_what_a_constant_answer_gets(run: Judged) -> None:
     figure = plots.ladder(run.data, run.result)
-    assert figure.get_suptitle().startswith("Improved: accuracy +0.3")
+    assert figure.get_suptitle() == "Not shown better than TF-IDF: accuracy +0.033"
     assert legend(figure) == ["always the class commonest in train: 0.500"]
     (side,) = figure.axes[0].child_axes
     values = dict(zip([r.name for r in run.result.ladder], [t.get_text() for t in side.get_yticklabels()], strict=True))

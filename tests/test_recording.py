@@ -120,6 +120,8 @@ def test_every_classifier_has_its_metrics_and_nothing_else(tmp_path: Path) -> No
     assert (metrics["tuned/accuracy_low"], metrics["tuned/accuracy_high"]) == pytest.approx((0.80, 0.90))
     assert metrics["delta/accuracy"] == pytest.approx(0.35)
     assert metrics["delta/fixed"] == 9
+    strongest = {name: value for name, value in metrics.items() if name.startswith("reference/strongest")}
+    assert strongest == {name.replace("tfidf", "strongest"): metrics[name] for name in metrics if "tfidf/gain" in name}
     assert metrics["calibration/temperature"] == 1.5
     assert metrics["cost/adapter_mb"] == 1
     assert {name.split("/")[0] for name in metrics} == {

@@ -673,6 +673,15 @@ def test_a_champion_whose_foundation_model_is_gone_is_left_out(
         ask_champion(config, trained.data, champion)
 
 
+def test_champion_whose_foundation_model_has_other_weights_now_is_left_out(
+    registry: Any, champion: Champion, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config = registry
+    changed_settings(monkeypatch, weights="0" * 64)
+    with pytest.raises(ChampionLeftOut, match=r"models:/reviews/1: the foundation model at .* has other weights"):
+        ask_champion(config, trained.data, champion)
+
+
 def test_a_champion_with_code_of_its_own_runs_only_where_that_is_trusted(
     registry: Any, champion: Champion, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

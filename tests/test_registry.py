@@ -1,6 +1,7 @@
 """Which version is in use: one at a time, whole or not at all, on record."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,25 @@ def test_version_that_is_kept_out_changes_no_alias_and_is_on_record(api: Any) ->
     assert version.tags["decision"] == "kept"
     assert version.description.startswith("Not promoted on ")
     assert decisions("reviews")[-1] == kept
+
+
+def test_version_that_is_kept_out_where_there_is_no_champion_is_rejected(api: Any) -> None:
+    decision = keep("reviews", "1", "significantly worse than linear probe", "gate")
+    version = api.get_model_version("reviews", "1")
+    assert (decision.action, decision.previous, version.tags["decision"]) == ("rejected", None, "rejected")
+    assert aliases(api) == {} and version.description.startswith("Not promoted on ")
+    assert "Champion: no version" in version.description
+
+
+def test_older_record_of_a_rejected_version_is_read(api: Any) -> None:
+    """It says `kept`, whether or not there was a champion to keep."""
+    old = Decision(name="reviews", version="1", action="kept", reason="a tie", by="gate", at=5, previous=None)
+    api.set_model_version_tag("reviews", "1", "decision.1", old.model_dump_json())
+    assert decisions("reviews") == [old]
+    assert registry.outcome(old, "1") == "rejected"
+    assert registry.outcome(old.model_copy(update={"previous": "3"}), "1") == "kept"
+    keep("reviews", "1", "still a tie", "gate")
+    assert [decision.action for decision in decisions("reviews")] == ["kept", "rejected"]
 
 
 def test_rollback_exchanges_champion_and_previous_and_is_on_record_with_both(api: Any) -> None:
@@ -146,6 +166,183 @@ def test_no_store_and_a_server_that_does_not_answer_are_refused(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9 does not answer; start it"):
         promote("reviews", "1", "r", "b")
+
+
+# --- back and back again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        ("+1 +2 back", "1"),
+        ("+1 +2 +3 back back", "1"),
+        ("+1 +2 back +3 back", "1"),
+        ("+1 +2 back +2 +3 back", "2"),  # promoted once more: somebody likes it by now
+        ("+1 +2 +1 back", "2"),
+        ("+1 by-hand-3 +2 back", "3"),
+        ("+1 +2 back by-hand-3 back", "1"),
+    ],
+)
+def test_rollback_goes_to_the_champion_before_and_never_to_one_that_was_rolled_back_from(
+    api: Any, done: str, expected: str
+) -> None:
+    for step in done.split():
+        if step == "back":
+            rollback("reviews", "complaints", "anna")
+        elif step.startswith("+"):
+            promote("reviews", step[1:], "better", "gate")
+        else:
+            api.set_registered_model_alias("reviews", "champion", step[-1])
+    assert aliases(api)["champion"] == expected
+
+
+@pytest.mark.parametrize("done", ["+1", "+1 +2 back", "+1 +2 +3 back back"])
+def test_rollback_without_an_earlier_champion_says_so_and_changes_nothing(api: Any, done: str) -> None:
+    for step in done.split():
+        rollback("reviews", "r", "b") if step == "back" else promote("reviews", step[1:], "better", "gate")
+    before = aliases(api)
+    with pytest.raises(InputError, match=r"no previous champion to go back to; promote a version.*versions 1, 2, 3"):
+        rollback("reviews", "once more", "anna")
+    assert aliases(api) == before
+
+
+# --- deleted in MLflow ------------------------------------------------------------------------------------------------
+
+LOST = "reviews has no champion any more: {} was deleted in MLflow; go back .*peft-flow rollback reviews"
+AFTER_1 = "after version 1"
+NO_ALIAS = "reviews has no champion any more: the alias was taken off version 2 .*peft-flow promote reviews 2"
+RENAMED = "registered model reviews was renamed to critics in MLflow; give that name, or rename it back"
+RUN_GONE = "run [0-9a-f]{32} was deleted in MLflow; restore it .*mlflow runs restore --run-id [0-9a-f]{32}"
+EXPERIMENT_GONE = "experiment 'peft-flow', with run .*, was deleted .*mlflow experiments restore --experiment-id 1"
+REMOVED = "run [0-9a-f]{32} is not in MLflow any more"
+
+
+def delete(what: str, api: Any) -> None:
+    run_id = api.get_model_version("reviews", "2").run_id
+    match what:
+        case "run":
+            api.delete_run(run_id)
+        case "run, cleaned up":
+            api.delete_run(run_id)
+            api._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
+        case "version":
+            api.delete_model_version("reviews", "2")
+        case "experiment":
+            api.delete_experiment("1")
+        case "name":
+            api.rename_registered_model("reviews", "critics")
+        case "alias":
+            api.delete_registered_model_alias("reviews", "champion")
+        case "model":
+            api.delete_registered_model("reviews")
+
+
+NONE_THERE = "there is no registered model 'reviews'"
+SAID: dict[str, dict[str, str]] = {
+    "run": {"predict": f"{RUN_GONE}.*reviews/2 is used", "retrain": RUN_GONE, "history": RUN_GONE, "compare": RUN_GONE},
+    "run, cleaned up": {
+        "predict": f"model: reviews cannot be read: .*choose another version or run.*{REMOVED}",
+        "retrain": REMOVED,
+        "history": REMOVED,
+        "compare": "there is no run",
+    },
+    "experiment": {
+        "predict": f"{EXPERIMENT_GONE}.*reviews/2 is used",
+        "retrain": EXPERIMENT_GONE,
+        "history": EXPERIMENT_GONE,
+        "compare": EXPERIMENT_GONE,
+    },
+    "version": {
+        **dict.fromkeys(("predict", "retrain", "history"), LOST.format(AFTER_1)),
+        "rollback": f"the champion {AFTER_1} was deleted",
+    },
+    "alias": {"predict": f"model: {NO_ALIAS}", "retrain": NO_ALIAS, "history": NO_ALIAS, "rollback": NO_ALIAS},
+    "name": dict.fromkeys(("predict", "retrain", "history", "rollback", "promote"), RENAMED),
+    "model": {**dict.fromkeys(("history", "rollback", "promote"), NONE_THERE), "predict": "no .*registered model"},
+}
+"""By what was deleted: what each command says of it. What is not named here does its work without a word."""
+
+
+@pytest.mark.parametrize("command", ["predict", "retrain", "history", "rollback", "promote", "compare"])
+@pytest.mark.parametrize("what", SAID)
+def test_each_command_says_what_was_deleted_and_what_to_do(
+    what: str, command: str, api: Any, workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tasks.history import history_of, history_text
+    from tasks.retraining import skipped
+    from tasks.tracking import stored_run
+
+    run_id = api.get_model_version("reviews", "2").run_id
+    (workplace / "settings.json").write_text("{}")
+    api.log_artifact(run_id, str(workplace / "settings.json"), "model/artifacts/adapter")
+    for version in ("1", "2"):
+        promote("reviews", version, "better", "gate")
+    delete(what, api)
+    commands: dict[str, Callable[[], Any]] = {
+        "predict": lambda: registry.fetched_adapter("reviews", workplace / "adapter"),
+        "retrain": lambda: skipped("reviews", "inputs"),
+        "history": lambda: history_text(history_of("reviews")),
+        "rollback": lambda: rollback("reviews", "complaints", "anna").version,
+        "promote": lambda: promote("reviews", "3", "I like it", "anna").version,
+        "compare": lambda: stored_run(run_id, workplace),
+    }
+    try:
+        done = str(commands[command]())
+    except InputError as error:
+        said = f"{error} {caplog.text}"
+    else:
+        said = done + caplog.text
+        assert command not in ("rollback", "promote") or done == {"rollback": "1", "promote": "3"}[command]
+    assert re.search(SAID[what].get(command, ""), " ".join(said.split()), re.IGNORECASE), said
+    if command not in SAID[what] and command != "compare":
+        assert "deleted" not in said and "any more" not in said
+
+
+def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
+    from tasks.retraining import INPUTS_TAG, skipped
+
+    api.set_tag(api.get_model_version("reviews", "1").run_id, INPUTS_TAG, "inputs")
+    settle("reviews")
+    assert skipped("reviews", "inputs") is None, "its version has no decision yet"
+    with pytest.MonkeyPatch.context() as place, pytest.raises(RuntimeError):
+        break_off(place, 0, ConnectionError())
+        promote("reviews", "1", "better", "gate")
+    api.delete_registered_model("reviews")
+    settle("reviews")  # what waits for a model that is gone stops nobody
+    assert skipped("reviews", "inputs") is None
+
+
+@pytest.mark.parametrize("gone", ["version", "model", "nothing"])
+def test_challenger_whose_version_was_deleted_is_registered_again(api: Any, gone: str) -> None:
+    from types import SimpleNamespace
+
+    from tasks.retraining import version_of
+
+    run_id = api.get_model_version("reviews", "2").run_id
+    model = api.create_logged_model("1", name="model", source_run_id=run_id)
+    api.finalize_logged_model(model.model_id, "READY")
+    delete(gone, api)
+    result: Any = SimpleNamespace(version="2", run_id=run_id, model_uri=f"models:/{model.model_id}")
+    found = version_of("reviews", result)
+    assert found == {"version": "4", "model": "1", "nothing": "2"}[gone]
+    assert api.get_model_version("reviews", found).run_id == run_id
+
+
+def test_rollback_from_a_deleted_champion_is_on_record(api: Any) -> None:
+    for version in ("1", "2"):
+        promote("reviews", version, "better", "gate")
+    delete("version", api)
+    back = rollback("reviews", "it is gone", "anna")
+    assert back.reason == "it is gone (the champion after version 1 was deleted in MLflow)"
+    assert api.get_model_version("reviews", "1").description.startswith("Champion again on ")
+
+
+def test_only_version_that_was_judged_tells_of_a_deleted_champion(api: Any) -> None:
+    promote("reviews", "2", "better", "gate")
+    keep("reviews", "3", "no gain", "gate")
+    delete("version", api)
+    with pytest.raises(InputError, match=LOST.format("version 2")):
+        registry.check_champion("reviews", registry.registered_versions("reviews"))
 
 
 # --- two at once ------------------------------------------------------------------------------------------------------

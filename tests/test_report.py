@@ -126,7 +126,7 @@ def test_tables_can_be_read_and_are_complete(judged: Judged) -> None:
 
 def test_page_begins_with_the_verdict_and_has_every_section(judged: Judged) -> None:
     text = page(judged)
-    assert text.startswith("# Improved: ")
+    assert text.startswith("# Not shown better than TF-IDF: ")
     assert ladder_table(judged.result) in text
     assert "**Leakage**: 1 of 240 test rows is in train" in text
     sections = ("Slices", "Calibration", "Flips", "Most confident mistakes", "Likely label errors", "By class", "Conf")
@@ -195,6 +195,16 @@ def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
         assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
         assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
         assert np.mean(report[name]["f1"]) == pytest.approx(score(table, labels).macro_f1)
+
+
+def test_page_and_card_have_the_cautions_beside_the_verdict(judged: Judged) -> None:
+    told = "never predicts '<b>' (9 test rows)"
+    result = judged.result.model_copy(update={"cautions": (told,)})
+    page = comparison_page(judged.config, judged.data, judged.predictions, judged.trained, result, tables(judged))
+    for text in (page, model_card(judged.config, judged.data, judged.trained, result)):
+        before, after = text.split(r"Caution: never predicts '\<b\>' (9 test rows).")
+        assert "against TF-IDF with 0.825" in before and "| classifier" in after
+        assert "From the foundation model, whose head is untrained, accuracy went from 0.500" in after
 
 
 def test_card_has_ladder_temperature_and_leak(judged: Judged) -> None:

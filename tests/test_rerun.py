@@ -49,7 +49,7 @@ def recorded(tmp_path: Path) -> Any:
             run=StoredRun(
                 run_id=run_id,
                 name=f"run {run_id}",
-                verdict="improved",
+                verdict="better than every reference",
                 parameters={"model.revision": COMMIT, "data.revision": data},
                 test_fingerprint=test,
                 predictions=write_predictions(tmp_path / run_id / "tuned.parquet", table),
@@ -215,7 +215,7 @@ def test_run_that_cannot_be_done_again_is_refused_with_the_reason(
     with tracked(work="b") as other:
         pass
     assert "was not made by peft-flow" in refused(capsys, other, "--anyway")
-    api.set_tag(other, "verdict", "improved")
+    api.set_tag(other, "verdict", "better than every reference")
     api.set_tag(other, "test_fingerprint", "x")
     api.log_artifact(other, write_predictions(workplace / "tuned.parquet", GOOD), "comparison")
     assert "did not record all that a rerun needs" in refused(capsys, other)
@@ -376,4 +376,4 @@ def test_rerun_of_the_minilm_job_is_bit_identical(hub: Hub, tmp_path: Path) -> N
     first, again = run_and_rerun(tmp_path, environment, str(ROOT / "configs/minilm-rotten-tomatoes.yaml"))
     assert (again.outcome, again.changes) == ("bit-identical", ())
     assert again.adapters == (first.adapter_sha256,) * 2
-    assert json.loads(first.model_dump_json())["verdict"] == "improved"
+    assert json.loads(first.model_dump_json())["verdict"] == "better than every reference"

@@ -1,8 +1,12 @@
 """Training that is interrupted anywhere ends as if it had not been: the same bits, the same history."""
 
+import errno
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -371,3 +375,69 @@ def test_no_adapter_with_a_weight_that_is_no_number_is_kept(
         one.fit("run")
     assert not (one.root / "run/adapter").exists()
     assert [path.name for path in newest_first(one.root / "run/checkpoints")] == ["checkpoint-3", "checkpoint-2"]
+
+
+def test_each_gpu_goes_on_with_its_own_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are more than ten, or fewer than when the checkpoint was written."""
+    import torch
+
+    tensors, plain = checkpoint.random_state()
+    given: dict[int, Any] = {}
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 11)
+    checkpoint.set_random_state({"cpu": tensors["cpu"], **{f"cuda.{n}": n for n in range(12)}}, plain)  # type: ignore[dict-item]
+    assert given == {number: number for number in range(11)}
+
+
+def test_file_that_the_system_left_in_a_checkpoint_does_not_break_it(tmp_path: Path) -> None:
+    import torch
+
+    written = checkpoint.write_checkpoint(tmp_path, 3, {"weights": {"a": torch.ones(2)}}, {"step": 3})
+    (written.folder / ".DS_Store").write_text("Finder's")
+    assert checkpoint.newest_checkpoint(tmp_path, pytest.fail) == written
+
+
+def test_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for step in (1, 2):
+        checkpoint.write_checkpoint(tmp_path, step, {"weights": {"a": torch.ones(2)}}, {"step": step})
+    read, said = checkpoint.file_sha256, []
+
+    def broken(path: Path) -> str:
+        if "checkpoint-2" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", broken)
+    found = checkpoint.newest_checkpoint(tmp_path, said.append)
+    assert found and found.step == 1 and "cannot be read: Input/output error" in said[0]
+
+
+@pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_disk_that_flushes_no_folders_is_good_enough(
+    code: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="no") if fails else nullcontext():
+        checkpoint.flush(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("loss", "before", "same"),
+    [
+        (0.5, 0.5005, True),
+        (0.5, 0.6, False),
+        (math.nan, math.nan, True),
+        (math.inf, math.inf, True),
+        (0.5, math.inf, False),
+        (math.nan, 0.5, False),
+        (math.inf, 0.5, False),
+    ],
+)
+def test_loss_that_was_no_number_may_be_none_again(loss: float, before: float, same: bool) -> None:
+    """Else a run whose validation loss is infinite could never go on."""
+    assert resume.is_same(loss, before) is same

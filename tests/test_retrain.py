@@ -1,4 +1,4 @@
-"""Retraining, on a two-layer model: what is skipped, promoted and kept, and what goes on record."""
+"""Retraining, on a two-layer model: what is skipped, promoted, rejected and kept, and what goes on record."""
 
 import os
 import re
@@ -77,7 +77,7 @@ UNTRAINED = {"training": {"learning_rate": 0.0, "epochs": 1}}
 class Story(NamedTuple):
     """Retrainings one after the other in one folder."""
 
-    kept: RetrainResult
+    rejected: RetrainResult
     forced: RetrainResult
     same: Any
     better: RetrainResult
@@ -95,7 +95,7 @@ def story(foundation: Any, tmp_path_factory: pytest.TempPathFactory, prefect_har
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     place = furnished(folder, foundation)
-    kept, forced = place.retrain(**UNTRAINED), place.retrain(**UNTRAINED, force=True)
+    rejected, forced = place.retrain(**UNTRAINED), place.retrain(**UNTRAINED, force=True)
     same = place.retrain(**UNTRAINED, return_state=True)
     grow(place, 2)
     better = place.retrain()
@@ -103,7 +103,7 @@ def story(foundation: Any, tmp_path_factory: pytest.TempPathFactory, prefect_har
     tie, tie_again = place.retrain(**almost), place.retrain(**almost)
     registry.rollback(NAME, "it answers too slowly", "a test")
     yield Story(
-        kept,
+        rejected,
         forced,
         same,
         better,
@@ -115,17 +115,19 @@ def story(foundation: Any, tmp_path_factory: pytest.TempPathFactory, prefect_har
     os.chdir(before)
 
 
-def test_first_model_is_kept_back_until_it_beats_the_references_or_is_forced(story: Story) -> None:
-    assert (story.kept.action, story.kept.version, story.kept.champion) == ("kept", "1", None)
-    assert "TF-IDF + logistic regression" in story.kept.reason and "linear probe" in story.kept.reason
+def test_first_model_is_rejected_until_it_beats_the_references_or_is_forced(story: Story) -> None:
+    assert (story.rejected.action, story.rejected.version, story.rejected.champion) == ("rejected", "1", None)
+    assert "TF-IDF + logistic regression" in story.rejected.reason and "linear probe" in story.rejected.reason
+    assert story.rejected.subject == f"{NAME} version 1"
     assert (story.forced.action, story.forced.version, story.forced.champion) == ("promoted", "2", "2")
-    assert story.forced.reason.startswith("forced, although not shown to be better than")
+    assert story.forced.reason.startswith("forced, although significantly worse than TF-IDF")
 
 
 def test_better_challenger_is_promoted_and_a_tie_is_not(story: Story) -> None:
     assert (story.better.action, story.better.champion) == ("promoted", "3"), story.better.reason
     assert story.better.gate and story.better.gate.rows == 180 and story.better.gate.passed
     assert (story.tie.action, story.tie.champion, story.tie.version) == ("kept", "3", "4")
+    assert story.tie.subject == f"{NAME} version 3, not version 4"
     assert "not shown to be better than the champion" in story.tie.reason
 
 
@@ -140,7 +142,7 @@ def test_why_is_on_record_with_run_and_version(story: Story) -> None:
     assert files == {"gate/gate.md", "gate/gate.json"}
     versions = {str(version.version): version for version in story.api.search_model_versions(f"name='{NAME}'")}
     assert {number: version.tags["decision"] for number, version in versions.items()} == {
-        "1": "kept", "2": "champion again", "3": "rolled back", "4": "kept",
+        "1": "rejected", "2": "champion again", "3": "rolled back", "4": "kept",
     }  # fmt: skip
     assert [version.tags["decision.by"] for version in versions.values()].count("gate") == 2
     first_promotion = registry.Decision.model_validate_json(versions["2"].tags["decision.1"])

@@ -13,7 +13,7 @@ import pytest
 
 from tasks import rows as reading
 from tasks.config import InputError, PredictionConfig
-from tasks.rows import Row, find_rows, read_rows
+from tasks.rows import Row, find_rows, notes_of, read_rows
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "dull", "x\ry"]
 
@@ -56,7 +56,7 @@ def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
     rows = read(write(tmp_path / f"reviews{suffix}"))
     assert [row.texts for row in rows] == [(text,) for text in TEXTS]
     assert [row.number for row in rows] == [0, 1, 2, 3, 4]
-    assert [row.id for row in rows] == ["7", "8", "9", "10", "11"]
+    assert [row.id for row in rows] == (["7", "8", "9", "10", "11"] if suffix == ".csv" else [7, 8, 9, 10, 11])
     assert not any(row.fault for row in rows)
     shares = [row.share or 0 for row in rows]
     assert shares == sorted(shares) and shares[-1] == 1
@@ -106,7 +106,7 @@ BAD = {
     "jsonl deep": ("a.jsonl", '{"text": "fine"}\n' + "[" * 99_999 + '\n{"text": "fine"}', "is not valid JSON", None),
     "jsonl half a letter": ("a.jsonl", '{"text": "fine"}\n{"text": "\\ud800"}\n{"text": "fine"}', "UTF-8", None),
     "jsonl utf-8": ("a.jsonl", b'{"text": "fine"}\n{"text": "caf\xe9"}\n{"text": "fine"}', "not valid UTF-8", None),
-    "json null": ("a.json", '[{"text": "fine"}, null, {"text": "fine"}]', "is a NoneType, not a JSON object", None),
+    "json null": ("a.json", '[{"text": "fine"}, null, {"text": "fine"}]', "is null, not a JSON object", None),
     "json utf-8": ("a.json", b'[{"text": "fine"}, {"text": "\xe9"}, {"text": "fine"}]', "not valid UTF-8", None),
 }
 
@@ -142,7 +142,7 @@ REFUSED = {
     "no column jsonl": ("a.jsonl", '{"body": "a"}\n', ("text_columns", "no column 'text'", "body")),
     "no column twice": ("a.csv", "text,text\na,b\n", ("input: ", "'text' twice")),
     "csv quote": ("a.csv", 'text,n\nfine,1\n"never closed,2\nfine,3\n', ("a.csv", "never closed", "row 1", "line 3")),
-    "csv cell": ("a.csv", 'text\nfine\n"' + "x" * 1_000_001 + '"\n', ("a.csv", "never closed", "row 1")),
+    "csv cell": ("a.csv", 'text\nfine\n"' + "x\n" * 5_000_001 + '"\n', ("a.csv", "never closed", "row 1")),
     "csv line": ("a.csv", "text\n" + "x" * 10_000_001, ("a.csv", "10,000,000 characters", "line 2")),
     "json end": ("a.json", '[{"text": "a"}, {"text": "b"}', ("a.json", "row 1", "never closed")),
     "json comma": ("a.json", '[{"text": "a"} {"text": "b"}]', ("a.json", "row 0", "not a comma")),
@@ -182,6 +182,28 @@ def test_files_of_one_split_are_read_one_after_the_other(tmp_path: Path) -> None
         written(tmp_path, name, f"text\n{text}\n")
     rows = read(tmp_path)
     assert [(row.number, row.texts, row.share) for row in rows] == [(0, ("first",), 0.5), (1, ("second",), 1.0)]
+
+
+def test_every_row_of_a_folder_is_read(tmp_path: Path) -> None:
+    """Whatever the files are called, as long as they are not those of two splits."""
+    for name in ("train.csv", "backup.csv", "old/train-2.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path, name, '{"text": "a"}\n' if name.endswith("jsonl") else "text\na\n")
+    assert len(read(tmp_path)) == 3
+    written(tmp_path, "test.csv", "text\nb\n")
+    assert [row.texts for row in read(tmp_path, split="test")] == [("b",)]
+    asked = config(tmp_path, split="test")
+    assert notes_of(asked, find_rows(asked)) == ["not labelled: backup.csv, old/train-2.jsonl, train.csv"]
+
+
+def test_data_set_that_was_saved_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.Dataset.from_dict({"text": TEXTS, "id": range(5)})
+    saved.save_to_disk(str(tmp_path / "one"))
+    assert [(row.texts[0], row.id) for row in read(tmp_path / "one")] == list(zip(TEXTS, range(5), strict=True))
+    datasets.DatasetDict(train=saved, test=saved.select([1])).save_to_disk(str(tmp_path / "two"))
+    assert [row.texts[0] for row in read(tmp_path / "two", split="test")] == TEXTS[1:2]
 
 
 def test_a_file_has_no_splits(tmp_path: Path) -> None:
@@ -233,6 +255,17 @@ def test_objects_of_standard_input_are_rows(typed: Any) -> None:
     first, bad, last = read("-")
     assert (first.texts, first.id, last.texts, last.number) == (("a film",), "x", ("dull",), 2)
     assert "not valid JSON" in bad.fault
+
+
+@pytest.mark.parametrize("blank", ["\n", "  \r\n", "\n" * 5])
+def test_blank_line_before_the_objects_of_standard_input_is_no_text(blank: str, typed: Any) -> None:
+    typed((blank + '{"text": "a film"}\n{"text": "dull"}\n').encode())
+    assert [row.texts for row in read("-")] == [("a film",), ("dull",)]
+
+
+def test_blank_lines_before_plain_texts_are_rows_without_text(typed: Any) -> None:
+    typed(b"\n\na film\n")
+    assert [row.texts for row in read("-")] == [(), (), ("a film",)]
 
 
 def test_plain_lines_are_no_pairs_of_texts(typed: Any) -> None:

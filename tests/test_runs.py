@@ -47,13 +47,32 @@ def stored(tmp_path: Path) -> Any:
         return StoredRun(
             run_id=name,
             name=f"run {name}",
-            verdict="improved",
+            verdict="better than every reference",
             parameters=parameters,
             test_fingerprint=fingerprint,
             predictions=write_predictions(tmp_path / name / "tuned.parquet", table, **more),
         )
 
     return make
+
+
+def test_confidence_is_that_of_the_runs_the_stricter_one_where_they_differ(stored: Any) -> None:
+    def compared(*confidences: str) -> Any:
+        runs = [
+            stored(name, table, parameters={"evaluation.confidence": confidence})
+            for name, table, confidence in zip("ab", (GOOD, POOR), confidences, strict=True)
+        ]
+        return compare_runs(*runs)
+
+    usual, strict, mixed = compared("0.95", "0.95"), compared("0.99", "0.99"), compared("0.8", "0.99")
+    assert (usual.confidence, strict.confidence, mixed.confidence) == (0.95, 0.99, 0.99)
+    assert mixed.difference == strict.difference
+    for wide, narrow in (
+        (strict.first.accuracy, usual.first.accuracy),
+        (strict.difference.accuracy, usual.difference.accuracy),
+    ):
+        assert wide.low < narrow.low and narrow.high < wide.high
+    assert "Intervals at 99 %" in comparison_text(strict)
 
 
 def test_difference_is_second_minus_first(stored: Any) -> None:
@@ -161,7 +180,10 @@ def store(workplace: Path) -> Any:
             from mlflow import MlflowClient
 
             api = MlflowClient()
-            tags = {"verdict": "improved", "test_fingerprint": f"of {0 if table is None else len(table)}"}
+            tags = {
+                "verdict": "better than every reference",
+                "test_fingerprint": f"of {0 if table is None else len(table)}",
+            }
             for name, value in tags.items():
                 if name != leave_out:
                     api.set_tag(run_id, name, value)

@@ -18,6 +18,7 @@ import pytest
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from tasks import environment
 from tasks.config import InputError, validated
+from tasks.hub import first_line
 from tasks.secrets import HIDDEN, redact
 from tests.conftest import ROOT, Trained
 
@@ -105,6 +106,18 @@ def test_every_reading_of_weights_is_of_safetensors() -> None:
                     assert "adapter_model.safetensors" in text, file.name
                     readers.append(name)
     assert len(readers) == 3  # foundation model, adapter, and what export has written
+
+
+def test_no_python_that_is_started_takes_modules_from_the_current_folder() -> None:
+    lists = [
+        [ast.unparse(element) for element in node.elts]
+        for file in SOURCES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.List)
+    ]
+    starts = [elements for elements in lists if elements[:1] == ["sys.executable"]]
+    assert len(starts) > 3 and all(elements[1] == "'-P'" for elements in starts)
+    assert environment.DEFAULTS["PYTHONSAFEPATH"] == "1"  # for what libraries start
 
 
 # models
@@ -237,9 +250,71 @@ def test_secrets_are_hidden_by_their_look_and_by_the_environment(monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:plan@ted@host:5000/x", f"at https://{HIDDEN}@host:5000/x"),
+        ("at https://me:plan/ted@host/x", f"at https://{HIDDEN}@host/x"),
+        ("at https://planted-token@host/x", f"at https://{HIDDEN}@host/x"),
+        ("https://host/x?a=1&access_token=planted&b=2", f"https://host/x?a=1&access_token={HIDDEN}&b=2"),
+        ("https://host/x?X-Amz-Signature=planted", f"https://host/x?X-Amz-Signature={HIDDEN}"),
+        ("postgresql://host/db?user=me&password=planted", f"postgresql://host/db?user=me&password={HIDDEN}"),
+        ("https://host:5000/a@b?page=2&tokenizer=gpt2", "https://host:5000/a@b?page=2&tokenizer=gpt2"),
+    ],
+)
+def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+@pytest.mark.parametrize("kind", ["", "RSA ", "EC ", "ENCRYPTED ", "OPENSSH "])
+@pytest.mark.parametrize("end", ["\n", "\\n", "\r\n", "\\r\\n"])
+def test_private_key_is_hidden_with_its_body(kind: str, end: str) -> None:
+    lines = [f"MIIE{'planted+' * 7}Pa/0", *[f"{'planted/' * 8}"] * 3, "planted="]
+    key = end.join((f"-----BEGIN {kind}PRIVATE KEY-----", *lines, f"-----END {kind}PRIVATE KEY-----"))
+    assert redact(f"a {key} b") == f"a {HIDDEN} b"
+    for part in (key[:100], key[-200:], key[60:]):  # cut off anywhere
+        shown = redact(f"a {part}")
+        assert "planted" not in shown and shown.startswith("a "), part
+
+
+def test_key_of_the_environment_is_hidden_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = ["planted-line-number-one", "planted-line-number-two"]
+    monkeypatch.setenv("DEPLOY_KEY", "\n".join(body))
+    assert redact(f"1 {body[1]} 2") == f"1 {HIDDEN} 2"
+    assert redact(json.dumps("\n".join(body))) == f'"{HIDDEN}"'
+
+
+@pytest.mark.parametrize(
+    "text", ["planted@word", "planted%40word", "FATAL: planted@word for me", "at me:planted@word@host:5432"]
+)
+def test_password_in_an_address_of_the_environment_is_hidden_wherever_it_stands(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:planted%40word@host/db")
+    assert "planted" not in redact(text) and "word" not in redact(text)
+
+
+@pytest.mark.parametrize("name", ["DB_PASS", "PGPASSWORD", "MYSQL_PWD", "SSH_PASSPHRASE", "LDAP_PASSWD"])
+def test_secret_variable_is_known_by_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "planted-secret")
+    assert redact("planted-secret") == HIDDEN
+
+
+def test_current_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/planted")
+    monkeypatch.setenv("OLDPWD", "/home/planted/before")
+    assert redact("/home/planted/before") == "/home/planted/before"
+
+
+def test_half_of_a_secret_is_not_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "planted-" + "x" * 300)
+    assert first_line(f"refused planted-{'x' * 300}") == f"refused {HIDDEN}"
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("model.name", "https://me:planted@host/gpt2"),
+        ("data.name", "https://host/a.csv?token=planted"),
         ("data.name", "s3://me:planted@bucket/a.csv"),
         ("model.name", PLANTED["HF_TOKEN"]),
         ("data.revision", PLANTED["AWS_SECRET_ACCESS_KEY"]),

@@ -25,16 +25,15 @@ from tasks.records import (
     SeedsResult,
 )
 from tasks.statistics import SCORES
+from tasks.verdict import capital
 
 ROWS = 100
 
 
-def rung(name: str, accuracy: float) -> Rung:
+def rung(name: str, accuracy: float, best: float = 0.0, verdict: Any = "no evidence") -> Rung:
     interval = Interval(value=accuracy, low=0, high=1)
-    gain = Interval(value=0, low=0, high=0)
-    difference = Difference(
-        verdict="no evidence", accuracy=gain, macro_f1=gain, log_loss=gain, p_value=1, fixed=0, broken=0
-    )
+    gain = Interval(value=best - accuracy, low=-1, high=1)
+    difference = Difference(verdict=verdict, accuracy=gain, macro_f1=gain, log_loss=gain, p_value=1, fixed=0, broken=0)
     return Rung(
         name=name,
         scores=Scores(accuracy=accuracy, macro_f1=accuracy - 0.01, log_loss=1 - accuracy),
@@ -45,11 +44,18 @@ def rung(name: str, accuracy: float) -> Rung:
     )
 
 
-def write_run(folder: Path, right: int, verdict: Any = "improved", **references: float) -> RunResult:
-    """What a run leaves that has the first `right` of 100 rows right, 50 rows more or less than its baseline."""
+def write_run(
+    folder: Path, right: int, verdict: Any = "improved", cautions: tuple[str, ...] = (), **references: float
+) -> RunResult:
+    """What a run leaves that has the first `right` of 100 rows right, 50 rows more or less than its baseline.
+
+    `verdict` is that of the paired test against the last of its references.
+    """
     accuracy = right / ROWS
+    accuracies = {"tuned": accuracy, "baseline": 0.5, "majority": 0.5, **references}
     ladder = tuple(
-        rung(name, value) for name, value in {"tuned": accuracy, "baseline": 0.5, "majority": 0.5, **references}.items()
+        rung(name, value, accuracy, verdict if name == [*accuracies][-1] else "improved")
+        for name, value in accuracies.items()
     )
     comparison = Comparison(
         folder=str(folder / "comparison"),
@@ -61,6 +67,7 @@ def write_run(folder: Path, right: int, verdict: Any = "improved", **references:
         accuracy_without_leaked={},
         calibration=Calibration(temperature=1, error_before=0, error_after=0, log_loss_before=0.5, log_loss_after=0.5),
         slices=(),
+        cautions=cautions,
     )
     (folder / "comparison").mkdir(parents=True)
     comparison.write(folder / "comparison/comparison.json")
@@ -72,7 +79,7 @@ def write_run(folder: Path, right: int, verdict: Any = "improved", **references:
         run_id=folder.name * 32,
         experiment="peft-flow",
         status="finished",
-        verdict=verdict,
+        verdict=comparison.verdict,
         baseline=ladder[1].scores,
         tuned=ladder[0].scores,
         delta=Delta(accuracy=accuracy - 0.5, low=0, high=0, p_value=0, fixed=0, broken=0),
@@ -107,7 +114,7 @@ def test_spread_is_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     assert accuracy.mean.model_dump() == pytest.approx({"value": 0.84, "low": low, "high": high})
     assert accuracy.deviation == pytest.approx(0.04)
     assert (accuracy.smallest, accuracy.largest) == (0.80, 0.88)
-    assert result.gain.mean.value == pytest.approx(0.34)
+    assert result.gain.mean.value == result.lead.mean.value == pytest.approx(0.34)
     assert result.rung("tuned").log_loss.mean.value == pytest.approx(0.16)
     assert result.rung("majority").accuracy.deviation == 0
     assert result.noise == pytest.approx(stats.t.ppf(0.975, 2) * 0.04 * 2**0.5)
@@ -129,15 +136,60 @@ def test_ladder_has_the_rungs_of_every_run_best_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verdicts", "together"),
     [
-        (["improved", "improved"], "improved"),
-        (["worse", "worse"], "worse"),
-        (["no evidence", "no evidence"], "no evidence"),
-        (["improved", "no evidence"], "no evidence"),
-        (["improved", "worse"], "no evidence"),
+        (["improved", "improved"], "better than every reference"),
+        (["worse", "worse"], "worse than majority class"),
+        (["no evidence", "no evidence"], "not shown better than majority class"),
+        (["improved", "no evidence"], "not shown better than majority class"),
+        (["improved", "worse"], "not shown better than majority class"),
     ],
 )
 def test_verdict_needs_every_seed(verdicts: list[str], together: str, tmp_path: Path) -> None:
     assert judge(tmp_path, [80, 81], verdicts).verdict == together
+
+
+def test_verdict_over_seeds_is_about_the_strongest_reference_with_its_difference(tmp_path: Path) -> None:
+    from tasks.seeds import description, headline, judge_seeds, runs_table, seed_metrics
+
+    results = [
+        write_run(tmp_path / "a", 80, "no evidence", probe=0.6, tfidf=0.79),
+        write_run(tmp_path / "b", 82, "improved", probe=0.6, tfidf=0.79),
+    ]
+    result = judge_seeds("p", validated({}), results)
+    assert [run.verdict for run in result.runs] == ["not shown better than TF-IDF", "better than every reference"]
+    assert (result.verdict, result.against) == ("not shown better than TF-IDF", "tfidf")
+    assert [run.lead for run in result.runs] == pytest.approx([0.01, 0.03])
+    assert result.lead.mean.value == seed_metrics(result)["reference/strongest/gain"] == pytest.approx(0.02)
+    assert "Against TF-IDF it is +0.020 (" in headline(result)
+    assert (
+        description(result).splitlines()[0].startswith("**Not shown better than TF-IDF** over 2 seeds: accuracy 0.810")
+    )
+    assert "minus TF-IDF" in runs_table(result) and "+0.030" in runs_table(result)
+
+
+def test_intervals_over_two_seeds_are_possible(tmp_path: Path) -> None:
+    from tasks.seeds import noise_sentence, seeds_table
+
+    result = judge(tmp_path, [50, 58])
+    for rung in result.ladder:
+        for spread, most in ((rung.accuracy, 1), (rung.macro_f1, 1), (rung.log_loss, np.inf)):
+            assert 0 <= spread.mean.low <= spread.mean.value <= spread.mean.high <= most
+    assert result.rung("tuned").accuracy.mean.high == 1 and "to 1.000" in seeds_table(result)
+    assert result.gain.mean.low >= -1 and result.gain.mean.high <= 1
+    assert result.noise == 1 and "±1.000" in noise_sentence(result)
+
+
+def test_cautions_of_the_seeds_stand_beside_the_verdict(tmp_path: Path) -> None:
+    from tasks.seeds import description, judge_seeds, seeds_markdown
+
+    results = [
+        write_run(tmp_path / "a", 80, cautions=("few rows",)),
+        write_run(tmp_path / "b", 80, cautions=("few rows", "odd")),
+    ]
+    result = judge_seeds("p", validated({"seed": 7}), results)
+    assert result.cautions == ("few rows", "odd (seed 8)")
+    told = "Caution: few rows; odd (seed 8)."
+    assert told in seeds_markdown(validated({}), result).split("| classifier")[0]
+    assert description(result).splitlines()[1].strip() == told
 
 
 def test_pairs_that_a_paired_test_tells_apart_are_counted(tmp_path: Path) -> None:
@@ -160,15 +212,17 @@ def test_page_says_verdict_spread_noise_and_runs(tmp_path: Path) -> None:
 
     result = judge(tmp_path, [80, 84, 88], ["improved", "improved", "no evidence"])
     page = seeds_markdown(validated({}), result)
-    assert page.startswith("# No evidence: ") and "· 3 seeds\n" in page
+    assert page.startswith("# Not shown better than majority class: ") and "· 3 seeds\n" in page
     assert re.search(r"\| adapter +\| 0\.840 ± 0\.040 +\| 0\.741 to 0\.939 ", page)
     assert f"within ±{result.noise:.3f} of each other in accuracy at 95 %" in page
     assert "is seed noise" in page
-    assert "Verdicts of the 3 runs: improved 2, no evidence 1." in page
+    told = "Verdicts of the 3 runs: better than every reference 2, not shown better than majority class 1."
+    assert told in page
     for run in result.runs:
         assert re.search(rf"\| {run.seed} +\| {run.verdict} +\| {run.accuracy:.3f} .*{run.run_id}", page)
     lines = description(result).splitlines()
-    assert len(lines) == 5 and lines[0].startswith("**No evidence** over 3 seeds: accuracy 0.840 ± 0.040")
+    assert len(lines) == 5
+    assert lines[0].startswith("**Not shown better than majority class** over 3 seeds: accuracy 0.840 ± 0.040")
 
 
 def test_seeds_that_agree_exactly_are_not_called_a_noise_of_zero(tmp_path: Path) -> None:
@@ -326,7 +380,7 @@ def test_parent_holds_the_means_of_its_children(family: Family) -> None:
     assert parent.metrics["seeds/count"] == 2
     assert parent.params["seeds"] == "2"
     assert parent.tags["verdict"] == result.verdict
-    assert parent.tags["mlflow.note.content"].startswith(f"**{result.verdict.capitalize()}** over 2 seeds")
+    assert parent.tags["mlflow.note.content"].startswith(f"**{capital(result.verdict)}** over 2 seeds")
 
 
 def test_parent_shows_the_comparison_and_its_configuration(family: Family) -> None:

@@ -146,7 +146,7 @@ def test_a_pair_of_texts_is_kept_apart_with_and_without_a_separator(foundation: 
 
     pair = [["a film", "dull"], ["one year", "two"]]
     bert, gpt = (AutoTokenizer.from_pretrained(foundation(family)) for family in ("bert", "gpt2"))
-    assert serving.model_texts(pair, bert) is pair
+    assert serving.model_texts(pair, bert) == pair
     assert serving.model_texts(pair, gpt) == [["a film\none year", "dull\ntwo"]]
     assert serving.model_texts(pair[:1], gpt) == pair[:1]
 
@@ -165,6 +165,53 @@ def test_the_foundation_model_may_lie_elsewhere(trained: Trained, served: Any, t
     assert serving.predict(model, tokenizer, settings, frame).equals(serving.predict(*served, frame))
     with pytest.raises(OSError, match="gone"):
         serving.load_adapter(folder, local_files_only=True)
+
+
+def other_weights(folder: Path, to: Path) -> Path:
+    """A copy of the model in `folder` with one weight changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.weight"][3, 5] += 1e-3
+    save_file(weights, to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+def test_adapter_is_refused_on_another_foundation_model(trained: Trained, tmp_path: Path) -> None:
+    folder = Path(trained.adapter.folder)
+    other = other_weights(Path(trained.config.model.name), tmp_path / "other")
+    with pytest.raises(serving.OtherWeights, match=r"other has other weights .* it needs .*gpt2"):
+        serving.load_adapter(folder, base_model=str(other))
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    larger = GPT2Config(vocab_size=200, n_positions=64, n_embd=48, n_layer=2, n_head=2)
+    GPT2LMHeadModel(larger).save_pretrained(tmp_path / "larger")
+    with pytest.raises(serving.OtherWeights):
+        serving.load_adapter(folder, base_model=str(tmp_path / "larger"))
+
+
+def test_foundation_model_overwritten_in_place_is_noticed(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.adapter.folder, tmp_path / "adapter")
+    base = other_weights(Path(trained.config.model.name), tmp_path / "base")
+    settings = serving.read_settings(folder)
+    settings["base_model"]["name"] = str(base)
+    (folder / serving.SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(serving.OtherWeights, match="as it was then"):
+        serving.load_adapter(folder)
+    del settings["base_model"]["weights"]  # an adapter of before this was recorded
+    (folder / serving.SETTINGS).write_text(json.dumps(settings))
+    assert serving.load_adapter(folder)
+
+
+def test_same_weights_in_other_files_are_the_same_foundation_model(trained: Trained, tmp_path: Path) -> None:
+    from transformers import GPT2Model
+
+    body = GPT2Model.from_pretrained(trained.config.model.name)
+    body.save_pretrained(tmp_path / "saved again", max_shard_size="10KB")
+    assert len(list((tmp_path / "saved again").glob("*.safetensors"))) > 1
+    shutil.copy(Path(trained.config.model.name) / "tokenizer.json", tmp_path / "saved again")
+    assert serving.load_adapter(Path(trained.adapter.folder), base_model=str(tmp_path / "saved again"))
 
 
 class Malicious:

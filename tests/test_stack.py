@@ -97,15 +97,60 @@ def test_links_lead_where_people_open_the_pages(bare: None, monkeypatch: pytest.
     assert options("127.0.0.1").page("MLFLOW_UI_URL", 5000) == "https://mlflow.example.com"
 
 
-def test_mlflow_lets_in_who_comes_from_its_page(bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example.com")
-    at_home, open_door = stacks.doors(options("127.0.0.1")), stacks.doors(options("0.0.0.0"))
-    for doors in (at_home, open_door):
-        names = doors["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
-        assert {"mlflow.example.com", "127.0.0.1:5000", "localhost:5000"} <= set(names) and "*" not in names
-        assert "https://mlflow.example.com" in doors["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
-    assert "192.168.*" in open_door["MLFLOW_SERVER_ALLOWED_HOSTS"]
-    assert "192.168.*" not in at_home["MLFLOW_SERVER_ALLOWED_HOSTS"]
+def let_in(doors: dict[str, str], host: str) -> bool:
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    return bool(is_allowed_host_header(doors["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","), host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("page", "hosts", "origin"),
+    [
+        (
+            "HTTP://MLflow.Example.com",
+            "mlflow.example.com mlflow.example.com:80 MLflow.Example.com",
+            "http://mlflow.example.com",
+        ),
+        ("https://mlflow.example.com:443/", "mlflow.example.com mlflow.example.com:443", "https://mlflow.example.com"),
+        (
+            "Https://MLFLOW.example.com:8443/ml",
+            "mlflow.example.com mlflow.example.com:8443 MLFLOW.example.com:8443",
+            "https://mlflow.example.com:8443",
+        ),
+        ("http://[2001:DB8::5]:5000", "[2001:db8::5] [2001:db8::5]:5000", "http://[2001:db8::5]:5000"),
+        ("https://ana:secret@bücher.example", "xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_mlflow_lets_in_who_comes_to_its_page_from_this_machine_or_through_a_tunnel_and_nobody_else(
+    bare: None, monkeypatch: pytest.MonkeyPatch, host: str, page: str, hosts: str, origin: str
+) -> None:
+    from mlflow.server.security_utils import should_block_cors_request
+
+    monkeypatch.setenv("MLFLOW_UI_URL", page)
+    doors = stacks.doors(options(host))
+    here = [f"{name}{port}" for name in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":5000", ":8080", ":1")]
+    assert [name for name in (*hosts.split(), *here) if not let_in(doors, name)] == []
+    strangers = (
+        *("evil.com", "evil.com:5000", "mlflow.example.com.evil.com", "other.example.com", "localhost.evil.com", ""),
+        *("localhost:8080.evil.com", "127.0.0.1.evil.com", "127.0.0.1:evil", "localhost:123456", "10.evil.com"),
+        *("192.168.evil.com:5000", "172.16.evil.com", "172.32.0.1", "11.0.0.1", "*", "mlflow.example.com:9999"),
+    )
+    assert [name for name in strangers if let_in(doors, name)] == []
+    origins = doors["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert not should_block_cors_request(origin, "POST", origins)
+    for stranger in ("http://evil.com", "http://10.evil.com", f"{origin}.evil.com", origin.replace("http", "ftp")):
+        assert should_block_cors_request(stranger, "POST", origins), stranger
+    private = ("10.0.0.7:5000", "192.168.178.20", "172.16.0.1:5000", "172.31.255.255:65535")
+    assert {let_in(doors, name) for name in private} == {host == "0.0.0.0"}
+    assert {should_block_cors_request(f"http://{name}", "POST", origins) for name in private} == {host != "0.0.0.0"}
+
+
+@pytest.mark.parametrize("page", ["mlflow.example.com", "//mlflow", "http://", "https://name:port", "ftp://a.example"])
+def test_page_that_is_no_address_is_refused(bare: None, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    monkeypatch.setenv("MLFLOW_UI_URL", page)
+    with pytest.raises(InputError, match=r"MLFLOW_UI_URL: .* is no address; give https://NAME or http://NAME:PORT"):
+        options("127.0.0.1").page("MLFLOW_UI_URL", 5000)
 
 
 def test_folder_without_deployments_is_refused(workplace: Path, bare: None) -> None:

@@ -107,6 +107,10 @@ def test_mcnemar_is_that_of_statsmodels(fixed: int, broken: int) -> None:
     assert mcnemar_p_value(fixed, broken) == pytest.approx(min(expected, 1.0), abs=1e-12)
 
 
+def test_p_value_is_never_0() -> None:
+    assert 0 < mcnemar_p_value(3000, 0) < 1e-300
+
+
 def test_mcnemar_does_not_care_which_is_called_baseline() -> None:
     assert mcnemar_p_value(31, 12) == pytest.approx(mcnemar_p_value(12, 31))
 
@@ -148,6 +152,29 @@ def test_resampled_scores_are_those_of_the_resampled_rows() -> None:
         ours = scores_from_sums(weights[None] @ per_row(table, labels), 400, 3)[0]
         expected = score(table[chosen], labels[chosen])
         assert ours == pytest.approx([getattr(expected, name) for name in SCORES], abs=1e-9)
+
+
+def test_resample_that_misses_a_class_says_nothing_of_it() -> None:
+    """Three rows of a class are missed by one resample in twenty; a perfect classifier stays perfect in these."""
+    labels = np.repeat([0, 1, 2], (30, 30, 3))
+    perfect = np.eye(3)[labels]
+    resampled = bootstrap(labels, [perfect, perfect[:, [1, 0, 2]]], 500, seed=0)
+    f1 = score_intervals(resampled, 0, 0.95)["macro_f1"]
+    assert (f1.low, f1.value, f1.high) == (1, 1, 1)
+    assert set(np.round(resampled.drawn[:, 1, 1], 9)) == {0, round(1 / 3, 9)}  # right in the third class alone
+
+
+def test_class_that_no_test_row_has_counts_in_resamples_as_in_the_score() -> None:
+    labels = np.repeat([0, 1], 20)
+    table = np.eye(3)[labels]
+    f1 = score_intervals(bootstrap(labels, [table], 200, seed=0), 0, 0.95)["macro_f1"]
+    assert (f1.low, f1.value, f1.high) == pytest.approx((2 / 3, score(table, labels).macro_f1, 2 / 3))
+
+
+def test_resamples_with_every_class_are_as_they_were() -> None:
+    labels, (table, _) = population(400, seed=0)
+    sums = np.random.default_rng(0).multinomial(400, np.full(400, 1 / 400), 50) @ per_row(table, labels)
+    assert np.array_equal(scores_from_sums(sums, 400, 3), scores_from_sums(sums, 400, 3, np.ones(3, bool)))
 
 
 def test_every_row_is_as_likely_as_any_other_in_a_resample() -> None:
@@ -456,6 +483,12 @@ def test_mean_interval_is_that_of_scipys_t_test(values: tuple[float, ...]) -> No
     ours = mean_interval(values, 0.9)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.9)
     assert (ours.value, ours.low, ours.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_mean_interval_ends_where_the_mean_cannot_be() -> None:
+    interval = mean_interval((0.50, 0.583), 0.95, 0, 1)
+    assert (interval.low, interval.high) == (pytest.approx(0.014, abs=0.001), 1)
+    assert mean_interval((-0.9, 0.9), 0.95, -1, 1).model_dump() == {"value": 0, "low": -1, "high": 1}
 
 
 @pytest.mark.parametrize(("seeds", "confidence"), [(2, 0.95), (3, 0.95), (5, 0.8)])

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import model, tokens
+from tasks import model, serving, tokens
 from tasks.config import RunConfig, validated
 from tasks.data import prepare
 from tasks.datacheck import read_check
-from tasks.records import PreparedData
-from tests.conftest import SHARED
+from tasks.records import PreparedData, Source
+from tests.conftest import SHARED, sentences
 from tests.test_splits import film_reviews, read, write
 
 Configure = Callable[..., RunConfig]
@@ -80,6 +80,64 @@ def test_model_without_separator_reads_a_pair_as_two_lines(pairs: Path, tmp_path
     assert {"a film\nnoir", "a\nfilm noir"} <= {gpt2.decode(ids) for ids in rows["input_ids"]}
     for first, second, ids in zip(rows["first"], rows["second"], rows["input_ids"], strict=True):
         assert gpt2.decode(ids) == f"{first}\n{second}"
+
+
+# special tokens in texts
+
+SPELLED = {
+    "gpt2": "<|endoftext|>",
+    "bert": "[SEP]",
+    "roberta": "[MASK]",
+    "bart": "</s>",
+    "t5": "</s>",
+    "no fast tokenizer": "</s>",
+}
+
+
+def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    config = validated({"data": {"max_length": 64}}).data
+    encoded = tokens.encode_texts([texts], tokenizer, config)
+    assert encoded["full_length"] == encoded["length"]
+    assert serving.tokenize([texts], tokenizer, 64)["input_ids"] == encoded["input_ids"], "served as in training"
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+@pytest.mark.parametrize("family", SPELLED)
+def test_special_token_in_a_text_is_text(family: str, foundation: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    token = SPELLED[family]
+    if family.startswith("no"):
+        tokenizer = serving.read_as_text(ByT5Tokenizer())
+    else:
+        source = Source(name=str(foundation(family)), revision="", is_local=True, local_files_only=True)
+        tokenizer = model.load_tokenizer(source, validated({}).model)
+        tokenizer.save_pretrained(tmp_path)
+        saved = AutoTokenizer.from_pretrained(tmp_path)
+        assert serving.tokenize([[token]], saved, 64)["input_ids"] == ids_of([token], tokenizer), "read back, too"
+    special, plain = tokenizer.convert_tokens_to_ids(token), "a warm and funny film"
+    texts = [plain, token, f"{token}{token} film", f"a{token}b", f"a film {token}", "＜/s＞ film"]
+    first, *others = ids_of(texts, tokenizer)
+    assert first == tokenizer(plain, split_special_tokens=False)["input_ids"], "other texts are what they were"
+    added = first.count(special)  # by the template
+    assert [ids.count(special) for ids in others] == [added] * len(others)
+    assert all(len(ids) > tokenizer.num_special_tokens_to_add() for ids in others), "nor is it left out"
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_text_with_an_end_token_is_trained_on_and_served(
+    family: str, foundation: Any, small_config: Any, tmp_path: Path
+) -> None:
+    from tasks.training import Watcher, fit_adapter
+
+    frame = pd.DataFrame({"text": sentences(4)[0], "label": sentences(4)[1]})
+    frame["text"] += [" </s>" if row % 3 else " <pad> </s></s> film" for row in frame.index]
+    path = write(frame, tmp_path / "rows.csv")
+    config = small_config({"data": {"name": str(path)}, "training": {"max_steps": 2}}, family=family)
+    trained = fit_adapter(config, prepare(config, tmp_path), tmp_path / "run", Watcher(lambda progress: None))
+    folder = Path(trained.folder)
+    served = serving.predict(*serving.load_adapter(folder), serving.read_settings(folder), frame)
+    assert np.isfinite(served["probability"]).all()
 
 
 # texts that were tokenized before

@@ -1,13 +1,19 @@
 """What goes to MLflow, apart from the flow that calls it."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
-from tasks import runlist, tracking
+from tasks import liveness, runlist, tracking
 from tasks.config import InputError, validated
+from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
 from tasks.work import WORK
 from tests.conftest import Trained, only_run, tracked
@@ -67,13 +73,164 @@ def test_store_that_cannot_be_made_is_refused_with_its_path(workplace: Path) -> 
         pass
 
 
-def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/base")
-    assert tracking.public_uri() == "https://mlflow.example/base"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db:5432/mlflow")
-    assert tracking.public_uri() == "postgresql://db:5432/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/a@b/mlflow.db")
-    assert tracking.public_uri() == "sqlite:////tmp/a@b/mlflow.db"
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:secret@mlflow.example/base", "https://mlflow.example/base"),
+        ("postgresql://me:secret@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        ("https://me:se@cret@host:5000/x", "https://host:5000/x"),
+        ("https://me:se%40cret@host", "https://host"),
+        ("https://me:se/cret@host/x", "https://host/x"),
+        ("https://me:se@c/ret@host", "https://host"),
+        ("https://me:se:cr:et@host", "https://host"),
+        ("https://me:se://cret@host/", "https://host/"),
+        ("postgresql://me:se?c#ret@host/db?sslmode=require", "postgresql://host/db"),
+        ("https://secret-token@host/x", "https://host/x"),
+        ("mysql+pymysql://:secret@host/db", "mysql+pymysql://host/db"),
+        ("https://host/x?token=secret", "https://host/x"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
+        ("me:secret@host:5000/x", "host:5000/x"),
+        ("https://me:secret@[::1]:5000", "https://[::1]:5000"),
+        # nothing to hide
+        *(
+            (address, address)
+            for address in (
+                "sqlite:////tmp/a@b/mlflow.db",
+                "https://host:5000/a@b",
+                "https://host/@team",
+                "http://[::1]:5000/x",
+                "http://127.0.0.1:5000",
+                "databricks://profile",
+                "databricks",
+            )
+        ),
+    ],
+)
+def test_passwords_are_not_shown(address: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracking.public_uri() == shown
+    monkeypatch.setenv("MLFLOW_UI_URL", address)
+    assert tracking.ui() == shown.rstrip("/")
+
+
+def left(name: str, experiment: str = "peft-flow", **head: Any) -> Journal:
+    """A run that was killed in the folder `name`, of which MLflow knows nothing yet."""
+    folder = (WORK / name).resolve()
+    folder.mkdir(parents=True)
+    described = {"key": name, "name": name, "experiment": experiment, "started": now(), "parent": None} | head
+    journal = Journal.create(folder, Head.model_validate(described))
+    journal.add("begin", {"flow_run_id": None, "tags": {"left": name}})
+    return journal
+
+
+def names_in_mlflow() -> set[str]:
+    api = MlflowClient(tracking.tracking_uri())
+    return {run.info.run_name for run in api.search_runs([one.experiment_id for one in api.search_experiments()])}
+
+
+def delete_experiment(journal: Journal) -> None:
+    api = MlflowClient(tracking.tracking_uri())
+    api.delete_experiment(api.create_experiment(journal.head.experiment))
+
+
+SPOILED: dict[str, Callable[[Journal], object]] = {
+    "experiment deleted": delete_experiment,
+    "value refused": lambda journal: journal.add("tags", {"a/../b": "no name of a tag"}),
+    "head gone": lambda journal: (journal.folder / HEAD).unlink(),
+    "line of another version": lambda journal: (journal.folder / LINES).write_text('{"kind": "later"}\n'),
+    "file gone": lambda journal: journal.add("inputs", {"folder": "../gone", "split": "test", "columns": []}),
+}
+
+
+def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
+    workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.make_store()
+    spoiled = {fault: left(f"{number}", f"of {fault}") for number, fault in enumerate(SPOILED)}
+    for fault, journal in spoiled.items():
+        SPOILED[fault](journal)
+    sound = left("z")
+    for _ in range(2):
+        tracking._next_attempt.clear()
+        tracking.send_what_waits()
+    assert "z" in names_in_mlflow() and not waits(sound.folder)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    for journal, words in zip(spoiled.values(), said, strict=True):
+        assert "does not take what an earlier run tells it" in words and str(journal.folder) in words
+        assert waits(journal.folder)
+    assert "'of experiment deleted' was deleted in MLflow; restore it" in said[0]
+    api = MlflowClient(tracking.tracking_uri())
+    api.restore_experiment(api.get_experiment_by_name("of experiment deleted").experiment_id)
+    tracking._next_attempt.clear()
+    tracking.send_what_waits()
+    assert "0" in names_in_mlflow() and not waits(spoiled["experiment deleted"].folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (ConnectionRefusedError("refused"), 1),
+        (MlflowException("no", error_code=PERMISSION_DENIED), 1),
+        (MlflowException("broken", error_code=INTERNAL_ERROR), 3),
+    ],
+)
+def test_others_are_tried_but_where_they_would_meet_the_same(
+    error: Exception, tries: int, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def send(journal: Journal) -> None:
+        tried.append(journal.head.key)
+        raise error
+
+    monkeypatch.setattr(tracking, "send", send)
+    monkeypatch.setattr(tracking, "answered", lambda ask, *_: ask())
+    for name in "abc":
+        left(name)
+    tracking.send_what_waits()
+    assert len(tried) == tries
+
+
+def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of another version, or with rules of its own, takes less than the one that we know."""
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Tag value has 900 characters, 500 allowed", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setitem(tracking.SENDERS, "params", refuse)
+    with pytest.raises(InputError, match=r"^MLflow \(sqlite:.*\) refuses this run: Tag value has 900"), tracked():
+        pass
+    assert only_run(workplace).info.status == "FAILED" and not list(WORK.glob(f"*/{LINES}"))
+
+
+def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
+    """Also as older versions wrote them down, as null."""
+    tracking.make_store()
+    journal = left("a")
+    for step, value in enumerate((math.nan, math.inf, None)):
+        journal.add("metrics", {"loss": value}, step)
+    tracking.send(Journal(journal.folder))
+    api = MlflowClient(tracking.tracking_uri())
+    values = [point.value for point in api.get_metric_history(str(journal.sent.run_id), "loss")]
+    assert len(values) == 3 and sum(map(math.isnan, values)) == 2 and max(values[1:2]) > 1e308
+
+
+def test_run_whose_parents_folder_was_removed_is_delivered(workplace: Path) -> None:
+    tracking.make_store()
+    left("a", parent=str((WORK / "gone").resolve()))
+    tracking.send_what_waits()
+    assert names_in_mlflow() == {"a"}
+
+
+def test_experiments_runs_and_tags_may_have_any_letters(workplace: Path) -> None:
+    for work, name in enumerate(("it's 100 % (new) é映;`", ' a/b:c@d?e#f"g\\ ', "./..")):
+        settings = {"experiment": name, "run_name": name, "tags": [f"team={name}"]}
+        with tracked({"tracking": settings}, work=f"{work}"):
+            pass
+        run = only_run(workplace, name)
+        assert (run.info.run_name, run.data.tags["team"], run.info.status) == (name, name, "FINISHED")
 
 
 def test_nested_values_are_flattened_with_dots() -> None:
@@ -171,6 +328,19 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
     assert run_again() != first
 
 
+def test_retry_that_waited_for_the_first_attempt_takes_its_result(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import work
+
+    with tracked() as first:
+        pass
+    work.write_text((work.WORK / "a").resolve() / work.DELIVERED, "")
+    monkeypatch.setattr(liveness, "followed", lambda flow_run_id: True)
+    with tracked() as second:
+        assert second == first
+
+
 def test_finished_part_of_a_run_that_failed_is_not_begun_anew(workplace: Path) -> None:
     """Of several seeds, those that were done are not trained again; when all are, the next start is a new one."""
     with pytest.raises(ValueError), tracked() as parent:
@@ -181,6 +351,10 @@ def test_finished_part_of_a_run_that_failed_is_not_begun_anew(workplace: Path) -
         assert (again, child_again) == (parent, child)
     with tracked() as another, tracked({"seed": 1}, work="b") as another_child:
         assert another != parent and another_child != child
+
+
+NAME = "anna's 100 % reviews; `é`"
+"""Of a registered model: MLflow takes it, its filters take it in the right quotes only."""
 
 
 @pytest.mark.parametrize(
@@ -203,7 +377,7 @@ def test_model_whose_logging_broke_off_after_a_call_is_finished(
         return answer
 
     monkeypatch.setattr(owner, name, break_off)
-    config = trained.config.model_dump() | {"tracking": {"registered_model": "reviews"}}
+    config = trained.config.model_dump() | {"tracking": {"registered_model": NAME}}
     table = pd.DataFrame({"text": ["a warm film", "a cold film"]})
     work = str((WORK / "a").resolve())
     with tracked(config) as run_id:
@@ -217,7 +391,7 @@ def test_model_whose_logging_broke_off_after_a_call_is_finished(
     (model,) = api.search_logged_models([run.info.experiment_id])
     assert model.model_id == model_id and model.status == "READY"
     assert [output.model_id for output in run.outputs.model_outputs] == [model_id]
-    (version,) = api.search_model_versions("name='reviews'")
+    (version,) = api.search_model_versions(f'name="{NAME}"')
     assert version.run_id == run_id
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     assert loaded.metadata.run_id == run_id and len(loaded.predict(table)) == 2
@@ -258,3 +432,28 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
     for run_id in (one, other):
         (given,) = api.get_run(run_id).inputs.dataset_inputs
         assert given.dataset.name == values["name"]
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_deletion_during_a_run_is_said_with_what_can_be_done(workplace: Path, what: str) -> None:
+    from mlflow import MlflowClient
+
+    api = MlflowClient(tracking.tracking_uri())
+    with tracked() as run_id:
+        work = str((WORK / "a").resolve())
+        experiment = api.get_run(run_id).info.experiment_id
+        if what == "run":
+            api.delete_run(run_id)
+        else:
+            api.delete_experiment(experiment)
+        tracking._next_attempt.clear()
+        tracking.log(work, "tags", {"verdict": "improved"})
+        if what == "experiment":
+            command = f"mlflow experiments restore --experiment-id {experiment}"
+            with pytest.raises(InputError, match=rf"{command}\) and give the same command again.*nothing is computed"):
+                tracking.send_all(work)
+            api.restore_experiment(experiment)
+        again = str(tracking.send_all(work).run_id)
+    assert (again == run_id) == (what == "experiment"), "a run that was deleted is told once more, as another"
+    run = api.get_run(again)
+    assert run.data.tags["verdict"] == "improved" and run.info.status == "FINISHED"

@@ -1,0 +1,72 @@
+"""What a reader of the verdict must know besides: a few words each, which stand beside it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tasks.duplicates import counted, listed
+from tasks.evaluation import Predictions
+from tasks.records import Comparison, PreparedData
+from tasks.statistics import USEFUL_DIFFERENCE
+from tasks.verdict import NAMES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEARNED = {"tfidf", "probe", "champion"}
+"""References that have learned from texts; the others guess."""
+
+
+def find_cautions(result: Comparison, data: PreparedData, predictions: Predictions) -> tuple[str, ...]:
+    return (
+        *never_predicted(data, predictions.labels, predictions.tables["tuned"]),
+        *lower_f1(result),
+        *worse_calibrated(result),
+        *too_few_rows(result),
+        *only_chance(result),
+    )
+
+
+def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray") -> Iterator[str]:
+    """Classes of the test rows that the adapter gives to none of them."""
+    import numpy as np
+
+    rows, said = (np.bincount(classes, minlength=table.shape[1]) for classes in (labels, table.argmax(1)))
+    if never := [
+        f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
+    ]:
+        yield f"never predicts {listed(never)}"
+
+
+def lower_f1(result: Comparison) -> Iterator[str]:
+    """The reference with the best macro-F1, where it is below the adapter in accuracy and, in three digits, above it
+    in macro-F1."""
+    ours = result.rung("tuned").scores
+    better = [
+        rung
+        for rung in result.ladder
+        if rung.scores.accuracy < ours.accuracy and round(rung.scores.macro_f1, 3) > round(ours.macro_f1, 3)
+    ]
+    if better:
+        best = max(better, key=lambda rung: rung.scores.macro_f1)
+        told = f"macro-F1 falls from {best.scores.macro_f1:.3f} ({NAMES[best.name]}) to {ours.macro_f1:.3f}"
+        yield f"{told} while accuracy rises"
+
+
+def worse_calibrated(result: Comparison) -> Iterator[str]:
+    before, after = result.calibration.error_before, result.calibration.error_after
+    if round(after, 3) > round(before, 3):
+        yield f"the temperature made calibration worse on test: error {before:.3f} to {after:.3f}"
+
+
+def too_few_rows(result: Comparison) -> Iterator[str]:
+    rows = counted(result.rows, "test row")
+    if result.detectable is None:
+        yield f"{rows} can show no difference"
+    elif result.detectable > USEFUL_DIFFERENCE:
+        yield f"{rows} say little: only differences of {result.detectable:.3f} or more show"
+
+
+def only_chance(result: Comparison) -> Iterator[str]:
+    """There is nothing that has learned among the references, nor has the foundation model's head."""
+    if result.untrained_head and not LEARNED & set(result.rivals):
+        yield "no reference that has learned was measured (evaluation.references): the adapter is compared with chance"

@@ -1,0 +1,51 @@
+"""Two writers at once in Prefect's database."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tasks.waiting import WaitingSqlite
+
+
+async def switched_while_busy(config: AioSqliteConfiguration) -> int:
+    """As the browser switches a schedule: read, then written, while another has written in between."""
+    engine = await config.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sqlalchemy.text("CREATE TABLE schedule (active INTEGER)"))
+        await connection.execute(sqlalchemy.text("INSERT INTO schedule VALUES (0)"))
+    begun = asyncio.Event()
+
+    async def other() -> None:
+        async with AsyncSession(engine) as session:
+            await begun.wait()
+            async with config.begin_transaction(session):
+                await session.execute(sqlalchemy.text("UPDATE schedule SET active = active + 10"))
+
+    async def switch() -> None:
+        async with AsyncSession(engine) as session, config.begin_transaction(session):
+            await session.execute(sqlalchemy.text("SELECT active FROM schedule"))
+            begun.set()
+            await asyncio.wait([writer], timeout=0.5)  # it has written, or waits for its turn
+            await session.execute(sqlalchemy.text("UPDATE schedule SET active = active + 1"))
+
+    writer = asyncio.create_task(other())
+    try:
+        await switch()
+    finally:
+        await writer
+    async with engine.connect() as connection:
+        found = (await connection.execute(sqlalchemy.text("SELECT active FROM schedule"))).scalar_one()
+    await engine.dispose()
+    return int(found)
+
+
+def test_writer_waits_for_the_other_where_prefect_of_itself_fails(tmp_path: Path) -> None:
+    with pytest.raises(OperationalError, match="database is locked"):
+        asyncio.run(switched_while_busy(AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/a.db")))
+    config = WaitingSqlite(connection_url=f"sqlite+aiosqlite:///{tmp_path}/b.db")
+    assert asyncio.run(switched_while_busy(config)) == 11
