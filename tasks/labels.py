@@ -175,7 +175,7 @@ def is_unlabelled(column: Labels, known: Collection[str]) -> bool:
 
 
 def unlabelled_split(role: str, column: Labels, labelled: Collection[str], config: DataConfig) -> str:
-    values = listed([repr(value) for value in column.values])
+    values = shown_values(column.values) or "nothing"
     where = "the rows of data.test_file are" if role == "test" and config.test_file else f"the {role} rows are"
     return (
         f"data.label_column: {where} not labelled: {counted(len(column.places), 'row')} with {values} in column "
@@ -193,10 +193,10 @@ def no_classes(role: str, column: Labels) -> list[str]:
     if nothing:
         rows = column.rows(nothing)
         have = "row has" if len(rows) == 1 else "rows have"
-        shown = listed([repr(column.values[place]) for place in nothing])
+        shown = shown_values([column.values[place] for place in nothing])
         faults.append(
-            f"data.label_column: {len(rows):,} {have} no label but {shown} ({named_rows(role, rows)}); label or remove "
-            "them"
+            f"data.label_column: {len(rows):,} {have} no label{' but ' * bool(shown)}{shown} "
+            f"({named_rows(role, rows)}); label or remove them"
         )
     if lists:
         faults.append(
@@ -209,6 +209,11 @@ def no_classes(role: str, column: Labels) -> list[str]:
             f"({named_rows(role, column.rows(other))})"
         )
     return faults
+
+
+def shown_values(values: Sequence[object]) -> str:
+    """Those that can be seen."""
+    return listed([repr(value) for value in values if value is not None and str(value).strip()])
 
 
 def says_nothing(value: object) -> bool:

@@ -153,7 +153,7 @@ CASES = [
     # labels
     of_file("one-class.csv", CSV.replace(",bad", ",good"), "data.label_column", "one class", "'good'"),
     of_file("no-label.csv", CSV + "a film,\n", "data.label_column", "train row 60"),
-    of_file("null-label.jsonl", JSONL + '{"text": "a film"}\n', "no label but None", "train row 60"),
+    of_file("null-label.jsonl", JSONL + '{"text": "a film"}\n', "1 row has no label (train row 60)"),
     of_file("unlabelled.csv", NUMBERED.replace(",0", ",-1").replace(",1", ",-1"), "label_column", "not labelled", "-1"),
     of_file("float.csv", NUMBERED.replace(",1", ",0.5"), "looks like a number to predict", "0.5", "rows 1, 3, 5"),
     of_folder(

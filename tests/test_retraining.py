@@ -10,11 +10,12 @@ import pytest
 
 from tasks import retraining
 from tasks.config import DataConfig
+from tasks.duplicates import stable_keys
 from tasks.hub import find
 from tasks.records import PreparedData, Source
-from tasks.retraining import LABEL, new_classes, own_trial
+from tasks.retraining import LABEL, new_classes, own_trial, trial_of
 from tasks.tracking import Champion
-from tests.conftest import bare_data
+from tests.conftest import bare_data, made_up_data
 from tests.test_splits import film_reviews, write
 
 CHAMPION = Champion(uri="models:/reviews/1", version="1", source="m-1", run_id="0")
@@ -106,3 +107,21 @@ def test_own_rows_of_a_class_that_went_are_not_compared(monkeypatch: pytest.Monk
     assert own.labels.tolist() == [1, 0] and own.left_out == 0
     assert own.challenger.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert own.champion == pytest.approx(np.array([[2 / 9, 7 / 9, 0], [0.6, 0.4, 0]]))
+
+
+def test_rows_of_new_classes_and_rows_that_either_has_learned_are_no_trial(tmp_path: Path) -> None:
+    texts = film_reviews()["text"][:6]
+    frame = pd.DataFrame({"row": range(6), "text": texts, "labels": [0, 1, 2] * 2, "length": 5, "full_length": 5})
+    data = made_up_data(tmp_path / "data", frame, ("bad", "good", "late"))
+    (tmp_path / "staged").mkdir()
+    table = np.eye(3, dtype=np.float32)[[0, 1, 2] * 2]
+    said = pd.DataFrame({"row": range(6), "label": frame["labels"], "probabilities": list(table)})
+    said.to_parquet(tmp_path / "staged/champion.parquet")
+    said.to_parquet(tmp_path / "tuned.parquet")
+    whole = trial_of(data, tmp_path, ["bad", "good", "odd"])
+    assert whole.labels.tolist() == [0, 1, 0, 1] and whole.left_out == 0
+    assert (whole.challenger == table[[0, 1, 3, 4]]).all() and (whole.champion == whole.challenger).all()
+    assert {title for title, _ in whole.slices if title.startswith("class")} == {"class bad", "class good"}
+    theirs, ours = (set(stable_keys([texts[rows]])) for rows in ([0, 2], [1]))
+    less = trial_of(data, tmp_path, ["bad", "good", "odd"], ((("text",), theirs), (("text",), ours)))
+    assert less.labels.tolist() == [0, 1] and less.left_out == 3

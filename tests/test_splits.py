@@ -350,7 +350,7 @@ def test_all_faulty_rows_are_refused_at_once(tmp_path: Path) -> None:
     assert message.split(". ") == [
         "data.text_columns: 2 empty texts in column 'text' (train rows 3, 17); fill or remove them",
         "data.text_columns: 1 empty text in column 'text' (test row 0); fill or remove them",
-        "data.label_column: 2 rows have no label but None, ' ' (train rows 20, 21); label or remove them",
+        "data.label_column: 2 rows have no label (train rows 20, 21); label or remove them",
         "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9); correct them, or add "
         "training rows with them",
     ]
@@ -373,7 +373,7 @@ def test_many_faulty_rows_are_ten_and_a_count(tmp_path: Path) -> None:
 
 def test_rows_that_are_all_unlabelled_are_refused(tmp_path: Path) -> None:
     path = write(film_reviews().assign(label=None), tmp_path / "reviews.parquet")
-    with pytest.raises(InputError, match=r"the train rows are not labelled: 72 rows with None in column 'label'"):
+    with pytest.raises(InputError, match=r"the train rows are not labelled: 72 rows with nothing in column 'label'"):
         read(path)
 
 
