@@ -4,6 +4,7 @@ MLflow has no transaction over aliases and tags. So there is one lock for each n
 call; whoever comes next completes what a kill or an outage broke off.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from tasks.tracking import (
     NoModel,
     Refused,
     RegisteredVersion,
+    Renamed,
     check_store,
     describe_version,
     download_adapter,
@@ -254,12 +256,8 @@ def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
     try:
         uri, version = find_adapter(name)
     except InputError:
-        asked = name.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
-        if "/" not in asked and "@" not in asked:
-            with suppress(NoModel):
-                versions = registered_versions(asked)
-                if gone := no_champion(asked, versions, decisions_about(versions)):
-                    raise InputError(f"model: {gone}") from None
+        if gone := what_became_of(name):
+            raise InputError(f"model: {gone}") from None
         raise
     if (run_id := run_of(uri)) and (gone := what_is_gone(run_id)):
         warn("%s. %s is used as long as its files are there", gone, version)
@@ -269,6 +267,18 @@ def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
         if is_network_trouble(error) or error.errno:
             raise
         raise InputError(f"model: {name} cannot be read: {first_line(error)}; choose another version or run") from error
+
+
+def what_became_of(name: str) -> str:
+    """Of a model that was there and is not any more, by what a user calls it; empty where nothing tells of it."""
+    registered, *rest = re.split("[/@]", name.removeprefix("models:/"), maxsplit=1)
+    try:
+        versions = registered_versions(registered)
+    except Renamed as error:
+        return str(error)
+    except InputError:
+        return ""
+    return no_champion(registered, versions, decisions_about(versions)) if rest in ([], [CHAMPION]) else ""
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------

@@ -942,9 +942,13 @@ class NoModel(InputError):
     """There is no registered model of this name."""
 
 
+class Renamed(InputError):
+    """The registered model of this name has another now."""
+
+
 def registered_versions(name: str) -> list[RegisteredVersion]:
     """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing:
-    NoModel, unless it has another name now."""
+    NoModel, or Renamed."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -959,7 +963,7 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
             if error.error_code not in ABSENT:
                 raise
             if renamed := new_name(api, name):
-                raise InputError(
+                raise Renamed(
                     f"registered model {name} was renamed to {renamed} in MLflow; give that name, or rename it back"
                 ) from None
             known = ", ".join(model.name for model in api.search_registered_models(max_results=10))

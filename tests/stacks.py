@@ -143,7 +143,7 @@ class Stack:
         return ""
 
     def deployment(self, name: str) -> dict[str, Any]:
-        flow = "finetune-seeds" if name == "finetune-seeds" else "finetune"
+        flow = name if name in ("finetune-seeds", "retrain") else "finetune"
         answer: dict[str, Any] = self.call("GET", f"/deployments/name/{flow}/{name}")
         return answer
 

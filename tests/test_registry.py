@@ -328,6 +328,14 @@ def test_challenger_whose_version_was_deleted_is_registered_again(api: Any, gone
     assert api.get_model_version("reviews", found).run_id == run_id
 
 
+@pytest.mark.parametrize("name", ["reviews/2", "models:/reviews@champion", "reviews@previous"])
+def test_model_is_found_under_no_part_of_its_old_name(api: Any, workplace: Path, name: str) -> None:
+    promote("reviews", "2", "better", "gate")
+    delete("name", api)
+    with pytest.raises(InputError, match=f"model: {RENAMED}"):
+        registry.fetched_adapter(name, workplace / "adapter")
+
+
 def test_rollback_from_a_deleted_champion_is_on_record(api: Any) -> None:
     for version in ("1", "2"):
         promote("reviews", version, "better", "gate")

@@ -22,6 +22,7 @@ from tasks import stack as stacks
 from tasks.config import InputError
 from tests.conftest import ROOT, free_port
 from tests.stacks import FINAL, Stack, until
+from tests.test_retrain import furnished
 
 pytestmark = pytest.mark.alone
 
@@ -386,6 +387,32 @@ def test_cancel_keeps_what_was_trained(stack: Stack, parameters: dict[str, Any])
     until(lambda: stack.mlflow_run(run).info.status == "KILLED", 10, "MLflow run closed")
     files = MlflowClient(stack.mlflow).list_artifacts(stack.mlflow_run(run).info.run_id, "checkpoint")
     assert "checkpoint/adapter_model.safetensors" in {file.path for file in files}
+
+
+@pytest.mark.endurance
+def test_approval_waits_without_a_process_through_a_restart_and_resume_takes_it_up(
+    stack: Stack, foundation: Any, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    values = furnished(tmp_path, foundation).values
+    first = stack.submit(values | {"training": {"epochs": 1, "learning_rate": 0.0}, "force": True}, "retrain")
+    assert stack.until_state(first, *FINAL) == "COMPLETED"
+    run = stack.submit(values | {"gate": {"approval": True}}, "retrain")
+    stack.until_state(run, "PAUSED", *FINAL)
+    found = stack.call("GET", f"/flow_runs/{run}")
+    assert found["state"]["name"] == "Suspended", found["state"]
+    until(lambda: not psutil.pid_exists(int(found["infrastructure_pid"])), 20, "end of the process")
+    assert stack.stop() < 10
+    stack.start()
+    time.sleep(12)  # whoever tidies up has had a look
+    assert stack.call("GET", f"/flow_runs/{run}")["state"]["name"] == "Suspended"
+    stack.call("POST", f"/flow_runs/{run}/resume", {"run_input": {"promote": True, "reason": "looks good"}})
+    assert stack.until_state(run, *FINAL) == "COMPLETED"
+    state = stack.call("GET", f"/flow_runs/{run}")["state"]
+    assert state["name"] == "Promoted" and state["message"].endswith("approved: looks good")
+    versions = MlflowClient(stack.mlflow).search_model_versions("name='reviews'")
+    assert len(versions) == 2, "nothing is trained twice"
 
 
 def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
