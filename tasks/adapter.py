@@ -155,7 +155,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
         values["target_modules"] = list(adapter.target_modules)
     if adapter.layers:
         values |= top_blocks(model, config, fields)
-    values |= method.fitted(method_shape(model, adapter, steps)) | adapter.options
+    values |= {**method.fitted(method_shape(model, adapter, steps)), **adapter.options}
     if is_all_linear(values.get("target_modules")):
         layers = sorted(body_layers(model, fresh))
         if values.pop("layers_to_transform", None) is not None:  # peft heeds it for last names only
