@@ -23,10 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.methods import METHODS
+from tasks.methods import FEW_RATE, MATRICES_RATE, METHODS
 from tasks.secrets import holds_secret, names_secret
 
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
+DEMO_RATE = 3e-3
+"""Learning rate for the demo's model, which is tiny."""
+
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".feather", ".arrow")
 PACKED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 WHAT_IS_READ = (
@@ -283,7 +286,13 @@ class TrainingConfig(Config):
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=65_536, description="Forward passes that make one optimizer step."
     )
-    learning_rate: float = Field(3e-3, ge=0, le=10, description="Highest learning rate.")
+    learning_rate: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description=f"Highest learning rate. None: that of the method, {MATRICES_RATE} for lora and most others, "
+        f"{FEW_RATE} for those of few numbers such as ia3 and vera; {DEMO_RATE} for the embedded demo's model.",
+    )
     warmup_fraction: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay.")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
@@ -382,6 +391,18 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice of the run.")
     offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
 
+    @model_validator(mode="after")
+    def _names_its_learning_rate(self) -> Self:
+        """Whoever reads, shows or records a run's configuration finds the rate that it really has."""
+        if self.training.learning_rate is None:
+            training = self.training.model_copy(update={"learning_rate": self.usual_rate()})
+            object.__setattr__(self, "training", training)  # frozen it is for everybody else
+        return self
+
+    def usual_rate(self) -> float:
+        """The learning rate where the user names none."""
+        return DEMO_RATE if self.model.name == DEMO_MODEL else METHODS[self.adapter.method].rate
+
     def run_name(self) -> str:
         """What the run does, in words: `gpt2 · rotten_tomatoes · lora r8 · lr 0.001 · seed 1`.
 
@@ -394,7 +415,7 @@ class RunConfig(Config):
             data = data.with_suffix("")
         top = f" top {self.adapter.layers}" if self.adapter.layers else ""
         names = [Path(self.model.name).name, data.name, self.adapter.method + rank + top]
-        if self.training.learning_rate != TrainingConfig.model_fields["learning_rate"].default:
+        if self.training.learning_rate != self.usual_rate():
             names.append(f"lr {self.training.learning_rate:g}")
         if self.seed:
             names.append(f"seed {self.seed}")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -147,6 +147,8 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
     for attempt in range(ATTEMPTS):
         try:
             info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
+            if kind == "model":
+                check_format(info.id, file_names(info))
             # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
             hf_hub_download(
                 info.id,
@@ -189,6 +191,52 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
         if attempt + 1 < ATTEMPTS:
             time.sleep(2**attempt)
     raise ConnectionError(first_line(trouble)) from None
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Ends of names of weights that can hide code."""
+
+
+def check_format(name: str, files: Sequence[str], folder: bool = False) -> None:
+    """Refuses a model whose weights are not there as safetensors; InputError says how to come by them."""
+    weights = [file for file in files if "/" not in file and file.endswith(PICKLES)]
+    if not weights or has_safetensors(files):
+        return
+    main = max(weights, key=lambda file: file.startswith("pytorch_model"))
+    there = f"model.name: {name} has its weights as {main} only, which can hide code"
+    if not folder and (revision := converted_revision(name)):
+        raise InputError(
+            f"{there}; as safetensors they are in the pull request of the Hub's converter: --model.revision {revision}"
+        )
+    raise InputError(
+        f"{there}; if you trust its authors, convert them once, and give the new folder as model.name: python -c "
+        f"\"from transformers import AutoModel as M, AutoTokenizer as T; n, to = '{name}', 'converted'; "
+        'M.from_pretrained(n, use_safetensors=False).save_pretrained(to); T.from_pretrained(n).save_pretrained(to)"'
+    )
+
+
+def converted_revision(name: str) -> str | None:
+    """The open pull request in which the Hub's converter put the weights as safetensors; None where none is known."""
+    from huggingface_hub import HfApi
+
+    def is_converted(reference: str) -> bool:
+        return has_safetensors(file_names(api.repo_info(name, revision=reference, timeout=timeout_seconds())))
+
+    api = HfApi()
+    try:
+        requests = api.get_repo_discussions(name, author="SFconvertbot", discussion_type="pull_request")
+        references = [request.git_reference for request in requests if request.status == "open"]
+        return next((found for found in references if found and is_converted(found)), None)
+    except Exception:  # whatever keeps the answer away, there is another way to name
+        return None
+
+
+def file_names(info: Any) -> list[str]:
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def has_safetensors(files: Sequence[str]) -> bool:
+    return any("/" not in file and file.endswith(".safetensors") for file in files)
 
 
 def timeout_seconds() -> float:

@@ -25,6 +25,12 @@ class Shape(NamedTuple):
     r: int
 
 
+MATRICES_RATE, FEW_RATE = 5e-4, 5e-3
+"""Learning rates of methods that train matrices, ten times that of full fine-tuning, and of those that train a few
+numbers a layer, by PEFT's examples of classification: IA3, RoAD, UniLoRA, VeRA and FourierFT have 3e-3 to 2e-2.
+"""
+
+
 class Method(NamedTuple):
     config: str
     """Name of the configuration class in peft."""
@@ -33,6 +39,8 @@ class Method(NamedTuple):
     dropout: str | None = None
     fitted: Callable[[Shape], Mapping[str, Any]] = lambda shape: {}
     """Fields that must suit the model or the run and that peft does not find itself."""
+    rate: float = MATRICES_RATE
+    """Highest learning rate, where the user names none."""
 
 
 def divisor(width: int, most: int) -> int:
@@ -78,41 +86,44 @@ LORA = ("r", "lora_alpha", "lora_dropout")
 METHODS: dict[str, Method] = {
     "lora": Method("LoraConfig", *LORA),
     "dora": Method("LoraConfig", *LORA, lambda shape: {"use_dora": True}),
-    "rslora": Method("LoraConfig", *LORA, lambda shape: {"use_rslora": True}),
+    "rslora": Method("LoraConfig", *LORA, lambda shape: {"use_rslora": True}, rate=3e-4),  # alpha / sqrt(r) is larger
     "adalora": Method("AdaLoraConfig", "init_r", "lora_alpha", "lora_dropout", adalora_schedule),
     "adamss": Method("AdamssConfig", "r"),
-    "beft": Method("BeftConfig"),
+    "beft": Method("BeftConfig", rate=FEW_RATE),
     "boft": Method("BOFTConfig", dropout="boft_dropout"),
-    "c3a": Method("C3AConfig", fitted=lambda shape: {"block_size": divisor(gcd(shape.inputs, shape.outputs), 256)}),
+    "c3a": Method(
+        "C3AConfig", fitted=lambda shape: {"block_size": divisor(gcd(shape.inputs, shape.outputs), 256)}, rate=FEW_RATE
+    ),
     "deft": Method("DeftConfig", "r", "alpha", "deft_dropout"),
     "delora": Method("DeloraConfig", "r", dropout="module_dropout"),
-    "fourierft": Method("FourierFTConfig", fitted=frequencies(1000)),
+    "fourierft": Method("FourierFTConfig", fitted=frequencies(1000), rate=FEW_RATE),
     "glora": Method("GloraConfig", "r"),
     "gralora": Method("GraloraConfig", "r", "alpha", "gralora_dropout"),
     "hira": Method("HiraConfig", "r", dropout="hira_dropout"),
     "hra": Method("HRAConfig", "r"),
-    "ia3": Method("IA3Config"),
-    "ln_tuning": Method("LNTuningConfig"),
+    "ia3": Method("IA3Config", rate=FEW_RATE),
+    "ln_tuning": Method("LNTuningConfig", rate=FEW_RATE),
     "loha": Method("LoHaConfig", "r", "alpha", "rank_dropout"),
     "lokr": Method("LoKrConfig", "r", "alpha", "rank_dropout"),
     "miss": Method("MissConfig", "r", dropout="miss_dropout"),
     "oft": Method("OFTConfig", dropout="module_dropout"),
     "peanut": Method("PeanutConfig", "r"),
-    "prompt_tuning": Method("PromptTuningConfig", fitted=virtual_tokens),
+    "prompt_tuning": Method("PromptTuningConfig", fitted=virtual_tokens, rate=FEW_RATE),
     "psoft": Method("PsoftConfig", "r", "psoft_alpha", "psoft_dropout"),
-    "pvera": Method("PveraConfig", "r", dropout="pvera_dropout"),
+    "pvera": Method("PveraConfig", "r", dropout="pvera_dropout", rate=FEW_RATE),
     "randlora": Method("RandLoraConfig", "r", dropout="randlora_dropout"),
-    "road": Method("RoadConfig", fitted=lambda shape: {"group_size": even_divisor(shape.outputs, 64)}),
+    "road": Method("RoadConfig", fitted=lambda shape: {"group_size": even_divisor(shape.outputs, 64)}, rate=FEW_RATE),
     "shira": Method("ShiraConfig", "r"),
     "supertuning": Method("SupertuningConfig", "r", "lora_alpha", "lora_dropout"),
-    "tinylora": Method("TinyLoraConfig", "r", dropout="tinylora_dropout"),
-    "unilora": Method("UniLoraConfig", "r", dropout="unilora_dropout"),
+    "tinylora": Method("TinyLoraConfig", "r", dropout="tinylora_dropout", rate=FEW_RATE),
+    "unilora": Method("UniLoraConfig", "r", dropout="unilora_dropout", rate=FEW_RATE),
     "vblora": Method(
         "VBLoRAConfig",
         "r",
         dropout="vblora_dropout",
         fitted=lambda shape: {"vector_length": divisor(gcd(shape.inputs, shape.outputs), 256)},
+        rate=FEW_RATE,
     ),
-    "vera": Method("VeraConfig", "r", dropout="vera_dropout"),
-    "waveft": Method("WaveFTConfig", fitted=frequencies(2592)),
+    "vera": Method("VeraConfig", "r", dropout="vera_dropout", rate=FEW_RATE),
+    "waveft": Method("WaveFTConfig", fitted=frequencies(2592), rate=FEW_RATE),
 }

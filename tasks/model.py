@@ -8,7 +8,7 @@ from typing import Any
 from tasks import serving
 from tasks.config import DEMO_MODEL, InputError, ModelConfig, RunConfig
 from tasks.environment import hide_short_bars
-from tasks.hub import HubUnreachable, find, first_line, is_network_trouble, patient
+from tasks.hub import HubUnreachable, check_format, find, first_line, is_network_trouble, patient
 from tasks.methods import VIRTUAL_TOKENS
 from tasks.records import Source
 
@@ -189,6 +189,7 @@ def check_files(source: Source, config: RunConfig, tokenizer: Any) -> None:
 
     files = sorted(Path(source.name).glob("*.safetensors"))
     if not files:
+        check_format(source.name, sorted(file.name for file in Path(source.name).iterdir()), folder=True)
         raise InputError(f"model {source.name}: there are no weights as safetensors; other formats can hide code")
     for file in files:
         try:

@@ -1168,11 +1168,26 @@ def find_adapter(name: str) -> tuple[str, str]:
         except MlflowException as error:
             if error.error_code not in ABSENT:
                 raise
+            registered = asked.removesuffix(f"@{CHAMPION}")
+            if latest := newest_version(registered):
+                raise InputError(
+                    f"model: {registered} has no champion; make a version its champion, peft-flow promote {registered} "
+                    f"{latest} --reason ..., or name the version: {registered}/{latest}"
+                ) from None
             raise InputError(
                 f"model: there is no run, registered model, version or alias {name!r:.100} in {public_uri()}, "
                 "and no such folder; MLflow shows what there is"
             ) from None
     return f"models:/{registered}/{found.version}", f"{registered}/{found.version}"
+
+
+def newest_version(name: str) -> str | None:
+    """Of a registered model; None where it has no version, or is not there."""
+    try:
+        versions = registered_versions(name)
+    except InputError:
+        return None
+    return versions[-1].version if versions else None
 
 
 def download_adapter(uri: str, folder: Path) -> Path:

@@ -206,7 +206,7 @@ CASES = [
     Case("unknown option", ("adapter.options", "use_dorra", "use_dora"), "--adapter.options '{use_dorra: 1}'"),
     Case("option that is ours", ("adapter.options", "task_type"), "--adapter.options '{task_type: CAUSAL_LM}'"),
     Case("option with a field", ("adapter.options", "adapter.r"), "--adapter.options '{r: 4}'"),
-    Case("bad option value", ("adapter.options", "init_lora_weights: x", "lora"), "--adapter.options '{init_lora_weights: x}'"),
+    Case("bad option value", ("adapter.options", "lora", "init"), "--adapter.options '{init_lora_weights: x}'"),
     Case("options are no mapping", ("adapter.options", "dictionary", "'r'"), "--adapter.options r"),
     Case("options never end", ("adapter.options", "{a: 1}"), "--adapter.options '{r: 1'"),
     Case("no such layer", ("adapter.target_modules", "'q_proj'", "c_attn"), "--adapter.target_modules q_proj"),

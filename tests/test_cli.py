@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main, prefect_starting
-from tasks.config import PredictionConfig, RunConfig, TrainingConfig, sections
+from tasks.config import PredictionConfig, RunConfig, sections
 from tasks.methods import METHODS
 from tests.conftest import ROOT, register
 
@@ -104,8 +104,15 @@ def test_help_of_predict_shows_every_field(capsys: pytest.CaptureFixture[str]) -
 
 def test_help_shows_choices_bounds_and_defaults(help_text: str) -> None:
     words = " ".join(help_text.split())
-    rate = f"≥ 0, ≤ 10; default {TrainingConfig().learning_rate}"
-    for said in (*METHODS, rate, "≥ 0, < 1", "default lora", "default text", "exit codes"):
+    for said in (
+        *METHODS,
+        "0.0005 for lora",
+        "≥ 0, ≤ 1; default 0.06",
+        "≥ 0, < 1",
+        "default lora",
+        "default text",
+        "exit codes",
+    ):
         assert said in words
 
 

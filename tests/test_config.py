@@ -16,6 +16,7 @@ from tasks.config import (
     AdapterMethod,
     DataConfig,
     InputError,
+    RetrainConfig,
     RunConfig,
     field_names,
     load_config,
@@ -102,6 +103,41 @@ def test_defaults_are_the_demo() -> None:
     config = RunConfig()
     assert (config.model.name, config.data.name) == (DEMO_MODEL, DEMO_DATA)
     assert load_config() == config == validated({})
+
+
+@pytest.mark.parametrize(
+    ("values", "rate"),
+    [
+        ({}, 3e-3),
+        ({"adapter": {"method": "dora"}}, 3e-3),
+        ({"model": {"name": "openai-community/gpt2"}}, 5e-4),
+        ({"model": {"name": "gpt2"}, "adapter": {"method": "rslora"}}, 3e-4),
+        ({"model": {"name": "gpt2"}, "adapter": {"method": "vera"}}, 5e-3),
+        ({"model": {"name": "gpt2"}, "training": {"learning_rate": None, "epochs": 1}}, 5e-4),
+        ({"model": {"name": "gpt2"}, "training": {"learning_rate": 0}}, 0),
+    ],
+)
+def test_learning_rate_is_that_of_model_and_method_and_stands_in_the_configuration(
+    values: dict[str, Any], rate: float
+) -> None:
+    for kind in (RunConfig, RetrainConfig):
+        config: RunConfig = kind.model_validate(values)
+        assert config.training.learning_rate == rate
+        assert config.model_dump(mode="json")["training"]["learning_rate"] == rate
+        assert kind(**config.model_dump()) == config
+    assert ("lr" in config.run_name()) is (rate == 0)
+    assert RetrainConfig.model_validate(values).run_config().training.learning_rate == rate
+
+
+def test_ready_jobs_have_the_rates_that_their_results_were_measured_with() -> None:
+    rates = {path.stem: load_config(path).training.learning_rate for path in ROOT.glob("configs/*.yaml")}
+    assert rates == {
+        "distilbert-rotten-tomatoes": 5e-4,
+        "gpt2-rotten-tomatoes": 5e-4,
+        "local-files": 5e-4,
+        "minilm-rotten-tomatoes": 1e-3,
+        "roberta-ag-news": 3e-4,
+    }
 
 
 def test_configuration_cannot_be_changed_afterwards() -> None:

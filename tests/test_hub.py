@@ -126,6 +126,47 @@ def hub_raises(monkeypatch: pytest.MonkeyPatch, cache: Callable[[str], None]) ->
     return answer
 
 
+PICKLE_ONLY = [".gitattributes", "config.json", "pytorch_model.bin", "tf_model.h5", "onnx/model.safetensors"]
+CONVERTED = [*PICKLE_ONLY, "model.safetensors"]
+
+
+def request_to_pull(number: int, status: str = "open") -> Any:
+    return SimpleNamespace(git_reference=f"refs/pr/{number}", status=status)
+
+
+@pytest.mark.parametrize(
+    ("requests", "says"),
+    [
+        ([request_to_pull(3, "closed"), request_to_pull(5), request_to_pull(7)], "--model.revision refs/pr/7"),
+        ([request_to_pull(3, "closed"), request_to_pull(5)], "convert them once"),
+        ([], "n, to = 'a/b', 'converted'; M.from_pretrained(n, use_safetensors=False)"),
+        (OSError("no answer"), "convert them once"),
+    ],
+    ids=["converted", "not converted yet", "nobody asked", "Hub does not say"],
+)
+def test_model_on_the_hub_without_safetensors_is_refused_with_the_way_to_them(
+    requests: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repo_info(self: Any, name: str, revision: str, **_: Any) -> Any:
+        files = CONVERTED if revision == "refs/pr/7" else PICKLE_ONLY
+        return SimpleNamespace(id=name, sha=COMMIT, siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    def discussions(self: Any, name: str, author: str, **_: Any) -> Any:
+        assert author == "SFconvertbot", "anybody else may have put other weights there"
+        if isinstance(requests, Exception):
+            raise requests
+        return iter(requests)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "get_repo_discussions", discussions)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: "")
+    hub.ask_hub.cache_clear()
+    with pytest.raises(InputError, match=re.escape(says)) as error:
+        find("model", "a/b", "main", offline=False)
+    assert "model.name: a/b has its weights as pytorch_model.bin only" in str(error.value)
+    assert find("model", "a/b", "refs/pr/7", offline=False).revision == COMMIT
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [

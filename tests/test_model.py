@@ -1,5 +1,6 @@
 """Tokenizer, classifier and adapter, on two-layer models as they lie on disk."""
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -294,7 +295,9 @@ def test_a_folder_with_pickled_weights_only_is_refused_and_they_are_not_executed
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
     config = small_config({"model": {"name": str(folder)}})
-    assert "no weights as safetensors" in refusal(config)
+    says = refusal(config)
+    assert "has its weights as pytorch_model.bin only" in says
+    assert f"n, to = '{folder}', 'converted'" in says
     with pytest.raises(InputError, match="safetensors"):
         build(config)
     assert not (tmp_path / "executed").exists()
@@ -309,6 +312,20 @@ def test_harmless_pickled_weights_are_not_read_either(small_config: Any, tmp_pat
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"its weights \(safetensors\) cannot be read"):
         build(small_config({"model": {"name": str(folder)}}))
+
+
+def test_command_of_the_refusal_converts_and_the_result_is_the_same_model(small_config: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(small_config().model.name, tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    command = refusal(small_config({"model": {"name": str(folder)}})).partition('python -c "')[2].removesuffix('"')
+    with contextlib.chdir(tmp_path):
+        exec(command, {})
+    converted, first = build(small_config({"model": {"name": str(tmp_path / "converted")}})), build(small_config())
+    assert all(torch.equal(w, converted.model.state_dict()[n]) for n, w in first.model.state_dict().items())
 
 
 def test_a_pickle_next_to_safetensors_is_not_executed(small_config: Any, tmp_path: Path) -> None:

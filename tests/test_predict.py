@@ -469,6 +469,24 @@ def test_model_goes_by_alias_version_and_run(
         assert "model: " in refusal("reviews.csv", "none.csv", model=name, ask=ask)
 
 
+def test_model_without_a_champion_is_refused_with_the_command_that_makes_one(
+    registered: Path, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from tasks import tracking
+
+    store = shutil.copytree(registered, tmp_path / "store")
+    monkeypatch.chdir(store)
+    MlflowClient(tracking.tracking_uri()).delete_registered_model_alias("reviews", "champion")
+    pd.DataFrame({"text": REVIEWS}).to_csv("reviews.csv", index=False)
+    for name in ("reviews", "models:/reviews@champion"):
+        says = refusal("reviews.csv", "none.csv", model=name, ask=ask)
+        assert "reviews has no champion" in says and "peft-flow promote reviews 1 --reason" in says
+        assert "reviews/1" in says
+    assert "there is no run, registered model" in refusal("reviews.csv", "none.csv", model="reviews@best", ask=ask)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
