@@ -95,7 +95,7 @@ def retrain(
         if not force and (done := skipped(name, inputs)):  # by the same retraining, which was waited for
             return said(done)
         champion = find_champion(name)
-        challenger = choose_challenger(config, champion, inputs, work)
+        challenger = choose_challenger(config, champion, found[0], inputs, work)
         result = finetune(**{field: getattr(challenger, field) for field in RunConfig.model_fields})
         judged = judge_challenger(config, challenger, result, champion, work)
         show_gate(config, result, judged, work)

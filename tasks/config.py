@@ -199,12 +199,14 @@ class DataConfig(Config):
     validation_split: str = Field(
         "validation",
         min_length=1,
-        description="Split that chooses the best checkpoint; cut from train when there is none called 'validation'.",
+        description="Split that chooses the best checkpoint; cut from train when there is none called 'validation', "
+        "or when train_split or test_split names the same.",
     )
     test_split: str = Field(
         "test",
         min_length=1,
-        description="Split that is measured once, at the end; cut from train when there is none called 'test'.",
+        description="Split that is measured once, at the end; cut from train when there is none called 'test', or when "
+        "train_split names the same. For a test split without labels, 'validation' measures on the validation rows.",
     )
     test_file: str | None = Field(
         None,
@@ -228,19 +230,14 @@ class DataConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _columns_and_splits_differ(self) -> Self:
-        columns, splits = (*self.text_columns, self.label_column), (self.train_split, self.validation_split)
+    def _columns_differ(self) -> Self:
+        columns = (*self.text_columns, self.label_column)
         if len(set(columns)) < len(columns):
             raise ValueError(f"text_columns and label_column must be different columns, not {', '.join(columns)}")
         if taken := sorted(RESERVED_COLUMNS.intersection(self.text_columns)):
             raise ValueError(f"text_columns: the run needs the name '{taken[0]}' itself; rename that column")
         if self.label_column == "row":
             raise ValueError("label_column: the run needs the name 'row' itself; rename that column")
-        if len({*splits, self.test_split}) < len(SPLITS):
-            raise ValueError(
-                "train_split, validation_split and test_split must be three different splits, "
-                f"not {', '.join((*splits, self.test_split))}"
-            )
         return self
 
 

@@ -17,10 +17,10 @@ from tasks.duplicates import (
     leaked_rows,
     listed,
     named_rows,
-    normal,
     repeated_rows,
 )
 from tasks.hub import NETWORK
+from tasks.labels import NOTHING, are_many_numbers, same_word, several_labels
 from tasks.records import DataCheck, Place, PreparedData, SameText, write_text
 from tasks.statistics import DISAGREEMENT, detectable_difference
 
@@ -126,6 +126,7 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
         warnings=(
             *describe_sharing(rows, names),
             *balance_warnings(counts, names),
+            *twin_warnings(rows, names),
             *label_warnings(counts, names),
             *near_empty_warnings(near_empty),
             *truncation_warnings(truncated, len(rows), config.max_length),
@@ -211,15 +212,17 @@ def balance_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
 
 
 def label_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
-    """Classes that may be one and the same, that are missing somewhere, or that have few test rows."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(normal(name), []).append(repr(name))
-    warnings = [
-        f"The labels {' and '.join(same)} differ only in case or spaces; write them alike if they mean the same"
-        for same in alike.values()
-        if len(same) > 1
-    ]
+    """Classes that may be several in one or none at all, that are missing somewhere, or that have few test rows."""
+    warnings = []
+    if several := several_labels([name for name, rows in zip(names, counts.sum(0), strict=True) if rows]):
+        warnings.append(f"{several[0].upper()}{several[1:]}")
+    if are_many_numbers(names):
+        warnings.append(
+            f"The labels are {len(names)} numbers, each taken for a class of its own; if they are a number to predict, "
+            "make a few classes of them, such as low and high"
+        )
+    if nothing := [repr(name) for name in names if name.lower() in NOTHING]:
+        warnings.append(f"The label {listed(nothing)} is taken for a class; remove such rows if they are not labelled")
     present = counts > 0
     if never := [repr(name) for name, there in zip(names, present.T, strict=True) if not there.any()]:
         warnings.append(f"No row has the label {listed(never)}")
@@ -234,6 +237,27 @@ def label_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
     if few:
         have = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
         warnings.append(f"{have} under {FEW_TEST_ROWS} test rows ({listed(few)}); their own scores say little")
+    return warnings
+
+
+def twin_warnings(rows: "pd.DataFrame", names: Sequence[str]) -> list[str]:
+    """Classes that may be one and the same, with their rows."""
+    alike: dict[str, list[int]] = {}
+    for label in sorted(set(rows["label"])):
+        alike.setdefault(same_word(names[label]), []).append(label)
+    warnings = []
+    for same in alike.values():
+        if len(same) > 1:
+            found = [rows[rows["label"] == label] for label in same]
+            named = [
+                f"{names[label]!r} ({counted(len(there), 'row')}, such as {there['split'].iloc[0]} row "
+                f"{there['row'].iloc[0]})"
+                for label, there in zip(same, found, strict=True)
+            ]
+            warnings.append(
+                f"The labels {' and '.join(named)} are different classes and differ only in case, spaces, hyphens, "
+                "zeros before a number or Unicode form; write them alike if they mean the same"
+            )
     return warnings
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from tasks.config import DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
 from tasks.hub import test_path
-from tasks.kept import as_kinds
-from tasks.reading import as_test_file, check_letters, class_names, load, numbers
-from tasks.records import PreparedData, Source, file_sha256
+from tasks.kept import as_kinds, rows_of
+from tasks.reading import as_test_file, check_letters, check_test_file, numbers
+from tasks.records import PreparedData, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,20 +24,17 @@ def file_revision(name: str) -> str:
         raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
 
 
-def read_test_file(source: Source, config: DataConfig) -> "Dataset":
-    """The rows of `data.test_file`; labels that stand for names are the names. InputError names the file."""
-    assert config.test_file and source.test_revision
+def read_test_file(config: DataConfig) -> "Dataset":
+    """The rows of `data.test_file`; InputError names the file."""
+    assert config.test_file
     path = Path(config.test_file).expanduser().resolve()
-    file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
+    check_test_file(path, config)
     with as_test_file():
-        loaded = load(file, config.model_copy(update={"config": None, "test_file": None}))
-        check_letters(loaded, file)
-    test = with_row_numbers(loaded["train"])
+        test = with_row_numbers(rows_of([(path,)]))
+        if not len(test):
+            raise InputError(f"data.name: {path} has no rows; add some")
+        check_letters({"test": test}, path)
     check_rows(test, path)
-    # numbers mean what this file says: the classes of the training rows may be others, or in another order
-    if names := class_names(test.features, config.label_column):
-        labels = [names[label] if label is not None and label >= 0 else None for label in test[config.label_column]]
-        test = test.remove_columns(config.label_column).add_column(config.label_column, labels)
     return test
 
 
@@ -106,3 +103,16 @@ def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
     columns = {name: test[name][:] for name in ("row", *data.text_columns)}
     columns[config.data.label_column] = [data.label_names[label] for label in test["labels"]]
     return pd.DataFrame(columns | {name: test[f"slice {name}"][:] for name in data.slice_columns})
+
+
+def paired_columns(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
+    """What we call each text column of another run: by name; where one has a new name, by place."""
+    return dict(zip(theirs, theirs if set(theirs) == set(ours) else ours, strict=True))
+
+
+def in_our_columns(rows: "pd.DataFrame", theirs: Sequence[str], data: DataConfig) -> "pd.DataFrame":
+    """`frozen_rows` of a run whose text columns are `theirs`, with the names that columns have in `data`."""
+    row, label = "row", rows.columns[1 + len(theirs)]  # the label comes after the texts, whatever it is called
+    names = {row: row, **paired_columns(theirs, data.text_columns), label: data.label_column}
+    slices = [name for name in rows.columns[len(names) :] if name not in names.values()]
+    return rows[[*names, *slices]].rename(columns=names)

@@ -30,15 +30,38 @@ class Trial(NamedTuple):
     """Rows that one of the two has learned from."""
 
 
+class NewClasses(NamedTuple):
+    """Classes that only one of the two knows."""
+
+    came: tuple[str, ...]
+    """To the challenger."""
+    went: tuple[str, ...]
+    shared: tuple[str, ...]
+    rows: int
+    """Test rows of `came` and `went`, on which they cannot be compared."""
+    forward: str
+    """What a person can do about it."""
+
+
 def against_champion(
-    config: GateConfig, trial: Trial, own: Trial | None, footprint: Footprint | None, samples: int, seed: int
+    config: GateConfig,
+    trial: Trial,
+    own: Trial | None,
+    footprint: Footprint | None,
+    samples: int,
+    seed: int,
+    classes: NewClasses | None = None,
 ) -> Gate:
     """The challenger against the champion on the test rows, and on the champion's `own` where those are others."""
     rows = len(trial.labels)
     if not rows:
-        told = f"no test row is left to compare them on: one of the two has learned from all {trial.left_out:,}"
+        told = "no test row is left to compare them on"
+        told += f": one of the two has learned from all {trial.left_out:,}" if trial.left_out else ""
         return Gate(
-            findings=(Finding(rule="gain", passed=False, told=told),),
+            findings=(
+                Finding(rule="gain", passed=False, told=told),
+                *([judge_classes(classes, False)] if classes else []),
+            ),
             rows=0,
             champion=None,
             challenger=None,
@@ -46,6 +69,8 @@ def against_champion(
         )
     gain = paired(trial, samples, seed, config.confidence)
     findings = [judge_gain(config, gain, rows)]
+    if classes:
+        findings.append(judge_classes(classes, findings[0].passed))
     if config.no_worse_slice:
         findings.append(judge_slices(config, trial))
     if own and len(own.labels):
@@ -92,6 +117,27 @@ def judge_gain(config: GateConfig, gain: Difference, rows: int) -> Finding:
         return Finding(rule="gain", passed=False, told=f"not shown to gain {config.smallest_gain:g}: {told}")
     verdict = "worse than the champion" if gain.verdict == "worse" else "not shown to be better than the champion"
     return Finding(rule="gain", passed=False, told=f"{verdict}: {told}")
+
+
+def judge_classes(classes: NewClasses, gained: bool) -> Finding:
+    """Classes that came need a gain on the others; that classes are given up is for a person to decide."""
+    told = []
+    if classes.came:
+        told.append(f"{class_list(classes.came)} came, which the champion does not know")
+    if classes.went:
+        told.append(f"{class_list(classes.went)} went, which the challenger does not know")
+    if classes.came and classes.went:
+        told.append("a new name for a class counts as both")
+    told.append(
+        f"compared on rows of {', '.join(classes.shared)} alone: on {counted(classes.rows, 'test row')} of the others "
+        "no comparison is possible"
+    )
+    passed = gained and not classes.went
+    return Finding(rule="classes", passed=passed, told="; ".join((*told, *([] if passed else [classes.forward]))))
+
+
+def class_list(names: Sequence[str]) -> str:
+    return f"the class{'es'[: 2 * (len(names) > 1)]} {', '.join(names)}"
 
 
 def judge_slices(config: GateConfig, trial: Trial) -> Finding:

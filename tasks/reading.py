@@ -2,15 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, describe, how_read, look_into, saved_by_datasets
-from tasks.formats import TABLES, columns_of, kind_of, table
+from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
 from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
@@ -104,50 +105,76 @@ def with_features(split: "Dataset", folder: Folder) -> "Dataset":
 
 def check_files(folder: Folder, config: DataConfig) -> None:
     """Refuses a file of a split that is used in which a column is missing, before any of them is read to its end."""
-    roles = [config.train_split, config.validation_split, *([] if config.test_file else [config.test_split])]
-    files = [piece[0] for role in roles for piece in folder.splits.get(role, ())]
-    named = {file: columns for file in files if (columns := columns_of(file, folder.sep)) is not None}
-    wanted = {*config.text_columns, config.label_column}
-    others_have_it = any(wanted <= set(columns) for columns in named.values())
-    for file, columns in named.items():
-        check_names(file.name, columns, config, others_have_it)
+    roles = {role: name for role, name in split_names(config).items() if role != "test" or not config.test_file}
+    used = [(role, piece[0]) for role, name in roles.items() for piece in folder.splits.get(name, ())]
+    columns = {file: columns_of(file, folder.sep) for _, file in used}
+    labelled = [role for role, file in used if config.label_column in (columns[file] or [config.label_column])]
+    for role, file in used:
+        check_names(role, file, columns[file], config, labelled, folder.sep)
 
 
-def check_names(where: str, columns: Sequence[str], config: DataConfig, others_have_it: bool = False) -> None:
-    """InputError where a column is missing, with what there is and what to do."""
-    for field, wanted in (("text_columns", config.text_columns), ("label_column", (config.label_column,))):
-        if missing := [name for name in wanted if name not in columns]:
-            advice = (
-                "add it, or take the file away"
-                if others_have_it
-                else name_columns(columns, config.text_columns, config.label_column)
-            )
-            there = ", ".join(columns) or "none"
-            raise InputError(f"data.{field}: {where} has no column '{missing[0]}'; it has {there:.200}; {advice}")
+def check_names(
+    role: str, file: Path, columns: Sequence[str] | None, config: DataConfig, labelled: Collection[str], sep: str | None
+) -> None:
+    wanted = (*config.text_columns, config.label_column)
+    if columns is not None and (missing := [name for name in wanted if name not in columns]):
+        rows = [raw for raw, _ in islice(read_rows(file, sep=sep), FIRST_ROWS) if isinstance(raw, dict)]
+        first = {name: [row.get(name) for row in rows] for name in columns}
+        raise no_column(missing[0], file.name, first, config, role, labelled)
 
 
-def name_columns(columns: Sequence[str], texts: Sequence[str], label: str | None = None) -> str:
-    """What to do where one of `texts` and `label` is missing: which options name those that there are."""
+def no_column(
+    name: str,
+    where: str,
+    first: Mapping[str, Sequence[Any]],
+    config: DataConfig,
+    role: str,
+    labelled: Collection[str],
+) -> InputError:
+    """The error that a column is missing; `first` are the first rows, and `labelled` the splits that have labels."""
+    field = "label_column" if name == config.label_column else "text_columns"
+    if role == "train":
+        advice = name_columns(first, config.text_columns, config.label_column)
+    elif field == "label_column":
+        advice = labelled_instead(role, labelled, config)
+    else:
+        advice = "add it, or take the file away"
+    return InputError(
+        f"data.{field}: {where} has no column '{name}'; it has {', '.join(first) or 'none':.200}; {advice}"
+    )
+
+
+def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None = None) -> str:
+    """What to do where one of `texts` and `label` is missing: which options name those that look like them."""
     wanted = [*texts, *([label] if label else [])]
-    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in columns):
+    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
-    others = [name for name in columns if name not in wanted]
-    if not others:
-        return "add it"
-    found = next((name for name in others if name.strip().lower() in LABEL_WORDS), others[-1])
-    rest = [name for name in others if name != found or not label or label in columns] or others
-    options = [] if set(texts) <= set(columns) else [("text_columns", ",".join(rest[: len(texts)]))]
-    if label and label not in columns:
-        options.append(("label_column", found))
-    said = " ".join(f"--{'data.' if label else ''}{option} {shlex.quote(name)}" for option, name in options)
-    return f"if it has another name, say so, for example {said}"
+    section = "data." if label else ""
+    others = {name: [value for value in values if value is not None] for name, values in first.items()}
+    letters = {
+        name: sum(map(len, values)) for name, values in others.items() if all(isinstance(v, str) for v in values)
+    }
+    longest = sorted((name for name in letters if letters[name] and name != label), key=letters.__getitem__)[
+        -len(texts) :
+    ]
+    found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
+    kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
+    classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
+    options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
+    if label and label not in first:
+        options.append(f"--{section}label_column {shlex.quote(classes or '')}")
+    if len(found) < len(texts) or (label and not classes) or len(" ".join(options)) > MOST_OPTION_LETTERS:
+        return "name them with " + " and ".join(
+            f"--{section}{name}" for name in ("text_columns", "label_column")[: 1 + bool(label)]
+        )
+    return f"perhaps {' '.join(options)}"
 
 
-LABEL_WORDS = {
-    *("label", "labels", "class", "category", "sentiment", "stars", "rating", "target", "intent", "topic", "tag"),
-    *("score", "emotion", "polarity", "language"),
-}
-"""What people call the column with the class."""
+FIRST_ROWS = 100
+"""Looked at to find out which columns hold texts and classes."""
+
+MOST_OPTION_LETTERS = 100
+"""Of options that a message names: longer ones have no names in them, but rows where a header is missing."""
 
 
 def check_early(config: DataConfig) -> None:
@@ -160,10 +187,12 @@ def check_early(config: DataConfig) -> None:
         if not folder.whole:
             check_files(folder, config)
     if config.test_file:
-        path = test_path(config.test_file)
-        with as_test_file():
-            columns = columns_of(path)
-        check_names(path.name, columns or [*config.text_columns, config.label_column], config, others_have_it=True)
+        check_test_file(test_path(config.test_file), config)
+
+
+def check_test_file(path: Path, config: DataConfig) -> None:
+    with as_test_file():
+        check_names("test", path, columns_of(path), config, (), None)
 
 
 @contextmanager
@@ -226,7 +255,7 @@ def reason(error: BaseException) -> str:
     return first_line(told or type(error).__name__)
 
 
-def check_letters(loaded: "DatasetDict", source: Source) -> None:
+def check_letters(loaded: Mapping[str, "Dataset"], name: str | Path) -> None:
     """Refuses a column that says it is text and is not: nothing of it could be read later."""
     import pyarrow
 
@@ -234,24 +263,25 @@ def check_letters(loaded: "DatasetDict", source: Source) -> None:
         try:
             split.data.validate(full=True)
         except pyarrow.ArrowInvalid as error:
-            raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}; save it as UTF-8") from None
+            raise InputError(f"data.name: {name} cannot be read: {reason(error)}; save it as UTF-8") from None
 
 
 def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", list[str]]:
     """The configured splits that exist; with `test_file`, without test.
 
-    Only a split left at its usual name may be missing: it is cut later.
+    Cut later are a split left at its usual name that is missing, and one whose rows another has already.
     """
     from datasets import DatasetDict
 
-    wanted = dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
+    wanted = split_names(config)
     if config.test_file:
         del wanted["test"]
     available = ", ".join(sorted(loaded))
     for role, name in wanted.items():
         if name not in loaded and (role == "train" or name != role):
             raise InputError(f"data.{role}_split: there is no split '{name}'; the data set has {available}")
-    chosen = DatasetDict({role: loaded[name] for role, name in wanted.items() if name in loaded})
+    own = {role: name for role, name in wanted.items() if name in loaded and split_owner(role, config) == role}
+    chosen = DatasetDict({role: loaded[name] for role, name in own.items()})
     for role, split in chosen.items():
         if not len(split):
             raise InputError(f"data.{role}_split: the split '{wanted[role]}' has no rows")
@@ -259,12 +289,41 @@ def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDi
     return chosen, [f"not used: the split{'s'[: len(unused) > 1]} {', '.join(unused)}"] if unused else []
 
 
+def split_names(config: DataConfig) -> dict[str, str]:
+    """What the data set calls each of the three splits."""
+    return dict(zip(SPLITS, (config.train_split, config.validation_split, config.test_split), strict=True))
+
+
+def split_owner(role: str, config: DataConfig) -> str:
+    """The split that has the rows which `role` asks for: another where both ask for the same, train before test."""
+    names = split_names(config)
+    return next(owner for owner in ("train", "test", "validation") if names[owner] == names[role])
+
+
+def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -> str:
+    """What to do where the rows of `role` have no labels and those of `labelled` have."""
+    if role == "test" and config.test_file:
+        return "label the rows of data.test_file, or leave it away"
+    if role == "train":
+        return "name the column of the classes with --data.label_column, or labelled rows with --data.train_split"
+    if role == "test" and "validation" in labelled:
+        return (
+            f"--data.test_split {config.validation_split} tests on the validation rows and cuts a new validation from "
+            "train"
+        )
+    return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
+
+
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
-        check_names(role, split.column_names, config)
+        missing = [name for name in (*config.text_columns, config.label_column) if name not in split.column_names]
+        if missing:
+            labelled = [other for other in chosen if config.label_column in chosen[other].column_names]
+            first = split.select(range(min(len(split), FIRST_ROWS))).to_dict()
+            raise no_column(missing[0], role, first, config, role, labelled)
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):
                 kind = "different kinds of value"
-            if kind not in ("string", "large_string", "null"):
+            if kind not in ("string", "large_string", "string_view", "null"):
                 raise InputError(f"data.text_columns: column '{column}' in {role} holds {kind}, not text")

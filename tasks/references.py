@@ -19,6 +19,7 @@ from prefect.serializers import PickleSerializer
 from tasks import model as models
 from tasks.config import Reference, RunConfig
 from tasks.evaluation import write_evaluation
+from tasks.frozen import paired_columns
 from tasks.hub import NETWORK, first_line, is_network_trouble
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
@@ -338,16 +339,33 @@ def ask_champion(config: RunConfig, data: PreparedData, champion: Champion) -> "
                 raise
             raise ChampionLeftOut(f"{champion.uri} cannot be read: {first_line(error)}") from error
     test = load_from_disk(data.folder)["test"]
-    names = zip(settings["text_columns"], data.text_columns, strict=True)
-    texts = pd.DataFrame({theirs: test[ours][:] for theirs, ours in names})
+    columns = paired_columns(settings["text_columns"], data.text_columns)
+    texts = pd.DataFrame({theirs: test[ours][:] for theirs, ours in columns.items()})
+    classes = settings["label_names"]
+    if new := [name for name in data.label_names if name not in classes]:
+        warn("The champion does not know the class %s, and has every row of it wrong", ", ".join(new))
     answers = serving.predict(model, tokenizer, settings, texts)
-    return answers[[f"probability_{name}" for name in data.label_names]].to_numpy()
+    return among(answers[[f"probability_{name}" for name in classes]].to_numpy(), classes, data.label_names)
+
+
+def among(table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
+    """Probabilities (rows, ours) of a classifier of the classes `theirs`, asked among those of `ours` that it knows."""
+    import numpy as np
+
+    result = np.zeros((len(table), len(ours)), table.dtype)
+    shared = [name for name in ours if name in theirs]
+    places = [list(ours).index(name) for name in shared]
+    result[:, places] = table[:, [list(theirs).index(name) for name in shared]]
+    if len(shared) < len(theirs):
+        result[:, places] += np.finfo(table.dtype).tiny  # a row may have nothing there but zeros
+        result /= result.sum(1, keepdims=True)
+    return result
 
 
 def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: dict[str, Any]) -> None:
-    """Raises ChampionLeftOut unless it can be asked about these texts and answers with these classes."""
+    """Raises ChampionLeftOut unless it can be asked about these texts and answers with two of these classes."""
     classes, columns = settings["label_names"], settings["text_columns"]
-    if set(classes) != set(data.label_names):
+    if len(set(classes).intersection(data.label_names)) < 2:
         raise ChampionLeftOut(f"{uri} knows the classes {', '.join(classes)}, not {', '.join(data.label_names)}")
     if len(columns) != len(data.text_columns):
         raise ChampionLeftOut(f"{uri} reads the columns {', '.join(columns)}, not {', '.join(data.text_columns)}")

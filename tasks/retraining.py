@@ -1,21 +1,22 @@
 """Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
 from tasks import registry
 from tasks.approval import Approval
 from tasks.comparison import slice_title
-from tasks.config import RetrainConfig, RunConfig
+from tasks.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.data import prepare
 from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions, run_offline
-from tasks.gate import TO_BEAT, Trial, against_champion, page, without_champion
-from tasks.hub import NETWORK
+from tasks.frozen import in_our_columns, paired_columns
+from tasks.gate import TO_BEAT, NewClasses, Trial, against_champion, page, without_champion
+from tasks.hub import NETWORK, patient
 from tasks.recording import flow_tags
 from tasks.records import (
     Comparison,
@@ -29,6 +30,8 @@ from tasks.records import (
     digest,
     write_text,
 )
+from tasks.references import ChampionLeftOut, among, check_champion
+from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,
     Champion,
@@ -99,14 +102,16 @@ def is_settled(version: str, champion: str | None, decided: Sequence[registry.De
     task_run_name="choose challenger",
     **NETWORK,
 )
-def choose_challenger(config: RetrainConfig, champion: Champion | None, inputs: str, work: str) -> RunConfig:
+def choose_challenger(
+    config: RetrainConfig, champion: Champion | None, source: Source, inputs: str, work: str
+) -> RunConfig:
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
     needed = ("champion",) if champion else TO_BEAT
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
     if champion and champion.run_id and not config.refresh_test and not data.test_file:
-        frozen = download(champion.run_id, TEST_ROWS, Path(work) / f"champion-{champion.run_id}")
+        frozen = frozen_test(champion.run_id, source, data, Path(work) / f"champion-{champion.run_id}")
         data = data.model_copy(update={"test_file": str(frozen) if frozen else None})
     return run.model_copy(
         update={
@@ -115,6 +120,33 @@ def choose_challenger(config: RetrainConfig, champion: Champion | None, inputs: 
             "tracking": run.tracking.model_copy(update={"tags": (*run.tracking.tags, f"{INPUTS_TAG}={inputs}")}),
         }
     )
+
+
+def frozen_test(run_id: str, source: Source, data: DataConfig, folder: Path) -> Path | None:
+    """A run's test rows as test rows of these data: columns have their present names, classes that went are left out.
+
+    None where less than two classes would be left.
+    """
+    import pandas as pd
+
+    file, settings = download(run_id, TEST_ROWS, folder), settings_of(run_id, folder)
+    if file is None or settings is None:
+        return file
+    theirs = settings["text_columns"]
+    if len(theirs) != len(data.text_columns):
+        return None
+    rows = in_our_columns(given := pd.read_parquet(file), theirs, data)
+    try:
+        known = patient(training_classes)(source, data)
+    except InputError:  # the run will say so
+        return file
+    rows = rows[rows[data.label_column].isin(known)]
+    if len(rows) == len(given) and list(rows) == list(given):
+        return file
+    if rows[data.label_column].nunique() < 2:
+        return None
+    rows.to_parquet(ours := folder / "present.parquet", index=False)
+    return ours
 
 
 @task(
@@ -136,26 +168,66 @@ def judge_challenger(
     if not champion:
         footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
         return without_champion(gate, comparison, footprint)
-    if "champion" not in [rung.name for rung in comparison.ladder]:
-        return incomparable(f"{champion.uri} could not be asked about these rows; the log of the run says why")
     data = prepare(challenger, WORK)
-    own_rows = download(champion.run_id, TEST_ROWS, Path(work) / "own") if champion.run_id else None
-    if is_measured_on(champion, data):
-        trial, own = trial_of(data, folder), None
+    settings = settings_of(champion.run_id, Path(work) / "own") if champion.run_id else None
+    forward = (
+        f"where that is meant: peft-flow promote {config.tracking.registered_model} {result.version} --reason '...'"
+    )
+    if "champion" not in [rung.name for rung in comparison.ladder]:
+        return incomparable(why_not_asked(challenger, data, champion, settings, forward))
+    own_rows = own_test(champion.run_id, settings, challenger, Path(work)) if champion.run_id and settings else None
+    is_frozen = challenger.data.test_file != config.data.test_file
+    known = settings["label_names"] if settings else data.label_names
+    classes = new_classes(known, data, own_rows if is_frozen else None, forward)
+    if is_frozen or is_measured_on(champion, data):
+        trial, own = trial_of(data, folder, known), None
         footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
     else:
-        seen = learned_by(champion, Path(work))
-        if own_rows is None or seen is None:
+        seen = learned_by(champion, Path(work)) if champion.run_id else None
+        if own_rows is None or seen is None or settings is None:
             return incomparable(
                 f"the run of {champion.uri} does not say what it was tested on and has learned from, "
                 "so that new rows prove nothing"
             )
         ours = read_keys(folder / "staged/seen.parquet")
-        trial = trial_of(data, folder, seen | ours)
-        footprint = measure_footprint(result, own_rows, Path(work))
-        own = own_trial(champion, data, own_rows, ours, Path(work))
+        their_columns = tuple(paired_columns(settings["text_columns"], data.text_columns).values())
+        trial = trial_of(data, folder, known, ((their_columns, seen), (data.text_columns, ours)))
+        own_rows.to_parquet(file := Path(work) / "own/rows.parquet", index=False)
+        footprint = measure_footprint(result, file, Path(work))
+        own = own_trial(champion, known, data, own_rows, ours, Path(work))
     samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
-    return against_champion(gate, trial, own, footprint, samples, seed)
+    return against_champion(gate, trial, own, footprint, samples, seed, classes)
+
+
+def why_not_asked(
+    config: RunConfig, data: PreparedData, champion: Champion, settings: dict[str, Any] | None, forward: str
+) -> str:
+    try:
+        if settings:
+            check_champion(config, data, champion.uri, settings)
+    except ChampionLeftOut as reason:
+        return f"not compared with the champion: {reason}; {forward}"
+    return f"{champion.uri} could not be asked about these rows; the log of the run says why"
+
+
+def new_classes(
+    known: Sequence[str], data: PreparedData, frozen: "pd.DataFrame | None", forward: str
+) -> NewClasses | None:
+    """What the champion, which knows the classes `known`, and the challenger cannot be compared on; None for nothing.
+
+    `frozen` are the champion's test rows, where the challenger's are those of its classes.
+    """
+    came, went = (
+        tuple(name for name in names if name not in others)
+        for names, others in ((data.label_names, known), (known, data.label_names))
+    )
+    if not came and not went:
+        return None
+    rows = sum(data.class_counts["test"][data.label_names.index(name)] for name in came)
+    if frozen is not None:
+        rows += int(frozen[LABEL].isin(went).sum())
+        forward = f"--refresh_test draws test rows of all present classes; {forward}"
+    return NewClasses(came, went, tuple(name for name in data.label_names if name in known), rows, forward)
 
 
 def incomparable(told: str) -> Gate:
@@ -182,20 +254,32 @@ def read_keys(file: Path) -> set[int]:
     return set(pd.read_parquet(file)["text"].tolist())
 
 
-def trial_of(data: PreparedData, folder: Path, seen: set[int] | None = None) -> Trial:
-    """Champion and challenger on the challenger's test rows, less those whose text is in `seen`."""
+def trial_of(
+    data: PreparedData,
+    folder: Path,
+    known: Collection[str],
+    seen: Sequence[tuple[Sequence[str], set[int]]] = (),
+) -> Trial:
+    """Champion and challenger on the challenger's test rows of classes that are `known` to the champion too.
+
+    Less those that one has learned from: whose text, of these columns, is among these keys.
+    """
     import numpy as np
 
     files = {"champion": folder / "staged/champion.parquet", "tuned": folder / "tuned.parquet"}
     predictions = paired_predictions({name: str(file) for name, file in files.items()})
     test = read_test_rows(data, predictions)
     slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
-    fresh = unseen(test, data.text_columns, seen) if seen else np.ones(len(test), dtype=bool)
+    shared = np.isin(predictions.labels, [i for i, name in enumerate(data.label_names) if name in known])
+    fresh = np.ones(len(test), dtype=bool)
+    for columns, keys in seen:
+        fresh &= unseen(test, columns, keys)
+    inside = fresh & shared
     return Trial(
-        labels=predictions.labels[fresh],
-        champion=predictions.tables["champion"][fresh],
-        challenger=predictions.tables["tuned"][fresh],
-        slices=[(title, inside[fresh]) for title, inside in slices if inside[fresh].any()],
+        labels=predictions.labels[inside],
+        champion=predictions.tables["champion"][inside],
+        challenger=predictions.tables["tuned"][inside],
+        slices=[(title, part[inside]) for title, part in slices if part[inside].any()],
         left_out=int((~fresh).sum()),
     )
 
@@ -209,35 +293,54 @@ def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) ->
     return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
 
 
-def own_trial(champion: Champion, data: PreparedData, own_rows: Path, ours: set[int], work: Path) -> Trial:
-    """Both on the champion's own test rows, less those that the challenger has learned from."""
+def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, work: Path) -> "pd.DataFrame | None":
+    """The test rows of a run, with the text columns of `config` and the class in LABEL."""
+    import pandas as pd
+
+    file = download(run_id, TEST_ROWS, work / "own")
+    if file is None or len(settings["text_columns"]) != len(config.data.text_columns):
+        return None
+    data = config.data.model_copy(update={"label_column": LABEL})
+    return in_our_columns(pd.read_parquet(file), settings["text_columns"], data)
+
+
+LABEL = "label"
+"""Column of a champion's test rows, whatever it was called when they were logged; no text column can have the name."""
+
+
+def own_trial(
+    champion: Champion,
+    known: Sequence[str],
+    data: PreparedData,
+    own_rows: "pd.DataFrame",
+    ours: set[int],
+    work: Path,
+) -> Trial:
+    """Both on the champion's own test rows, less those that the challenger has learned from or has no class for."""
     import numpy as np
     import pandas as pd
 
     assert champion.run_id
     predictions = download(champion.run_id, "comparison/tuned.parquet", work / "own")
     assert predictions
-    rows, answers = pd.read_parquet(own_rows), pd.read_parquet(work / ANSWERS)
+    answers, names = pd.read_parquet(work / ANSWERS), list(data.label_names)
     _, _, table = read_predictions(str(predictions))
-    names = list(data.label_names)
-    theirs = registry_label_names(champion.run_id, work)
-    fresh = unseen(rows, data.text_columns, ours)
+    fresh = unseen(own_rows, data.text_columns, ours)
+    inside = fresh & own_rows[LABEL].isin(names).to_numpy()
     return Trial(
-        labels=np.asarray([names.index(label) for label in rows["label"]])[fresh],
-        champion=table[:, [theirs.index(name) for name in names]][fresh],
-        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[fresh],
+        labels=np.asarray([names.index(label) for label in own_rows[LABEL][inside]]),
+        champion=among(table, known, names)[inside],
+        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[inside],
         left_out=int((~fresh).sum()),
     )
 
 
-def registry_label_names(run_id: str, work: Path) -> list[str]:
-    """Class names of a run's adapter, in the order of its probabilities."""
+def settings_of(run_id: str, folder: Path) -> dict[str, Any] | None:
+    """Of a run's adapter; None where the run does not have them."""
     from tasks import serving
 
-    settings = download(run_id, f"adapter/{serving.SETTINGS}", work / "own")
-    assert settings
-    names: list[str] = serving.read_settings(settings.parent)["label_names"]
-    return names
+    file = download(run_id, f"adapter/{serving.SETTINGS}", folder)
+    return serving.read_settings(file.parent) if file else None
 
 
 ANSWERS = "answers.parquet"

@@ -6,6 +6,7 @@ imports nothing of this project. What was measured and what is served are theref
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +222,25 @@ def is_server() -> bool:
     return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
 
 
+def keep_words_of_csv() -> None:
+    """In MLflow's server, a text/csv request with the texts NA, null, None or nan is read as it was written.
+
+    The server itself has pandas take these words for nothing, before the model is asked: what they were is lost.
+    """
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+    from mlflow.pyfunc import scoring_server
+
+    def parse_csv_input(csv_input: Any, schema: Any = None) -> pd.DataFrame:
+        try:
+            return pd.read_csv(csv_input, dtype=str, keep_default_na=False, na_values=[""])
+        except Exception as error:
+            raise MlflowException(f"the request is not valid csv: {error}", error_code=BAD_REQUEST) from error
+
+    scoring_server.parse_csv_input = parse_csv_input
+
+
 def why_no_text(value: object) -> str:
     if value is None or (isinstance(value, float) and value != value):  # NaN, which pandas makes of nothing
         return "there is no text; leave the row out"
@@ -258,6 +278,9 @@ def define_served_model() -> None:
             return predict(self.model, self.tokenizer, self.settings, model_input)
 
     mlflow.models.set_model(AdapterClassifier())
+    # the server loads its model before it says that it is one
+    if is_server() or "mlflow.pyfunc.scoring_server.app" in sys.modules:
+        keep_words_of_csv()
 
 
 if __name__ != "tasks.serving":

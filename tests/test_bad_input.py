@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +133,6 @@ CASES = [
     Case("no text column", ("data.text_columns", "at least 1"), "--data.text_columns []"),
     Case("reserved column", ("text_columns", "'length'", "rename"), "--data.text_columns length"),
     Case("no such split", ("data.test_split", "'dev'", "test, train, validation"), "--data.test_split dev"),
-    Case("train is test", ("train_split", "test_split", "different"), "--data.test_split train"),
     # a test set of its own
     Case("no such test file", ("data.test_file", "there is no file no.csv", "path"), "--data.test_file no.csv"),
     Case("test folder", ("data.test_file", "there is no file tests"), "--data.test_file tests", {"tests/a.csv": CSV}),
@@ -145,9 +143,9 @@ CASES = [
     of_test_file("broken.parquet", b"PAR1" + bytes(500), "data.test_file", "broken.parquet", "cannot be read"),
     of_test_file("latin-1.csv", CSV.encode() + b"caf\xe9,good\n", "data.test_file", "latin-1.csv", "row 60", "UTF-8"),
     of_test_file("no-text.csv", CSV.replace("text", "body"), "no-text.csv has no column 'text'", "body", "add it"),
-    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "no-labels.csv has no column 'label'", "add it"),
+    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "no-labels.csv has no column 'label'", "label"),
     of_test_file("unknown.csv", CSV + "a play,so-so\n", "data.label_column", "'so-so'", "bad, good", "test row 60"),
-    of_test_file("no-class.csv", CSV + "a play,\n", "data.label_column", "no class", "test row 60"),
+    of_test_file("no-class.csv", CSV + "a play,\n", "data.label_column", "no label", "test row 60"),
     of_test_file("no-words.csv", CSV + " ,good\n", "data.text_columns", "empty text", "test row 60"),
     of_test_file("rows.csv", CSV.replace("\n", ",1\n").replace("l,1", "l,row", 1), "data.test_file", "'row'", "rename"),
     of_test_file("all.csv", CSV, "data.test_file", "all 60 train rows", options="--data.name all.csv"),
@@ -155,13 +153,18 @@ CASES = [
     # labels
     of_file("one-class.csv", CSV.replace(",bad", ",good"), "data.label_column", "one class", "'good'"),
     of_file("no-label.csv", CSV + "a film,\n", "data.label_column", "train row 60"),
-    of_file("null-label.jsonl", JSONL + '{"text": "a film"}\n', "data.label_column", "None", "train row 60"),
-    of_file("negative.csv", NUMBERED.replace(",1", ",-1"), "label_column", "-1", "rows 1, 3", "20 more", "remove"),
-    of_file("float.csv", NUMBERED.replace(",1", ",0.5"), "data.label_column", "0.5", "rows 1, 3, 5", "whole number"),
+    of_file("null-label.jsonl", JSONL + '{"text": "a film"}\n', "no label but None", "train row 60"),
+    of_file("unlabelled.csv", NUMBERED.replace(",0", ",-1").replace(",1", ",-1"), "label_column", "not labelled", "-1"),
+    of_file("float.csv", NUMBERED.replace(",1", ",0.5"), "looks like a number to predict", "0.5", "rows 1, 3, 5"),
+    of_folder(
+        "unlabelled",
+        {"train.csv": CSV, "test.csv": CSV.replace(",bad", ",-1").replace(",good", ",-1")},
+        "the test rows are not labelled: 60 rows with", "--data.test_split train",
+    ),
     of_file("list.jsonl", JSONL.replace(": 0}", ": [0]}"), "data.label_column", "[0]", "train rows 0, 2, 4"),
     of_file("free.csv", FREE, "data.label_column", "60 different values", "regression"),
     of_folder("new-label", {"train.csv": CSV, "test.csv": CSV + "a film,so-so\n"}, "label_column", "'so-so'", "row 60"),
-    of_folder("new-number", {"train.csv": NUMBERED, "test.csv": NUMBERED + "a,2\n"}, "label 2", "0, 1", "test row 60"),
+    of_folder("new-number", {"train.csv": NUMBERED, "test.csv": NUMBERED + "a,2\n"}, "label '2'", "0, 1", "row 60"),
     # texts
     of_file("no-text.csv", CSV + ",good\n", "data.text_columns", "1 empty text", "'text'", "train row 60"),
     of_file("spaces.csv", "text,label\n  ,bad\n" + CSV[11:] + " ,good\n", "2 empty texts", "train rows 0, 61"),
@@ -335,7 +338,7 @@ CASES = [
     of_file("all-zeros.csv", bytes(5000), "data.name", "all-zeros.csv"),
     of_file("gzip.csv", gzip.compress(CSV.encode()), "data.name", "gzip.csv"),
     of_file("escape-label.csv", CSV.replace("good", "\x1b[2Jgood"), "data.label_column", r"'\x1b[2Jgood'", "no name"),
-    of_file("mixed.csv", NUMBERED + "a film,7.5\n", "data.label_column", "7.5", "row 60"),
+    of_file("mixed.csv", NUMBERED + "a film,7.5\n", "number to predict: 7.5 in train row 60"),
     of_file("nan.csv", NUMBERED + "a film,nan\n", "data.label_column", "'nan'", "0, 1", "remove"),
     of_file("inf.csv", NUMBERED.replace(",1", ",inf"), "data.label_column", "inf", "rows 1, 3, 5"),
     of_file("huge-label.csv", CSV.replace("good", "x" * 3_000_000, 2), "data.label_column", "200 letters"),
@@ -360,9 +363,9 @@ CASES = [
     of_file("key-twice.jsonl", JSONL.replace("}", ', "label": 1}'), "key-twice.jsonl"),
     of_file("bytes.parquet", parquet({"text": [b"a film"] * 60, "label": [0, 1] * 30}), "data.text_columns", "binary"),
     of_file("null.parquet", parquet({"text": [None] * 60, "label": [0, 1] * 30}), "data.text_columns", "60 empty"),
-    of_file("dates.parquet", parquet({"text": TEXTS, "label": [date(2024, 1, 1 + r % 2) for r in range(60)]}), "label"),
+    of_file("bytes-label.parquet", parquet({"text": TEXTS, "label": [b"a", b"b"] * 30}), "b'a' is no class", "words"),
     of_file("lists.parquet", parquet({"text": TEXTS, "label": [[0], [1]] * 30}), "data.label_column", "[0]"),
-    of_file("nan.parquet", parquet({"text": TEXTS, "label": [0.0, float("nan")] * 30}), "data.label_column", "nan"),
+    of_file("nan.parquet", parquet({"text": TEXTS, "label": [0.0, 1.0, float("nan")] * 20}), "no label but nan"),
     of_file("empty.parquet", parquet({"text": [], "label": []}), "data.name", "no rows"),
     of_file("latin.parquet", parquet_latin(), "latin.parquet", "UTF8", "save it as UTF-8"),
     of_file("no-columns.parquet", parquet({}), "data"),

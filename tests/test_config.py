@@ -276,12 +276,6 @@ def test_text_columns_that_would_clash_are_refused(columns: tuple[str, ...]) -> 
         validated({"data": {"text_columns": columns}})
 
 
-@pytest.mark.parametrize("split", ["train_split", "validation_split"])
-def test_no_split_serves_two_purposes(split: str) -> None:
-    with pytest.raises(InputError, match="three different splits"):
-        validated({"data": {split: "test"}})
-
-
 # the ready configurations
 
 

@@ -20,6 +20,7 @@ from tasks.datacheck import (
     length_edges,
     power_sentence,
     read_check,
+    twin_warnings,
 )
 from tasks.records import DataCheck, Place, PreparedData
 from tasks.statistics import detectable_difference
@@ -213,10 +214,19 @@ def test_classes_that_are_spread_alike_are_not(counts: list[list[int]]) -> None:
     assert balance_warnings(np.array(counts), ("bad", "good", "so-so")[: len(counts[0])]) == []
 
 
-def test_labels_that_differ_only_in_writing_are_named() -> None:
-    counts = np.full((3, 4), 50)
-    (warning,) = label_warnings(counts, ("Good", "bad", "good ", "so-so"))
-    assert "'Good' and 'good '" in warning and "bad" not in warning
+def test_labels_that_differ_only_in_writing_are_named_with_their_rows() -> None:
+    rows = pd.DataFrame({"split": "train", "row": range(8), "label": [0, 0, 1, 1, 2, 3, 3, 3]})
+    (warning,) = twin_warnings(rows, ("Good", "bad", "good ", "so-so"))
+    assert "'Good' (2 rows, such as train row 0) and 'good ' (1 row, such as train row 4)" in warning
+    assert "write them alike" in warning and "bad" not in warning
+
+
+def test_labels_that_look_like_several_or_like_none_are_named() -> None:
+    names = ("battery", "battery|price", "battery|screen", "price", "price|screen", "screen")
+    (warning,) = label_warnings(np.full((3, 6), 50), names)
+    assert warning.startswith("Labels such as 'battery|price' look like several labels for one text (battery, price, ")
+    (warning,) = label_warnings(np.full((3, 3), 50), ("bad", "good", "nan"))
+    assert warning.startswith("The label 'nan' is taken for a class")
 
 
 def test_labels_that_are_missing_somewhere_are_named() -> None:

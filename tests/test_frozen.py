@@ -8,10 +8,10 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.config import InputError, RunConfig
+from tasks.config import DataConfig, InputError, RunConfig
 from tasks.data import find_data, find_input, prepare
 from tasks.datacheck import read_check
-from tasks.frozen import frozen_rows
+from tasks.frozen import frozen_rows, in_our_columns
 from tasks.records import PreparedData
 from tasks.references import measurement_key
 from tasks.splits import Splits, read_splits
@@ -126,6 +126,24 @@ def test_class_names_of_the_file_are_found_among_those_of_the_training_rows(
     assert [splits.label_names[label] for label in splits.datasets["test"]["label"]] == list(test["label"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "label", "ours", "our_label", "expected"),
+    [
+        (["text"], "label", ("text",), "label", ["row", "text", "label", "region"]),
+        (["text"], "label", ("review",), "stars", ["row", "review", "stars", "region"]),
+        (["text"], "stars", ("text",), "region", ["row", "text", "region"]),
+        (["one", "two"], "label", ("two", "one"), "label", ["row", "one", "two", "label", "region"]),
+        (["one", "two"], "label", ("first", "second"), "label", ["row", "first", "second", "label", "region"]),
+    ],
+)
+def test_rows_of_another_run_get_our_columns(
+    theirs: list[str], label: str, ours: tuple[str, ...], our_label: str, expected: list[str]
+) -> None:
+    rows = pd.DataFrame([range(3 + len(theirs))], columns=["row", *theirs, label, "region"])
+    renamed = in_our_columns(rows, theirs, DataConfig(text_columns=ours, label_column=our_label))
+    assert list(renamed) == expected and renamed.iloc[0].tolist() == list(range(len(expected)))
+
+
 # what the run is known by
 
 
@@ -191,3 +209,24 @@ def test_row_numbers_of_a_csv_are_numbers(configure: Configure, tmp_path: Path) 
     path = write(film_reviews(), tmp_path / "reviews.csv")
     test = write(film_reviews(7)[72:].assign(row=range(50, 62)), tmp_path / "frozen.csv")
     assert list(read(configure(path, test_file=str(test))).datasets["test"]["row"]) == list(range(50, 62))
+
+
+def test_unknown_label_is_not_blamed_on_the_texts_that_would_be_kept_out(configure: Configure, tmp_path: Path) -> None:
+    frame = film_reviews()
+    path = write(frame, tmp_path / "reviews.csv")
+    test = write(frame[:12].assign(label=["so-so", *frame["label"][1:12]]), tmp_path / "frozen.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert "label 'so-so' is not one of bad, good (test row 0)" in said and "Leakage" not in said
+
+
+def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tmp_path: Path) -> None:
+    path = write(film_reviews(), tmp_path / "reviews.csv")
+    test = write(film_reviews(7)[72:].assign(label=-1), tmp_path / "frozen.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert said.startswith("data.label_column: the rows of data.test_file are not labelled: 12 rows with ")
+    assert said.endswith("label the rows of data.test_file, or leave it away")
+    test = write(film_reviews(7)[72:].drop(columns="label"), tmp_path / "bare.csv")
+    said = refusal(configure(path, test_file=str(test)))
+    assert said.endswith(
+        "bare.csv has no column 'label'; it has text; label the rows of data.test_file, or leave it away"
+    )

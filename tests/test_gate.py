@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.config import GateConfig
-from tasks.gate import Trial, against_champion, page, without_champion
+from tasks.gate import NewClasses, Trial, against_champion, page, without_champion
 from tasks.records import Comparison, Difference, Footprint, Gate, Interval, Rung, Scores
 
 ROWS, CLASSES, SAMPLES = 400, 2, 500
@@ -126,6 +126,44 @@ def test_equals_are_promoted_in_at_most_one_of_twenty_gates(gates: int) -> None:
         champion, challenger = (chance.uniform(size=200) < 0.6 + 0.4 * hard for _ in range(2))
         promoted += against_champion(GateConfig(), trial(champion, challenger), None, None, 300, seed=0).passed
     assert promoted / gates <= 0.05 + 3 * (0.05 * 0.95 / gates) ** 0.5
+
+
+CAME = NewClasses(("late",), (), ("bad", "good"), 60, "promote it")
+WENT = NewClasses((), ("odd", "so-so"), ("bad", "good"), 1, "promote it")
+
+
+def with_classes(given: Trial, classes: NewClasses) -> Gate:
+    return against_champion(GateConfig(), given, None, None, SAMPLES, 0, classes)
+
+
+def test_new_class_stands_in_no_ones_way_where_the_others_got_better() -> None:
+    gate = with_classes(trial(first(300), first(340)), CAME)
+    assert gate.passed
+    assert gate.findings[1].told == (
+        "the class late came, which the champion does not know; compared on rows of bad, good alone: on 60 test rows "
+        "of the others no comparison is possible"
+    )
+    assert "the class late came" in page("reviews", "Gate of reviews", gate)
+
+
+def test_new_class_names_the_way_forward_where_the_others_are_as_before() -> None:
+    gate = with_classes(trial(first(300), first(300)), CAME)
+    assert failed(gate) == ["gain", "classes"] and gate.reason.endswith("is possible; promote it")
+
+
+def test_giving_up_a_class_is_for_a_person_to_decide() -> None:
+    gate = with_classes(trial(first(300), first(340)), WENT)
+    assert failed(gate) == ["classes"]
+    assert gate.reason.startswith(
+        "the classes odd, so-so went, which the challenger does not know; compared on rows of"
+    )
+    assert "on 1 test row of" in gate.reason and gate.reason.endswith("promote it")
+
+
+def test_no_row_of_a_class_that_both_know_is_said() -> None:
+    nothing = np.zeros(0, dtype=bool)
+    gate = with_classes(trial(nothing, nothing), CAME)
+    assert gate.reason.startswith("no test row is left to compare them on; the class late came")
 
 
 def ladder(**gains: tuple[str, float]) -> Comparison:

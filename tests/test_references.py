@@ -21,6 +21,7 @@ from tasks.recording import model_values
 from tasks.records import Evaluation, PreparedData, file_sha256
 from tasks.references import (
     ChampionLeftOut,
+    among,
     ask_champion,
     ask_majority,
     cache_key,
@@ -606,6 +607,25 @@ def test_a_champion_of_other_classes_is_left_out_with_a_warning_and_the_run_goes
         assert list(in_flow(evaluate_references, changed, data, str(tmp_path))) == ["majority"]
         said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert any("models:/reviews/1 knows the classes bad, good, not no, yes" in message for message in said), said
+
+
+def test_a_champion_is_asked_among_the_classes_that_it_shares() -> None:
+    table = np.array([[0.25, 0.25, 0.5], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    assert among(table, ["a", "b", "c"], ["c", "a", "b"]).tolist() == table[:, [2, 0, 1]].tolist()
+    assert among(table, ["a", "b", "c"], ["a", "b", "c", "d"])[:, 3].tolist() == [0, 0, 0]
+    fewer = among(table, ["a", "b", "c"], ["b", "new", "a"])
+    assert fewer.dtype == np.float32 and fewer.sum(1) == pytest.approx(1)
+    assert fewer == pytest.approx(np.array([[0.5, 0, 0.5], [0.1, 0, 0.9], [0.5, 0, 0.5]]))
+
+
+def test_a_champion_of_some_of_the_classes_is_asked(registry: Any, champion: Champion, trained: Trained) -> None:
+    _, config = registry
+    grown = trained.data.model_copy(update={"label_names": ("bad", "good", "odd")})
+    answers = ask_champion(config, grown, champion)
+    assert (answers[:, 2] == 0).all() and (answers[:, :2] == ask_champion(config, trained.data, champion)).all()
+    one = trained.data.model_copy(update={"label_names": ("good", "odd")})
+    with pytest.raises(ChampionLeftOut, match="knows the classes bad, good, not good, odd"):
+        ask_champion(config, one, champion)
 
 
 def test_a_champion_of_other_columns_is_left_out(registry: Any, champion: Champion, trained: Trained) -> None:

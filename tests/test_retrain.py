@@ -208,3 +208,39 @@ def test_failed_search_for_data_is_a_failed_run(place: Place) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         place.retrain(data={"name": "nowhere/to-be-found"}, offline=True)
     assert only_run(Path.cwd()).info.status == "FAILED"
+
+
+# classes and columns that come and go
+
+
+def rewritten(place: Place, columns: dict[str, str], classes: dict[str, str]) -> None:
+    for file in place.data.glob("*.csv"):
+        frame = pd.read_csv(file)
+        frame["label"] = frame["label"].map(lambda name: classes.get(name, name))
+        frame[frame["label"] != ""].rename(columns=columns).to_csv(file, index=False)
+
+
+@pytest.mark.endurance
+def test_renamed_columns_and_a_renamed_class_are_compared_on_what_both_know(place: Place) -> None:
+    third = {"train-01": 48, "validation": 60, "test": 240}
+    for (name, stop), start in zip(third.items(), (0, 48, 60), strict=True):
+        texts, labels = sentences(20)
+        names = [("bad", "good", "odd")[label + (row % 3 == 0) * (2 - label)] for row, label in enumerate(labels)]
+        frame = pd.DataFrame({"text": texts, "label": names})[start:stop]
+        frame.to_csv(place.data / f"{name}.csv", index=False)
+    place.retrain(**UNTRAINED, force=True)
+    rewritten(place, {"text": "review", "label": "stars"}, {"odd": "strange"})
+    columns = {"data": {"text_columns": ["review"], "label_column": "stars"}}
+    frozen = place.retrain(**UNTRAINED, **columns)
+    fresh = place.retrain(**UNTRAINED, **columns, refresh_test=True)
+    told = (
+        "the class strange came, which the champion does not know; the class odd went, which the challenger does not "
+        "know; a new name for a class counts as both; compared on rows of bad, good alone: on 60 test rows of the "
+        "others no comparison is possible; {}where that is meant: peft-flow promote reviews {} --reason '...'"
+    )
+    for result, more in ((frozen, "--refresh_test draws test rows of all present classes; "), (fresh, "")):
+        assert result.action != "promoted" and result.gate.rows == 120
+        assert told.format(more, result.version) in result.reason
+    assert [finding.rule for finding in frozen.gate.findings] == ["gain", "classes", "slices"]
+    own = [finding for finding in fresh.gate.findings if finding.rule == "champion's rows"]
+    assert len(own) == 1 and "120 rows of the champion's own test" in own[0].told

@@ -1,6 +1,7 @@
 """Text in, probabilities out: the same code and the same numbers in evaluation and in the served model."""
 
 import ast
+import io
 import json
 import os
 import pickle
@@ -298,12 +299,31 @@ def test_champion_answers_with_the_probabilities_of_its_run(server: Server, test
         assert [answer["probability"] for answer in answers] == pytest.approx(table.max(1), abs=1e-6)
 
 
-def test_csv_is_answered_too(server: Server) -> None:
-    status, answers = server.ask(b"text\na warm and funny film\n42\n", "text/csv")
-    assert status == 200 and len(answers) == 2
-
-
 RECORDS = "dataframe_records"
+
+WORDS = ("NA", "null", "None", "nan", "N/A", "42", "007", "1e5", "2026-01-02", "true", "two\nlines", "a warm film")
+
+
+def test_csv_is_answered_word_for_word(server: Server) -> None:
+    body = pd.DataFrame({"text": WORDS}).to_csv(index=False).encode()
+    status, answers = server.ask(body, "text/csv")
+    assert status == 200, answers
+    assert answers == server.ask({RECORDS: [{"text": word} for word in WORDS]})[1]
+    status, answer = server.ask(b'text\na film\n""\n', "text/csv")
+    assert status == 400 and "column text, row 1: there is no text" in answer
+    status, answer = server.ask(b'text\n"a film\n', "text/csv")
+    assert status == 400 and "the request is not valid csv: " in answer
+
+
+def test_words_of_csv_are_kept_by_mlflows_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.pyfunc import scoring_server
+
+    monkeypatch.setattr(scoring_server, "parse_csv_input", scoring_server.parse_csv_input)
+    before = scoring_server.parse_csv_input(io.StringIO("text\nNA\n"))
+    assert before["text"].isna().all(), "what this is for"
+    serving.keep_words_of_csv()
+    frame = pd.DataFrame({"text": WORDS})
+    assert scoring_server.parse_csv_input(io.StringIO(frame.to_csv(index=False)))["text"].tolist() == list(WORDS)
 
 
 @pytest.mark.parametrize(

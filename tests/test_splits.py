@@ -1,6 +1,7 @@
 """Rows with labels of every kind; what is cut, drawn and noted, kept for slices, and refused all at once."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pandas as pd
 import pytest
 
 from tasks import data
-from tasks.config import InputError, validated
-from tasks.hub import find
+from tasks.config import DataConfig, InputError, validated
+from tasks.data import find_data
+from tasks.reading import check_columns
 from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
 
@@ -39,8 +41,8 @@ def film_reviews(copies: int = 6) -> pd.DataFrame:
 
 def read(path: Path, **fields: Any) -> Splits:
     """The checked rows of a local data set."""
-    config = validated({"data": {"name": str(path), **fields}}).data
-    return read_splits(find("dataset", str(path), "main", offline=True), config)
+    config = validated({"data": {"name": str(path), **fields}, "offline": True})
+    return read_splits(find_data(config), config.data)
 
 
 def rows_of(splits: Splits) -> dict[str, list[int]]:
@@ -144,6 +146,125 @@ def test_only_the_missing_split_is_cut(missing: str, tmp_path: Path) -> None:
     assert len(splits.notes) == 2 and splits.notes[1].startswith(f"no {missing} split")
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Folder of 120 train, 24 validation and 24 test rows, no text twice."""
+    frame = film_reviews(14)
+    for name, part in (("train", frame[:120]), ("validation", frame[120:144]), ("test", frame[144:])):
+        write(part, tmp_path / f"three/{name}.csv")
+    return tmp_path / "three"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes", "notes"),
+    [
+        (
+            {"test_split": "validation"},
+            {"train": 108, "validation": 12, "test": 24},
+            ["not used: the split test", "validation: the split 'validation' is test already: 12 rows were cut from"],
+        ),
+        (
+            {"test_split": "train"},
+            {"train": 108, "validation": 24, "test": 12},
+            ["not used: the split test", "test: the split 'train' is train already: 12 rows were cut from"],
+        ),
+        (
+            {"validation_split": "test"},
+            {"train": 108, "validation": 12, "test": 24},
+            ["not used: the split validation", "validation: the split 'test' is test already"],
+        ),
+        (
+            {"validation_split": "train"},
+            {"train": 108, "validation": 12, "test": 24},
+            ["not used: the split validation", "validation: the split 'train' is train already"],
+        ),
+        (
+            {"train_split": "validation"},
+            {"train": 22, "validation": 2, "test": 24},
+            ["not used: the split train", "validation: the split 'validation' is train already"],
+        ),
+        (
+            {"validation_split": "test", "test_split": "train"},
+            {"train": 108, "validation": 24, "test": 12},
+            ["not used: the split validation", "test: the split 'train' is train already"],
+        ),
+        (
+            {"train_split": "test", "validation_split": "test", "test_split": "test"},
+            {"train": 20, "validation": 2, "test": 2},
+            [
+                "not used: the splits train, validation",
+                "test: the split 'test' is train",
+                "validation: the split 'test'",
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_splits_that_ask_for_the_same_rows_share_none(
+    fields: dict[str, str], sizes: dict[str, int], notes: list[str], three: Path
+) -> None:
+    splits = read(three, **fields)
+    assert {name: len(split) for name, split in splits.datasets.items()} == sizes
+    texts = [text for split in splits.datasets.values() for text in split["text"]]
+    assert len(set(texts)) == len(texts) == sum(sizes.values())
+    for split in splits.datasets.values():
+        assert abs(list(split["label"]).count(1) - len(split) / 2) <= 1
+    assert len(splits.notes[1:]) == len(notes)
+    for note, start in zip(splits.notes[1:], notes, strict=True):
+        assert note.startswith(start)
+    again = read(three, **fields, max_length=64)
+    assert rows_of(again) == rows_of(splits)
+    other = read(three, **fields, split_seed=1)
+    assert rows_of(other) != rows_of(splits)
+
+
+def test_frozen_test_rows_of_the_validation_split_stay_out_of_validation(three: Path, tmp_path: Path) -> None:
+    splits = read(three, test_split="validation", test_file=str(three / "validation.csv"))
+    assert {name: len(split) for name, split in splits.datasets.items()} == {"train": 108, "validation": 12, "test": 24}
+
+
+@pytest.mark.parametrize(
+    ("kind", "nothing"),
+    [
+        *(("csv", value) for value in (-1, "")),
+        *((kind, value) for kind in ("jsonl", "parquet") for value in (-1, None, "")),
+        *(("ClassLabel", value) for value in (-1, None)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("bare", "there", "remedies"),
+    [
+        (["test"], SPLITS, {"test_split": "validation"}),
+        (["test"], ["train", "test"], {"test_split": "train"}),
+        (["validation", "test"], SPLITS, {"validation_split": "train", "test_split": "train"}),
+        (["validation"], SPLITS, {"validation_split": "train"}),
+    ],
+    ids=["test", "test-of-two", "both", "validation"],
+)
+def test_split_without_labels_is_refused_with_a_remedy_that_works(
+    bare: list[str], there: list[str], remedies: dict[str, str], nothing: Any, kind: str, three: Path, tmp_path: Path
+) -> None:
+    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    for name in there:
+        frame = pd.read_csv(three / f"{name}.csv")
+        numbers = frame["label"].map({"bad": 0, "good": 1}) if nothing == -1 or kind == "ClassLabel" else frame["label"]
+        columns = {"text": list(frame["text"]), "label": [nothing] * len(frame) if name in bare else list(numbers)}
+        if kind == "ClassLabel":
+            datasets.Dataset.from_dict(columns, features=kinds).to_parquet(str(tmp_path / f"{name}.parquet"))
+        else:
+            write(pd.DataFrame(columns), tmp_path / f"{name}.{kind}")
+    shutil.rmtree(three)
+    with pytest.raises(InputError) as refusal:
+        read(tmp_path)
+    for role in bare:
+        assert f"the {role} rows are not labelled: 24 rows with " in str(refusal.value)
+    for field, split in remedies.items():
+        assert f"--data.{field} {split}" in str(refusal.value)
+    splits = read(tmp_path, **remedies)
+    assert set(splits.datasets) == set(SPLITS)
+    assert all(set(split["label"]) == {0, 1} for split in splits.datasets.values())
+
+
 def test_every_class_of_a_small_data_set_reaches_every_split(tmp_path: Path) -> None:
     frame = film_reviews(5).assign(label=[f"class {row % 12}" for row in range(60)])
     for split in read(write(frame, tmp_path / "reviews.csv")).datasets.values():
@@ -151,6 +272,16 @@ def test_every_class_of_a_small_data_set_reaches_every_split(tmp_path: Path) -> 
 
 
 # row limits
+
+
+def test_limit_may_be_below_the_classes_that_no_row_has(tmp_path: Path) -> None:
+    names = ["bad", "good", *map(str, range(50))]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    texts, labels = sentences(20)
+    columns = {"text": texts, "label": labels}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    limited = read(tmp_path / "a.parquet", max_train_rows=20)
+    assert Counter(limited.datasets["train"]["label"]) == {0: 10, 1: 10}
 
 
 def test_row_limits_are_exact_stratified_seeded_and_noted(tmp_path: Path) -> None:
@@ -218,9 +349,9 @@ def test_all_faulty_rows_are_refused_at_once(tmp_path: Path) -> None:
     assert message.split(". ") == [
         "data.text_columns: 2 empty texts in column 'text' (train rows 3, 17); fill or remove them",
         "data.text_columns: 1 empty text in column 'text' (test row 0); fill or remove them",
-        "data.label_column: None is no class; use words or whole numbers (train rows 20, 21), "
-        "or choose another train_split where rows are not labelled",
-        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9)",
+        "data.label_column: 2 rows have no label but None, ' ' (train rows 20, 21); label or remove them",
+        "data.label_column: labels 'so-so', 'meh' are not one of bad, good (test rows 5, 9); correct them, or add "
+        "training rows with them",
     ]
 
 
@@ -241,7 +372,7 @@ def test_many_faulty_rows_are_ten_and_a_count(tmp_path: Path) -> None:
 
 def test_rows_that_are_all_unlabelled_are_refused(tmp_path: Path) -> None:
     path = write(film_reviews().assign(label=None), tmp_path / "reviews.parquet")
-    with pytest.raises(InputError, match=r"None is no class; .*and 62 more"):
+    with pytest.raises(InputError, match=r"the train rows are not labelled: 72 rows with None in column 'label'"):
         read(path)
 
 
@@ -297,3 +428,24 @@ def test_slices_need_rows_and_are_five_at_most(tmp_path: Path) -> None:
     assert read(write(many, tmp_path / "many.csv")).slice_columns == tuple(f"column {n}" for n in range(5))
     rare = frame.assign(kind=[f"kind {row % 20}" for row in range(120)])
     assert read(write(rare, tmp_path / "rare.csv")).slice_columns == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (
+            {"review": ["a long text", "another text"], "stars": [1, 2], "id": ["a", "b"], "all": [0, 0]},
+            "perhaps --data.text_columns review --data.label_column stars",
+        ),
+        (
+            {"my review": ["a long text"] * 3, "n": [1, 2, 3], "kind": ["a", "b", "b"]},
+            "perhaps --data.text_columns 'my review' --data.label_column kind",
+        ),
+        ({"number": [1, 2]}, "name them with --data.text_columns and --data.label_column"),
+        ({"x" * 50: ["a", "b"], "y" * 50: ["c", "d"]}, "name them with --data.text_columns and --data.label_column"),
+    ],
+)
+def test_missing_column_names_those_that_may_be_meant(columns: dict[str, list[object]], says: str) -> None:
+    chosen = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns))
+    with pytest.raises(InputError, match=f"train has no column 'text'; it has .*; {says}"):
+        check_columns(chosen, DataConfig())
