@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from tasks.config import DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
 from tasks.hub import test_path
-from tasks.kept import as_kinds
-from tasks.reading import as_test_file, check_letters, load, numbers
-from tasks.records import PreparedData, Source, file_sha256
+from tasks.kept import as_kinds, rows_of
+from tasks.reading import as_test_file, check_letters, check_test_file, numbers
+from tasks.records import PreparedData, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,15 +24,16 @@ def file_revision(name: str) -> str:
         raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
 
 
-def read_test_file(source: Source, config: DataConfig) -> "Dataset":
+def read_test_file(config: DataConfig) -> "Dataset":
     """The rows of `data.test_file`; InputError names the file."""
-    assert config.test_file and source.test_revision
+    assert config.test_file
     path = Path(config.test_file).expanduser().resolve()
-    file = Source(name=str(path), revision=source.test_revision, is_local=True, local_files_only=True)
+    check_test_file(path, config)
     with as_test_file():
-        loaded = load(file, config.model_copy(update={"config": None, "test_file": None}))
-        check_letters(loaded, file)
-    test = with_row_numbers(loaded["train"])
+        test = with_row_numbers(rows_of([(path,)]))
+        if not len(test):
+            raise InputError(f"data.name: {path} has no rows; add some")
+        check_letters({"test": test}, path)
     check_rows(test, path)
     return test
 

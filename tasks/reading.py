@@ -4,13 +4,14 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, describe, how_read, look_into, saved_by_datasets
-from tasks.formats import TABLES, columns_of, kind_of, table
+from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
 from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
@@ -104,51 +105,76 @@ def with_features(split: "Dataset", folder: Folder) -> "Dataset":
 
 def check_files(folder: Folder, config: DataConfig) -> None:
     """Refuses a file of a split that is used in which a column is missing, before any of them is read to its end."""
-    roles = {name: role for role, name in split_names(config).items() if split_owner(role, config) == role}
-    if config.test_file:
-        roles = {name: role for name, role in roles.items() if role != "test"}
-    files = {piece[0]: role for name, role in roles.items() for piece in folder.splits.get(name, ())}
-    named = {file: columns for file in files if (columns := columns_of(file, folder.sep)) is not None}
-    wanted = {*config.text_columns, config.label_column}
-    complete = {files[file] for file, columns in named.items() if wanted <= set(columns)}
-    for file, columns in named.items():
-        advice = "add it, or take the file away" if complete else ""
-        if complete and files[file] != "train" and config.label_column not in columns:
-            advice += f"; or {labelled_instead(files[file], complete, config)}"
-        check_names(file.name, columns, config, advice)
+    roles = {role: name for role, name in split_names(config).items() if role != "test" or not config.test_file}
+    used = [(role, piece[0]) for role, name in roles.items() for piece in folder.splits.get(name, ())]
+    columns = {file: columns_of(file, folder.sep) for _, file in used}
+    labelled = [role for role, file in used if config.label_column in (columns[file] or [config.label_column])]
+    for role, file in used:
+        check_names(role, file, columns[file], config, labelled, folder.sep)
 
 
-def check_names(where: str, columns: Sequence[str], config: DataConfig, advice: str = "") -> None:
-    """InputError where a column is missing, with what there is and what to do."""
-    for field, wanted in (("text_columns", config.text_columns), ("label_column", (config.label_column,))):
-        if missing := [name for name in wanted if name not in columns]:
-            told = advice or name_columns(columns, config.text_columns, config.label_column)
-            there = ", ".join(columns) or "none"
-            raise InputError(f"data.{field}: {where} has no column '{missing[0]}'; it has {there:.200}; {told}")
+def check_names(
+    role: str, file: Path, columns: Sequence[str] | None, config: DataConfig, labelled: Collection[str], sep: str | None
+) -> None:
+    wanted = (*config.text_columns, config.label_column)
+    if columns is not None and (missing := [name for name in wanted if name not in columns]):
+        rows = [raw for raw, _ in islice(read_rows(file, sep=sep), FIRST_ROWS) if isinstance(raw, dict)]
+        first = {name: [row.get(name) for row in rows] for name in columns}
+        raise no_column(missing[0], file.name, first, config, role, labelled)
 
 
-def name_columns(columns: Sequence[str], texts: Sequence[str], label: str | None = None) -> str:
-    """What to do where one of `texts` and `label` is missing: which options name those that there are."""
+def no_column(
+    name: str,
+    where: str,
+    first: Mapping[str, Sequence[Any]],
+    config: DataConfig,
+    role: str,
+    labelled: Collection[str],
+) -> InputError:
+    """The error that a column is missing; `first` are the first rows, and `labelled` the splits that have labels."""
+    field = "label_column" if name == config.label_column else "text_columns"
+    if role == "train":
+        advice = name_columns(first, config.text_columns, config.label_column)
+    elif field == "label_column":
+        advice = labelled_instead(role, labelled, config)
+    else:
+        advice = "add it, or take the file away"
+    return InputError(
+        f"data.{field}: {where} has no column '{name}'; it has {', '.join(first) or 'none':.200}; {advice}"
+    )
+
+
+def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None = None) -> str:
+    """What to do where one of `texts` and `label` is missing: which options name those that look like them."""
     wanted = [*texts, *([label] if label else [])]
-    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in columns):
+    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
-    others = [name for name in columns if name not in wanted]
-    if not others:
-        return "add it"
-    found = next((name for name in others if name.strip().lower() in LABEL_WORDS), others[-1])
-    rest = [name for name in others if name != found or not label or label in columns] or others
-    options = [] if set(texts) <= set(columns) else [("text_columns", ",".join(rest[: len(texts)]))]
-    if label and label not in columns:
-        options.append(("label_column", found))
-    said = " ".join(f"--{'data.' if label else ''}{option} {shlex.quote(name)}" for option, name in options)
-    return f"if it has another name, say so, for example {said}"
+    section = "data." if label else ""
+    others = {name: [value for value in values if value is not None] for name, values in first.items()}
+    letters = {
+        name: sum(map(len, values)) for name, values in others.items() if all(isinstance(v, str) for v in values)
+    }
+    longest = sorted((name for name in letters if letters[name] and name != label), key=letters.__getitem__)[
+        -len(texts) :
+    ]
+    found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
+    kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
+    classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
+    options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
+    if label and label not in first:
+        options.append(f"--{section}label_column {shlex.quote(classes or '')}")
+    if len(found) < len(texts) or (label and not classes) or len(" ".join(options)) > MOST_OPTION_LETTERS:
+        return "name them with " + " and ".join(
+            f"--{section}{name}" for name in ("text_columns", "label_column")[: 1 + bool(label)]
+        )
+    return f"perhaps {' '.join(options)}"
 
 
-LABEL_WORDS = {
-    *("label", "labels", "class", "category", "sentiment", "stars", "rating", "target", "intent", "topic", "tag"),
-    *("score", "emotion", "polarity", "language"),
-}
-"""What people call the column with the class."""
+FIRST_ROWS = 100
+"""Looked at to find out which columns hold texts and classes."""
+
+MOST_OPTION_LETTERS = 100
+"""Of options that a message names: longer ones have no names in them, but rows where a header is missing."""
 
 
 def check_early(config: DataConfig) -> None:
@@ -161,11 +187,12 @@ def check_early(config: DataConfig) -> None:
         if not folder.whole:
             check_files(folder, config)
     if config.test_file:
-        path = test_path(config.test_file)
-        with as_test_file():
-            columns = columns_of(path)
-        if columns is not None:
-            check_names(path.name, columns, config, "add it, or leave data.test_file away")
+        check_test_file(test_path(config.test_file), config)
+
+
+def check_test_file(path: Path, config: DataConfig) -> None:
+    with as_test_file():
+        check_names("test", path, columns_of(path), config, (), None)
 
 
 @contextmanager
@@ -228,7 +255,7 @@ def reason(error: BaseException) -> str:
     return first_line(told or type(error).__name__)
 
 
-def check_letters(loaded: "DatasetDict", source: Source) -> None:
+def check_letters(loaded: Mapping[str, "Dataset"], name: str | Path) -> None:
     """Refuses a column that says it is text and is not: nothing of it could be read later."""
     import pyarrow
 
@@ -236,7 +263,7 @@ def check_letters(loaded: "DatasetDict", source: Source) -> None:
         try:
             split.data.validate(full=True)
         except pyarrow.ArrowInvalid as error:
-            raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}; save it as UTF-8") from None
+            raise InputError(f"data.name: {name} cannot be read: {reason(error)}; save it as UTF-8") from None
 
 
 def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", list[str]]:
@@ -289,9 +316,11 @@ def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -
 
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
-        bare = role != "train" and config.label_column not in split.column_names
-        labelled = [other for other in chosen if config.label_column in chosen[other].column_names]
-        check_names(role, split.column_names, config, labelled_instead(role, labelled, config) if bare else "")
+        missing = [name for name in (*config.text_columns, config.label_column) if name not in split.column_names]
+        if missing:
+            labelled = [other for other in chosen if config.label_column in chosen[other].column_names]
+            first = split.select(range(min(len(split), FIRST_ROWS))).to_dict()
+            raise no_column(missing[0], role, first, config, role, labelled)
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):

@@ -128,7 +128,7 @@ def check_columns(config: PredictionConfig, raw: Mapping[str, Any], columns: Seq
             there = ", ".join(map(str, raw)) or "none"
             raise InputError(
                 f"text_columns: there is no column '{column}' in {config.input}; it has {there:.200}; "
-                f"{name_columns(list(raw), columns)}"
+                f"{name_columns({name: [value] for name, value in raw.items()}, columns)}"
             )
 
 

@@ -54,11 +54,11 @@ class Splits(NamedTuple):
 def read_splits(source: Source, config: DataConfig) -> Splits:
     """Train, validation and test rows of `source`, complete and checked; raises InputError naming split and row."""
     loaded = load(source, config)
-    check_letters(loaded, source)
+    check_letters(loaded, source.name)
     chosen, notes = choose_splits(loaded, config)
     notes = [*how_found(source, config), *notes]
     if config.test_file:
-        chosen["test"] = read_test_file(source, config)
+        chosen["test"] = read_test_file(config)
     check_columns(chosen, config)
     encoded, label_names, label_faults = encode_labels(chosen, config)
     text_faults = [fault for role, split in encoded.items() for fault in empty_texts(role, split, config.text_columns)]

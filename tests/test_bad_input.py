@@ -143,7 +143,7 @@ CASES = [
     of_test_file("broken.parquet", b"PAR1" + bytes(500), "data.test_file", "broken.parquet", "cannot be read"),
     of_test_file("latin-1.csv", CSV.encode() + b"caf\xe9,good\n", "data.test_file", "latin-1.csv", "row 60", "UTF-8"),
     of_test_file("no-text.csv", CSV.replace("text", "body"), "no-text.csv has no column 'text'", "body", "add it"),
-    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "no-labels.csv has no column 'label'", "add it"),
+    of_test_file("no-labels.csv", CSV.replace("label", "stars"), "no-labels.csv has no column 'label'", "label"),
     of_test_file("unknown.csv", CSV + "a play,so-so\n", "data.label_column", "'so-so'", "bad, good", "test row 60"),
     of_test_file("no-class.csv", CSV + "a play,\n", "data.label_column", "no label", "test row 60"),
     of_test_file("no-words.csv", CSV + " ,good\n", "data.text_columns", "empty text", "test row 60"),

@@ -126,7 +126,7 @@ def test_error_is_one_line_on_standard_error(foundation: Any, tmp_path: Path) ->
     )
     assert done.returncode == USER_MUST_CHANGE
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "reviews.csv" in done.stderr and "row 31" in done.stderr
+    assert done.stderr.count("\n") == 1 and "reviews.csv" in done.stderr and "row 30" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["reviews.csv"]
 
 

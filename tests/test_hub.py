@@ -390,7 +390,7 @@ def test_hub_that_never_recovers_is_refused_by_the_command_in_one_line(hub_root:
         failing.stop()
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "model.name: gpt2" in done.stderr and "503" in done.stderr
+    assert done.stderr.count("\n") == 1 and "data.name: rotten_tomatoes" in done.stderr and "503" in done.stderr
 
 
 def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from tasks import data
-from tasks.config import InputError, validated
+from tasks.config import DataConfig, InputError, validated
 from tasks.data import find_data
 from tasks.labels import numbers_first
+from tasks.reading import check_columns
 from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
 
@@ -434,3 +435,24 @@ def test_slices_need_rows_and_are_five_at_most(tmp_path: Path) -> None:
 def test_classes_that_are_numbers_stand_in_their_order() -> None:
     names = ["word", "10", "9", "-1", "0", "-10", "1" * 5_000]  # Python refuses to read the last one as a number
     assert sorted(names, key=numbers_first) == ["-10", "-1", "0", "9", "10", "1" * 5_000, "word"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (
+            {"review": ["a long text", "another text"], "stars": [1, 2], "id": ["a", "b"], "all": [0, 0]},
+            "perhaps --data.text_columns review --data.label_column stars",
+        ),
+        (
+            {"my review": ["a long text"] * 3, "n": [1, 2, 3], "kind": ["a", "b", "b"]},
+            "perhaps --data.text_columns 'my review' --data.label_column kind",
+        ),
+        ({"number": [1, 2]}, "name them with --data.text_columns and --data.label_column"),
+        ({"x" * 50: ["a", "b"], "y" * 50: ["c", "d"]}, "name them with --data.text_columns and --data.label_column"),
+    ],
+)
+def test_missing_column_names_those_that_may_be_meant(columns: dict[str, list[object]], says: str) -> None:
+    chosen = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns))
+    with pytest.raises(InputError, match=f"train has no column 'text'; it has .*; {says}"):
+        check_columns(chosen, DataConfig())
