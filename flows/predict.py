@@ -43,7 +43,7 @@ def predict(
 
     Args:
         model: Registered model (NAME@ALIAS, NAME/3; NAME is its champion), id of an MLflow run, or adapter folder.
-        input: A csv, json, jsonl or parquet file, local folder, or Hub data set.
+        input: A csv, tsv, json, jsonl, parquet, xlsx or arrow file, also packed, local folder, or Hub data set.
         output: File to write: csv, jsonl or parquet by its name.
         split: Split of a data set or folder. None: its only one.
         config: Configuration (subset) of a Hub data set that has several. None: its only one.
