@@ -20,6 +20,7 @@ from tasks.reading import numbers
 from tasks.records import PreparedData, Source, digest, write_text
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
+from tasks.trial import try_model
 from tasks.work import environment_key
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
     check_adapter(models.check_model(model, config), model, config)
     data = found[0] if found else find_data(config)
     patient(read_splits)(data, config.data)
+    if (
+        found or model.is_local
+    ):  # weights come from the Hub within the flow, where Prefect waits for one that breaks off
+        try_model(model, config)
     return data, model
 
 
