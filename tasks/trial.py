@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks import serving
 from tasks.adapter import attach_adapter
-from tasks.blocks import evaluating
+from tasks.blocks import evaluating, find_blocks
 from tasks.config import InputError, RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import free_device_memory
@@ -19,6 +19,7 @@ from tasks.model import load_foundation, load_tokenizer
 from tasks.progress import warn
 from tasks.records import Source, digest
 from tasks.trimming import stirred
+from tasks.trunk import entering
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
 
@@ -45,6 +46,8 @@ def try_model(source: Source, config: RunConfig) -> None:
         rows = serving.tokenize([TEXTS], tokenizer, config.data.max_length)
         with refusing(source), stirred(model):
             check_padding(model, tokenizer, rows, source)
+            if config.adapter.layers:
+                check_blocks(model, tokenizer, rows, config)
             check_gradients(model, tokenizer, rows, source)
     del model
     free_device_memory()
@@ -78,6 +81,22 @@ def check_padding(model: Any, tokenizer: Any, rows: Any, source: Source) -> None
         raise InputError(
             f"model {source.name}: what it says of a text depends on the texts beside it (logits differ by "
             f"{difference:.2g}), for it does not leave out padding; choose another model"
+        )
+
+
+def check_blocks(model: Any, tokenizer: Any, rows: Any, config: RunConfig) -> None:
+    """What enters the adapted blocks can be kept for each text: (texts, length, width), a text's own tokens first."""
+    import torch
+
+    blocks = find_blocks(model)
+    assert blocks and config.adapter.layers
+    batch = tokenizer.pad(dict(rows), return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        states = entering(blocks.modules[-config.adapter.layers], model, batch)
+    if tokenizer.padding_side != "right" or states.shape[:2] != batch["input_ids"].shape:
+        raise InputError(
+            f"adapter.layers: what enters the top blocks of {config.model.name} cannot be kept for each text; leave it "
+            "empty"
         )
 
 
