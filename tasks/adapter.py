@@ -4,18 +4,18 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 from tasks import serving
-from tasks.blocks import find_blocks
+from tasks.blocks import find_blocks, is_inside, text_parts
 from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
 from tasks.hub import first_line
 from tasks.methods import METHODS, Shape
-from tasks.model import base_model_settings
+from tasks.model import base_model_settings, word_embeddings
 from tasks.options import check_attached, check_options, listed
 from tasks.records import PreparedData, Source, write_text
 
@@ -60,29 +60,45 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
             raise unfit(config, error) from error
 
 
+def suffixes(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f".{name}" for name in names)
+
+
 def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> Any:
     """The PEFT model: foundation frozen; adapter and `fresh` modules trainable, drawn from the run's seed.
 
     Layers not named in the configuration are those that peft knows to suit the method and architecture, else all
-    linear layers of the body (for ln_tuning, all its norms). Raises InputError for what peft refuses.
+    linear layers of the body (for ln_tuning, all its norms). What reads pictures or sound is left alone. Raises
+    InputError for what peft refuses.
     """
+    from peft.utils.error import NoMatchingPeftModuleError
+
     kind, values = peft_settings(model, config, fresh, steps)
     for name in config.adapter.target_modules:
         if config.adapter.layers and is_below(name, model, config):
             raise InputError(f"adapter.target_modules: {name} is below the top {config.adapter.layers} blocks")
+    layers, named = body_layers(model, fresh, norms=config.adapter.method == "ln_tuning"), values.get("target_modules")
+    is_mixed = text_parts(model) != [""] and "target_modules" in {field.name for field in dataclasses.fields(kind)}
     try:
-        try:
-            return wrap(model, kind, values, config.seed)
-        except ValueError as error:
-            if "target_modules" in values or "specify `target_modules`" not in str(error):
-                raise
-        layers = body_layers(model, fresh, norms=config.adapter.method == "ln_tuning")
-        if values.pop("layers_to_transform", None):  # peft heeds it for last names only
-            layers = {name: layer for name, layer in layers.items() if not is_below(name, model, config)}
-        values["target_modules"] = sorted(layers)
-        if config.adapter.method == "ia3":
-            values["feedforward_modules"] = []
-        return wrap(model, kind, values, config.seed)
+        if is_mixed and not isinstance(named, str):
+            if named:
+                layers = {name: layer for name, layer in layers.items() if f".{name}".endswith(suffixes(named))}
+        else:
+            try:
+                return wrap(model, kind, values, config.seed)
+            except ValueError as error:
+                if named:
+                    raise
+                if isinstance(error, NoMatchingPeftModuleError):
+                    layers = {name: layer for name, layer in layers.items() if not name.endswith(EXPERTS)}
+                elif "specify `target_modules`" not in str(error):
+                    raise
+        if not layers:
+            raise InputError(
+                f"adapter.method: {config.adapter.method} finds no layers of a kind that it knows in "
+                f"{config.model.name}; choose another model"
+            )
+        return wrap(model, kind, fully_named(layers, values, model, config), config.seed)
     except InputError:
         raise
     except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
@@ -93,6 +109,20 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
 
 def unfit(config: RunConfig, error: Exception) -> InputError:
     return InputError(f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}")
+
+
+EXPERTS = suffixes(("w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"))
+"""Of models that mix experts: peft takes these names for the experts' joint weights, and forgets its own choice."""
+
+
+def fully_named(layers: Mapping[str, Any], values: dict[str, Any], model: Any, config: RunConfig) -> dict[str, Any]:
+    """`values` for just these layers."""
+    if values.get("layers_to_transform") is not None:  # peft heeds it for last names only
+        layers = {name: layer for name, layer in layers.items() if not is_below(name, model, config)}
+    changes: dict[str, Any] = {"target_modules": sorted(layers)}
+    if config.adapter.method == "ia3":
+        changes["feedforward_modules"] = []
+    return {name: value for name, value in values.items() if name != "layers_to_transform"} | changes
 
 
 def is_below(name: str, model: Any, config: RunConfig) -> bool:
@@ -194,8 +224,11 @@ def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[s
 
 def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
     layers = body_layers(model, ())
-    inputs, outputs = zip(*map(widths, layers.values()), strict=True)
-    return Shape(gcd(*inputs), gcd(*outputs), model.get_input_embeddings().embedding_dim, steps, adapter.r)
+    shapes = [widths(layer) for layer in layers.values()] or [(1, 1)]
+    inputs, outputs = zip(*shapes, strict=True)
+    embeddings = word_embeddings(model)
+    width = model.config.hidden_size if embeddings is None else embeddings.shape[1]
+    return Shape(gcd(*inputs), gcd(*outputs), width, steps, adapter.r)
 
 
 def widths(layer: Any) -> tuple[int, int]:
@@ -207,18 +240,28 @@ def widths(layer: Any) -> tuple[int, int]:
 
 
 def body_layers(model: Any, fresh: Sequence[str], norms: bool = False) -> dict[str, Any]:
-    """Linear layers (or norms) by full name, without the head and without `fresh` modules, which train whole."""
+    """Linear layers (or norms) by full name, of what reads text; without the head, without `fresh` modules, which train
+    whole, and without what chooses experts. SqueezeBERT's blocks have convolutions in their place.
+    """
     import torch
     from transformers.pytorch_utils import Conv1D
 
     heads = {name for name, _ in model.named_children() if name != model.base_model_prefix}
-    outside = (*heads, *fresh)
+    outside, parts, blocks = (*heads, *fresh), text_parts(model), find_blocks(model)
+    linear = (torch.nn.Linear, Conv1D)
+    is_convolved = blocks and not any(isinstance(module, linear) for module in blocks.modules.modules())
+    kinds = (torch.nn.Conv1d,) if is_convolved else linear
     return {
         name: module
         for name, module in model.named_modules()
         if not name.startswith(outside)
-        and ("Norm" in type(module).__name__ if norms else isinstance(module, torch.nn.Linear | Conv1D))
+        and is_inside(name, parts)
+        and ("Norm" in type(module).__name__ if norms else isinstance(module, kinds) and not ROUTER.search(name))
     }
+
+
+ROUTER = re.compile(r"(^|\.)(router|gating|gate|shared_expert_gate)(\.|$)")
+"""What decides which expert a token goes to; PhiMoE's returns no tensor."""
 
 
 def adapted_modules(model: Any) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The like blocks that a model is made of, whatever its architecture calls them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,14 +16,39 @@ def find_blocks(model: Any) -> Blocks | None:
     """None for an encoder with a decoder, and where no list in the model is as long as its configuration says."""
     from torch.nn import ModuleList
 
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(model.config, "is_encoder_decoder", False):
         return None
-    count = getattr(config, "num_hidden_layers", None)
+    count, parts = getattr(model.config.get_text_config(), "num_hidden_layers", None), text_parts(model)
     for name, module in model.named_modules():
-        if isinstance(module, ModuleList) and len(module) == count:
+        if isinstance(module, ModuleList) and len(module) == count and is_inside(name, parts):
             return Blocks(name, module)
     return None
+
+
+def text_parts(model: Any) -> list[str]:
+    """Names of the parts that read text, of a model that reads pictures too; of any other `[""]`: all of it."""
+    kinds = text_kinds(model.config)
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        if type(getattr(module, "config", None)) in kinds and not is_inside(name, parts):
+            parts.append(name)
+    return parts or [""]
+
+
+def text_kinds(config: Any) -> set[type]:
+    """Classes of configurations: this one's, or of those that it is made of the ones for text."""
+    names = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]
+    if not names:
+        return {type(config)}
+    return set().union(*(text_kinds(getattr(config, name)) for name in names if not name.startswith(OTHER_SENSES)))
+
+
+OTHER_SENSES = ("vision", "audio", "image", "video", "speech")
+
+
+def is_inside(name: str, parts: Collection[str]) -> bool:
+    """Whether a module is one of these parts, or within one."""
+    return any(part == "" or f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 @contextmanager

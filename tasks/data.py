@@ -20,6 +20,7 @@ from tasks.reading import numbers
 from tasks.records import PreparedData, Source, digest, write_text
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
+from tasks.trial import try_model
 from tasks.work import environment_key
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
     patient(read_splits)(data, config.data)
     model = found[1] if found else models.find_model(config)
     check_adapter(models.check_model(model, config), model, config)
+    # weights come from the Hub within the flow, where Prefect waits for one that breaks off
+    if found or model.is_local:
+        try_model(model, config)
     return data, model
 
 

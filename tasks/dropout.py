@@ -84,6 +84,7 @@ def quick_dropout(model: Any) -> Iterator[None]:
             return done
         if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True):
             attention_mask = query.new_ones(query.shape[2], key.shape[2]).tril().bool()
+        given = query.dtype
         with torch.autocast("cpu", enabled=False):  # these products are too small to gain by bfloat16
             query, key, value = (part.float().contiguous() for part in (query, key, value))
             scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
@@ -91,7 +92,9 @@ def quick_dropout(model: Any) -> Iterator[None]:
                 scores = scores + (attention_mask if attention_mask.dtype.is_floating_point else bias(attention_mask))
             weights = scores.softmax(-1)
             kept = weights * keep(tuple(weights.shape), dropout)
-            return (kept @ value).transpose(1, 2).contiguous(), None
+            found = (kept @ value).transpose(1, 2).contiguous()
+        # autocast casts it for the next layer; without, that layer's weights are of the query's number format
+        return found if torch.is_autocast_enabled("cpu") else found.to(given), None
 
     changed = [module for module in model.modules() if type(module) is Dropout]
     for module in changed:

@@ -307,7 +307,12 @@ MANY_ROWS = 5
 
 def are_many_numbers(names: Sequence[str]) -> bool:
     """Whether they are whole numbers, more than 20, and not just numbered from 0 or 1 on, as classes are."""
-    if len(names) <= 20 or max(map(len, names)) > MOST_LETTERS or not all(map(WHOLE.fullmatch, names)) or are_codes(names):
+    if (
+        len(names) <= 20
+        or max(map(len, names)) > MOST_LETTERS
+        or not all(map(WHOLE.fullmatch, names))
+        or are_codes(names)
+    ):
         return False
     return [int(name) for name in names] not in [list(range(start, start + len(names))) for start in (0, 1)]
 

@@ -36,11 +36,16 @@ def hub_arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
 
 @patient
 def load_tokenizer(source: Source, config: ModelConfig) -> Any:
-    """Tokenizer with a pad token: GPT-style models have none and pad with their end-of-text token."""
+    """Tokenizer with a pad token: GPT-style models have none and pad with their end-of-text token.
+
+    It pads on the side that suits the model's head, and says so where it is saved.
+    """
     from transformers import AutoTokenizer
 
+    # XLNet classifies by the last place, which must not be padding
+    side = "left" if getattr(load_config(source, config), "summary_type", None) == "last" else "right"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **hub_arguments(source, config))
+        tokenizer = AutoTokenizer.from_pretrained(source.name, padding_side=side, **hub_arguments(source, config))
     except Exception as error:
         raise unusable("tokenizer", source, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without its files
@@ -49,7 +54,6 @@ def load_tokenizer(source: Source, config: ModelConfig) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
         raise InputError(f"model {source.name}: its tokenizer has no pad, end, unknown or start token to pad with")
-    tokenizer.padding_side = "right"
     return serving.read_as_text(tokenizer)
 
 
@@ -164,7 +168,7 @@ def check_model(source: Source, config: RunConfig) -> Any:
 
 
 def check_layers(architecture: Any, source: Source) -> None:
-    layers = getattr(architecture, "num_hidden_layers", 1)
+    layers = getattr(architecture.get_text_config(), "num_hidden_layers", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:  # more would be built for hours
         raise InputError(f"model {source.name}: its config.json says {layers!r:.80} layers; 1 to {MOST_LAYERS} can be")
 
@@ -175,12 +179,27 @@ MOST_LAYERS = 1_000
 
 def check_vocabulary(tokenizer: Any, model: Any, source: Source) -> None:
     """Refuses a tokenizer of another model: training would end at the first word that the model has no place for."""
-    words, places = max(tokenizer.vocab_size, tokenizer.pad_token_id + 1), model.get_input_embeddings().num_embeddings
-    if words > places:
+    words, places = max(tokenizer.vocab_size, tokenizer.pad_token_id + 1), vocabulary(model)
+    if places and words > places:
         raise InputError(
             f"model {source.name}: its tokenizer knows {words:,} words and its weights only {places:,}; "
             "is the tokenizer that of these weights?"
         )
+
+
+def vocabulary(model: Any) -> int | None:
+    """How many different tokens the model has a place for; None where its embeddings cannot be told (CANINE hashes)."""
+    embeddings = word_embeddings(model)
+    return None if embeddings is None else int(embeddings.shape[0])
+
+
+def word_embeddings(model: Any) -> Any:
+    """The weights (tokens, width), or None."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return getattr(embeddings, "weight", None)
 
 
 def check_files(source: Source, config: RunConfig, tokenizer: Any) -> None:
@@ -228,9 +247,10 @@ def empty_classifier(architecture: Any, source: Source, config: RunConfig) -> An
 
 def positions(model: Any) -> int:
     """Longest text in tokens. RoBERTa's kin count positions from behind the pad token: two of 514 are lost."""
-    config = model.config
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next((limit for limit in limits if limit and limit > 0), sys.maxsize)  # XLNet's -1 is none
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.num_embeddings - module.padding_idx - 1)
+            return int(len(module.weight) - module.padding_idx - 1)
     return int(limit)

@@ -130,10 +130,22 @@ def load_classifier(
         adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter, even offline
         output_loading_info=True,
     )
-    model.config.pad_token_id = pad_token_id
+    for config in (model.config, model.config.get_text_config()):  # of a model that reads pictures too, another
+        config.pad_token_id = pad_token_id
     model.config.use_cache = False  # nothing is generated: the keys and values of a text would be kept for nothing
     fuse_activations(model)
+    attend_to_all(model)
     return model, info
+
+
+def attend_to_all(model: Any) -> None:
+    """BigBird leaves sparse attention at the first batch of short texts, and for good: what it says of a long text
+    would depend on what it was asked before."""
+    for module in model.modules():
+        if getattr(module, "attention_type", None) == "block_sparse" and hasattr(module, "set_attention_type"):
+            module.set_attention_type("original_full")
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        model.config.attention_type = "original_full"
 
 
 def fuse_activations(model: Any) -> None:

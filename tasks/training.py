@@ -408,6 +408,9 @@ def training_arguments(
         seed=config.seed,
         data_seed=config.seed,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        label_names=[
+            "labels"
+        ],  # else Trainer looks for them in the model's signature, and Qwen3.5's does not show them
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -211,10 +211,11 @@ class Trim:
         self.length = 0
 
     def look(self, model: Any, arguments: Any, named: Any) -> None:
-        self.token, self.length = token_of(self.find, model, named), named["input_ids"].shape[1]
+        self.token = token_of(self.find, model, named)
 
     def narrow(self, part: Any, inputs: Any) -> Any:
         assert self.token is not None
+        self.length = inputs[0].shape[1]  # not that of the ids: Longformer pads to whole windows inside
         return tuple(at(values, self.token) for values in inputs)
 
     def widen(self, part: Any, inputs: Any, output: Any) -> Any:

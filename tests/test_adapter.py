@@ -7,7 +7,9 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import serving
+from tasks.config import validated
 from tests.conftest import sentences, write_model
+from tests.support import small_configuration
 from tests.test_model import attach, build, check, refusal, save, train
 
 
@@ -27,6 +29,76 @@ def test_target_modules_are_found_for_the_architecture(family: str, expected: se
     adapted = [name for name, p in model.named_parameters() if "lora_" in name]
     layers = 2 * len(expected)
     assert len(adapted) == 2 * layers, "every layer of the body, the head not"
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        # mixtures of experts: peft takes the names in their blocks for the experts' joint weights
+        ("mixtral", ATTENTION),
+        ("minimax", ATTENTION | {"out_proj", "output_gate", "qkv_proj"}),
+        ("qwen3_moe", ATTENTION),
+        ("hunyuan_v1_moe", ATTENTION),
+        ("deepseek_v3", {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
+        # what chooses the experts is left alone
+        ("phimoe", ATTENTION),
+        ("qwen2_moe", ATTENTION | {"gate_proj", "up_proj", "down_proj"}),
+        ("jetmoe", {"kv_proj"}),
+        # blocks of convolutions
+        ("squeezebert", {"query", "key", "value", "conv1d"}),
+        # embeddings that are no table
+        ("canine", {"query", "key", "value", "dense"}),
+        # a subclass of Linear that is nothing else
+        ("falcon", {"query_key_value"}),
+    ],
+)
+def test_layers_are_found_in_families_of_every_kind(family: str, expected: set[str]) -> None:
+    model = adapters.attach_adapter(empty(family), validated({}), (), steps=10)
+    assert set(adapters.adapted_modules(model)) == expected
+
+
+def empty(family: str) -> Any:
+    """A classifier of this family, without memory for weights."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(small_configuration(family))
+
+
+def adapted_layers(family: str, adapter: dict[str, Any]) -> list[str]:
+    """Their full names, within the classifier."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapters.attach_adapter(empty(family), validated({"adapter": adapter}), (), steps=10).base_model.model
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@pytest.mark.parametrize("adapter", [{}, {"target_modules": ("q_proj", "v_proj")}, {"method": "ia3"}])
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("gemma3", ("model.language_model.",)),
+        ("t5gemma2", ("model.encoder.text_model.", "model.decoder.")),
+        ("ultravbert", ("model.text_model.",)),
+    ],
+)
+def test_of_a_model_that_reads_pictures_too_what_reads_text_is_adapted(
+    family: str, text: tuple[str, ...], adapter: dict[str, Any]
+) -> None:
+    names = adapted_layers(family, adapter)
+    assert names and all(name.startswith(text) for name in names)
+    assert all(any(name.startswith(part) for name in names) for part in text)
+    wanted = adapter.get("target_modules")
+    assert not wanted or {name.split(".")[-1] for name in names} == set(wanted)
+
+
+def test_of_a_model_that_reads_pictures_too_the_top_blocks_are_those_that_read_text() -> None:
+    names = adapted_layers("gemma3", {"layers": 1})
+    assert names and all(name.startswith("model.language_model.layers.1.") for name in names)
 
 
 @pytest.mark.parametrize(("family", "expected"), [("gpt2", {"ln_1", "ln_2", "ln_f"}), ("bert", {"LayerNorm"})])

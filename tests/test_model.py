@@ -4,6 +4,7 @@ import contextlib
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from tasks.config import InputError, RunConfig
 from tasks.hub import find
 from tasks.records import Source
 from tests.conftest import bare_data, sentences
+from tests.support import build as build_family
+from tests.support import small_configuration
 
 NAMES = ("bad", "good")
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")
@@ -338,3 +341,34 @@ def test_a_pickle_next_to_safetensors_is_not_executed(small_config: Any, tmp_pat
     clean = build(small_config())
     assert not (tmp_path / "executed").exists()
     assert all(torch.equal(w, planted.model.state_dict()[n]) for n, w in clean.model.state_dict().items())
+
+
+# --- configurations that lack a field, or have it elsewhere -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "limit"),
+    [
+        ("xlnet", 200, sys.maxsize),  # -1 means that there is none
+        ("t5", 200, sys.maxsize),
+        ("gemma3", 200, 128),  # in the part that reads text
+        ("ibert", 200, 126),  # embeddings of another class
+        ("perceiver", None, 128),  # a bare parameter
+        ("canine", None, 128),  # none: it hashes characters
+    ],
+)
+def test_words_and_positions_are_found_in_families_of_every_kind(family: str, words: int | None, limit: int) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(small_configuration(family))
+    assert models.vocabulary(model) == words
+    assert models.positions(model) == limit
+
+
+def test_the_pad_token_reaches_the_part_that_reads_text(tmp_path: Path) -> None:
+    folder = build_family("gemma3", tmp_path / "gemma3")
+    settings = {"name": str(folder), "revision": None, "dtype": "float32", "trust_remote_code": False}
+    model, _ = serving.load_classifier(settings, NAMES, 7, local_files_only=True)
+    assert model.config.pad_token_id == model.config.get_text_config().pad_token_id == 7

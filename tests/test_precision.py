@@ -1,10 +1,14 @@
 """Where training is in bfloat16, and what that leaves of the model."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasks import serving
+from tasks.data import prepare
 from tasks.precision import quick_autocast, use_bfloat16
+from tasks.training import Watcher, fit_adapter
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,27 @@ def test_a_cpu_trains_in_bfloat16_where_that_pays(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
     shape = BertConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     assert use_bfloat16(BertForSequenceClassification(shape)) is expected
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "distilbert", "llama"])
+def test_bfloat16_weights_train_on_a_cpu_without_units_for_them(
+    family: str, small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the product's own training; read back, they give the same logits."""
+    import torch
+    from datasets import load_from_disk
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
+    name = small_config(family=family).model.name
+    config = small_config({"model": {"name": name, "dtype": "bfloat16"}, "training": {"max_steps": 2}})
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", Watcher(lambda progress: None))
+    assert trained.compute["training_precision"] == "bfloat16" and trained.steps == 2
+    model, tokenizer = serving.load_adapter(Path(trained.folder))
+    assert model.base_model.model.dtype == torch.bfloat16
+    rows = serving.model_rows(load_from_disk(data.folder)["validation"], tokenizer)
+    assert torch.equal(serving.classify(model, tokenizer, rows, 8), load_file(trained.probe)["logits"])
 
 
 @pytest.fixture(params=["gpt2", "bert"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tasks.hub import find
 from tasks.methods import METHODS
 from tasks.trimming import trim_last_block
 from tests.conftest import sentences
+from tests.support import build
 from tests.test_methods import FAMILIES, REFUSED
 
 TRIMMED = {
@@ -186,3 +188,20 @@ def test_encoder_with_decoder_is_left_alone() -> None:
     batch = batch_of_ids()
     batch["input_ids"][:, 4] = 2
     assert trim_last_block(model, batch) == ()
+
+
+def test_a_model_that_pads_inside_is_the_same_at_every_length(tmp_path: Path) -> None:
+    """Tried on a batch of whole blocks, it is then given others. (Sparse attention, which peft-flow turns off.)"""
+    import torch
+
+    folder = build("big_bird", tmp_path / "model", block_size=4, num_random_blocks=1)
+    whole, cut = Prepared(folder), Prepared(folder)
+    long = cut.tokenizer.pad(dict(cut.batch), pad_to_multiple_of=32, return_tensors="pt")
+    for prepared in (whole, cut):
+        prepared.model.eval().base_model.model.bert.set_attention_type("block_sparse")
+        prepared.learn()
+    assert trim_last_block(cut.model, long)
+    for length in (32, 30, 9):
+        batch = {name: values[:, :length] for name, values in long.items()}
+        with torch.no_grad():
+            assert torch.allclose(cut.model(**batch).logits, whole.model(**batch).logits, atol=1e-5)

@@ -1,0 +1,143 @@
+"""The model with its adapter, tried on two texts before anything slow starts.
+
+It must say the same of a text alone and beside a longer one, or its scores would depend on what stands next to a row;
+and the adapter must have a say in it. This asks every architecture the same, known or not.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tasks import serving
+from tasks.adapter import attach_adapter
+from tasks.blocks import evaluating, find_blocks
+from tasks.config import InputError, RunConfig
+from tasks.duplicates import counted
+from tasks.evaluation import free_device_memory
+from tasks.hub import first_line
+from tasks.model import load_foundation, load_tokenizer
+from tasks.progress import warn
+from tasks.records import Source, digest
+from tasks.trimming import stirred
+from tasks.trunk import entering
+
+TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""A part of the largest logit."""
+
+_passed: set[str] = set()
+
+
+def try_model(source: Source, config: RunConfig) -> None:
+    """Raises InputError for a model that cannot be trained and served with equal results. Once a process for each.
+
+    Draws no random number that anybody else would have drawn.
+    """
+    import torch
+
+    key = digest([source.content, config.model.model_dump(), config.adapter.model_dump(), config.data.max_length])
+    if key in _passed:
+        return
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = load_tokenizer(source, config.model)
+        model, fresh = load_foundation(source, config, ("one", "two"), tokenizer)
+        model = serving.on_best_device(attach_adapter(model, config, fresh, steps=100))
+        rows = serving.tokenize([TEXTS], tokenizer, config.data.max_length)
+        with refusing(source), stirred(model):
+            check_padding(model, tokenizer, rows, source)
+            if config.adapter.layers:
+                check_blocks(model, tokenizer, rows, config)
+            check_gradients(model, tokenizer, rows, source)
+    del model
+    free_device_memory()
+    _passed.add(key)
+
+
+@contextmanager
+def refusing(source: Source) -> Iterator[None]:
+    """Within, whatever a model does not like about two texts is the user's to know, in one line."""
+    import torch
+
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {source.name}: it cannot read two short texts ({first_line(error)}); choose another model"
+        ) from error
+
+
+def check_padding(model: Any, tokenizer: Any, rows: Any, source: Source) -> None:
+    with evaluating(model):
+        together = serving.classify(model, tokenizer, rows, 2)
+        difference = max(
+            float((serving.classify(model, tokenizer, row(rows, place), 1)[0] - together[place]).abs().max())
+            for place in range(2)
+        )
+    dtype = str(model.dtype).removeprefix("torch.")
+    if not difference <= TOLERANCE[dtype] * float(together.abs().max()):
+        raise InputError(
+            f"model {source.name}: what it says of a text depends on the texts beside it (logits differ by "
+            f"{difference:.2g}), for it does not leave out padding; choose another model"
+        )
+
+
+def check_blocks(model: Any, tokenizer: Any, rows: Any, config: RunConfig) -> None:
+    """What enters the adapted blocks can be kept for each text: (texts, length, width), a text's own tokens first."""
+    import torch
+
+    blocks = find_blocks(model)
+    assert blocks and config.adapter.layers
+    batch = tokenizer.pad(dict(rows), return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        states = entering(blocks.modules[-config.adapter.layers], model, batch)
+    if tokenizer.padding_side != "right" or states.shape[:2] != batch["input_ids"].shape:
+        raise InputError(
+            f"adapter.layers: what enters the top blocks of {config.model.name} cannot be kept for each text; leave it "
+            "empty"
+        )
+
+
+def row(rows: Any, place: int) -> dict[str, Any]:
+    return {name: values[place : place + 1] for name, values in rows.items()}
+
+
+def check_gradients(model: Any, tokenizer: Any, rows: Any, source: Source) -> None:
+    """Refuses an adapter that changes nothing, and says which adapted layers take no part. Tries training mode, too."""
+    import torch
+
+    batch = tokenizer.pad(dict(rows), return_tensors="pt").to(model.device)
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    names, weights = zip(*(pair for pair in named if ".modules_to_save." not in pair[0]), strict=True)
+    with evaluating(model):
+        logits = model(**batch).logits
+        # not the plain sum: two logits may always add up to the same
+        slopes = torch.autograd.grad((logits[:, 0] - 2 * logits[:, 1]).sum(), weights, allow_unused=True)
+    used = [name for name, slope in zip(names, slopes, strict=True) if slope is not None and slope.any()]
+    if not used:
+        raise InputError(
+            f"model {source.name}: no gradient reaches an adapted layer, nothing would be learned; name others in "
+            "adapter.target_modules, or choose another model"
+        )
+    if idle := idle_layers(model, names, used):
+        counts = counted(len(idle), "adapted layer")
+        few = ", ".join(idle[:3]) + f" and {len(idle) - 3} more" * (len(idle) > 3)
+        warn("%s of %s will learn nothing, for the model does not use them: %s", counts, source.name, few)
+    model.train()
+    with torch.no_grad():
+        model(**batch)
+
+
+def idle_layers(model: Any, names: Sequence[str], used: Sequence[str]) -> list[str]:
+    """Adapted layers that hold some of the weights `names` and none of those that are `used`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    idle = [
+        layer
+        for layer in layers
+        if any(n.startswith(layer) for n in names) and not any(n.startswith(layer) for n in used)
+    ]
+    return [layer.removeprefix("base_model.model.").removesuffix(".") for layer in idle]
