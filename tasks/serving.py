@@ -159,7 +159,7 @@ def read_as_text(tokenizer: Any) -> Any:
     """The tokenizer, which from now on reads `</s>` or `[SEP]` in a text as characters, also where it is saved and
     read back. BART and T5 end at a text with an end token of its own; other models see two texts, or an early end.
     """
-    if tokenizer.is_fast:  # one written in Python would then know no added word at all
+    if getattr(tokenizer, "is_fast", False):  # one written in Python would then know no added word at all
         tokenizer.split_special_tokens = True
         tokenizer.init_kwargs["split_special_tokens"] = True
     return tokenizer
