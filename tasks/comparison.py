@@ -163,7 +163,7 @@ def headline(config: RunConfig, result: Comparison) -> str:
 
 def step_sentence(result: Comparison) -> str:
     """How far it is from the foundation model, which with an untrained head is from chance."""
-    gain, head = result.gain, ", whose head is untrained," if result.untrained_head else ""
+    gain, head = result.gain, " with an untrained head" if result.untrained_head else ""
     before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
     return (
         f"From the foundation model{head} accuracy went from {before} to {after}: {shown(gain.accuracy)}. "

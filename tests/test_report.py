@@ -204,7 +204,7 @@ def test_page_and_card_have_the_cautions_beside_the_verdict(judged: Judged) -> N
     for text in (page, model_card(judged.config, judged.data, judged.trained, result)):
         before, after = text.split(r"Caution: never predicts '\<b\>' (9 test rows).")
         assert "against TF-IDF with 0.825" in before and "| classifier" in after
-        assert "From the foundation model, whose head is untrained, accuracy went from 0.500" in after
+        assert "From the foundation model with an untrained head accuracy went from 0.500" in after
 
 
 def test_card_has_ladder_temperature_and_leak(judged: Judged) -> None:
