@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,8 +156,13 @@ def describe(folder: Path, found: Folder) -> list[str]:
 
 
 def names(files: Sequence[Path], folder: Path, most: int = 8) -> str:
-    more = f" and {len(files) - most:,} more" if len(files) > most else ""
-    return ", ".join(str(file.relative_to(folder)) for file in files[:most]) + more
+    """`a.csv, b.csv and 12 more`; of many text files their folders."""
+    shown = [str(file.relative_to(folder)) for file in files]
+    if len(files) > most and all(file.suffix.lower() == ".txt" for file in files):
+        texts = Counter(str(file.parent.relative_to(folder)) for file in files)
+        shown = [f"{count:,} texts of {name}" for name, count in texts.items()]
+    more = f" and {len(shown) - most:,} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
 
 
 def how_read(files: Sequence[Path]) -> list[str]:

@@ -330,7 +330,7 @@ CASES = [
     of_file("cells.csv", "text,label,text\n" + CSV[11:].replace("\n", ",x\n"), "cells.csv", "'text'", "twice"),
     of_file("shifted.csv", "text,label\n" + CSV[11:].replace("\n", ",x\n"), "shifted.csv", "line 2", "3"),
     of_file("unnamed.csv", CSV[11:], "data.text_columns", "no column 'text'", "first row", "text,label"),
-    of_file("stars.csv", CSV.replace("text,label", "review,stars"), "--data.text_columns review --data.label_column"),
+    of_file("stars.csv", CSV.replace("text,label", "review,stars"), "text_columns review --data.label_column stars"),
     of_file("spaced.csv", CSV.replace("text,label", "text, label"), "data.label_column", "no column 'label'"),
     of_file("case.csv", CSV.replace("text,label", "Text,Label"), "data.text_columns", "no column 'text'", "Text"),
     of_file("short.csv", CSV + "a film without label\n", "short.csv", "row 60 has 1 field", "line 62"),

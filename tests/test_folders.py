@@ -86,6 +86,15 @@ def test_what_was_used_for_what_and_what_was_not_is_said(tmp_path: Path) -> None
     assert left_out.endswith(" and 5 more; called train-backup.csv it would be trained on")
 
 
+def test_of_many_text_files_the_folders_are_named(tmp_path: Path) -> None:
+    for name in ("train/pos", "train/neg", "test/pos"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(9):
+            (tmp_path / name / f"{number}.txt").touch()
+    (told,) = describe(tmp_path, look_into(tmp_path))
+    assert told == "train: 9 texts of train/neg, 9 texts of train/pos; test: 9 texts of test/pos"
+
+
 # the head of a README.md
 
 

@@ -1,5 +1,7 @@
 """The same rows from every format and folder, and files that only seem to belong together."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tasks.config import InputError
-from tests.conftest import sentences
+from tests.conftest import ROOT, sentences
 from tests.test_splits import FORMATS, SPLITS, film_reviews, fingerprint_of, read, write
 
 
@@ -114,3 +116,20 @@ def test_class_names_of_a_split_that_is_not_used_do_not_matter(tmp_path: Path) -
     readme += "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in (*SPLITS, "extra"))
     (tmp_path / "README.md").write_text(readme + "---\n")
     assert read(tmp_path).notes[1:] == ("not used: the split extra",)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("nope.csv", "no file or folder"), ("a.csv", "perhaps --data.text_columns review")]
+)
+def test_wrong_path_or_column_is_refused_before_anything_heavy_is_imported(
+    name: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("review,stars\na film to see,1\ndull,2\n")
+    code = (
+        "import sys\nfrom flows.cli import main\n"
+        f"code = main(['finetune', '--data.name', {str(tmp_path / name)!r}])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'mlflow', 'prefect'} & set(sys.modules)\n"
+        "print(code, *heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "2" and says in done.stderr
