@@ -157,7 +157,8 @@ class ModelConfig(Config):
     name: str = Field(DEMO_MODEL, min_length=1, description="Hub id or local folder of the foundation model.")
     revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a model on the Hub.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Number format of the frozen weights; bfloat16 is slow on most CPUs."
+        "float32",
+        description="Number format of the frozen weights and of the trained head; bfloat16 is slow on most CPUs.",
     )
     trust_remote_code: bool = Field(
         False,

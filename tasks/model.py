@@ -168,7 +168,7 @@ def check_model(source: Source, config: RunConfig) -> Any:
 
 
 def check_layers(architecture: Any, source: Source) -> None:
-    layers = getattr(architecture, "num_hidden_layers", 1)
+    layers = getattr(architecture.get_text_config(), "num_hidden_layers", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:  # more would be built for hours
         raise InputError(f"model {source.name}: its config.json says {layers!r:.80} layers; 1 to {MOST_LAYERS} can be")
 

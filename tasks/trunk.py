@@ -4,6 +4,7 @@ The states that the blocks below give for the training and validation rows lie i
 that decides about them: runs that differ by seed, rank or learning rate share it. Blocks below run without dropout.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ class Trunk:
         assert blocks and config.adapter.layers  # tasks/adapter.py has refused what has none
         self.blocks: Blocks = blocks
         self.first = len(blocks.modules) - config.adapter.layers
-        self.width, self.dtype = int(model.config.hidden_size), getattr(torch, config.model.dtype)
+        self.width, self.dtype = int(model.config.get_text_config().hidden_size), getattr(torch, config.model.dtype)
         lengths = [len(ids) for split in SPLITS for ids in splits[split]["input_ids"]]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.bytes = int(self.starts[-1]) * self.width * self.dtype.itemsize
@@ -103,19 +104,7 @@ class Trunk:
 
     def entering(self, model: Any, inputs: Any) -> "Tensor":
         """What enters the first adapted block, (rows, length, width), without dropout."""
-        caught: list[Tensor] = []
-
-        def catch(block: Any, given: Any) -> None:
-            caught.append(given[0])
-            raise Enough
-
-        hook = self.blocks.modules[self.first].register_forward_pre_hook(catch)
-        try:
-            with evaluating(model), suppress(Enough):
-                model(**inputs)
-        finally:
-            hook.remove()
-        return caught[0]
+        return entering(self.blocks.modules[self.first], model, inputs)
 
     def span(self, place: int) -> slice:
         return slice(int(self.starts[place]), int(self.starts[place + 1]))
@@ -178,14 +167,36 @@ class Trunk:
         inputs = {name: values for name, values in batch.items() if name not in (STATES, "labels")}
         with evaluating(model), torch.no_grad():
             whole = model(**inputs).logits
-            with self.in_place_of_blocks(model):
-                cut = model(**inputs, **{STATES: batch[STATES]}).logits
+            try:
+                with self.in_place_of_blocks(model):
+                    cut = model(**inputs, **{STATES: batch[STATES]}).logits
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # its blocks take more than the states, or states of another length
+                cut = whole * math.inf
         difference = float((whole - cut).abs().max())
         if not difference <= PROBE_TOLERANCE[str(self.dtype).removeprefix("torch.")]:
             raise InputError(
                 f"adapter.layers: the lower {self.first} blocks of this model cannot be computed once (logits differ "
                 f"by {difference:.2g}); leave it empty"
             )
+
+
+def entering(block: Any, model: Any, inputs: Any) -> "Tensor":
+    """What the model gives this block first, without dropout."""
+    caught: list[Tensor] = []
+
+    def catch(block: Any, given: Any) -> None:
+        caught.append(given[0])
+        raise Enough
+
+    hook = block.register_forward_pre_hook(catch)
+    try:
+        with evaluating(model), suppress(Enough):
+            model(**inputs)
+    finally:
+        hook.remove()
+    return caught[0]
 
 
 def first_place(splits: Any, split: str) -> int:

@@ -175,8 +175,9 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
         }
     )
     data = prepare(config, here / "work")
-    references.ask_foundation(config, data)
-    references.ask_probe(config, data)
+    if method == "lora":
+        references.ask_foundation(config, data)
+        references.ask_probe(config, data)
     trained = fit_adapter(config, data, here / "run", Watcher(lambda progress: None))
     row["trains"], row["adapted"] = WORKS, ", ".join(trained.target_modules)
     torch.manual_seed(1)
@@ -288,10 +289,11 @@ def table(kind: str, rows: Mapping[str, Row]) -> str:
 
 INTRODUCTION = """# What was tried
 
-Made by `python -m tests.support`, with {packages}, on a CPU. Each family of classifiers that transformers has, and each
-method, as a random model of two layers and width 64: checked, measured, probed, trained for three steps, read back and
-merged by peft-flow's own functions. `works`: the logits read back, and merged, are those of the trained model.
-`refused`: before training (merging: before anything is written), in the line that stands there, with exit code 2.
+Made by `python -m tests.support` on a CPU, with {packages}.
+Each family of classifiers that transformers has, and each method, as a random model of two layers and width 64:
+checked, measured, probed (families only), trained for three steps, read back and merged in memory by peft-flow's own
+functions. `works`: the logits read back, and merged, are those of the trained model. `refused`: before training
+(merging: before anything is written), in the line that stands there, with exit code 2.
 
 Every model is tried before each training, known here or not: two texts must get the same logits alone and side by
 side, and the adapter must have a say in them.

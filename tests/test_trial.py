@@ -87,6 +87,18 @@ def test_an_adapter_without_a_say_is_refused_and_an_idle_layer_is_named(
     assert " more" in caplog.messages[1]
 
 
+@pytest.mark.parametrize("family", ["xlnet", "longformer"])
+def test_blocks_whose_input_cannot_be_kept_are_refused_for_adapter_layers(family: str, tmp_path: Path) -> None:
+    folder = build(family, tmp_path / family)
+    with pytest.raises(InputError, match=r"adapter\.layers: .*cannot be kept for each text; leave it empty"):
+        attempt(folder, layers=1)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "jamba"])
+def test_blocks_of_an_unusual_family_are_found_for_adapter_layers(family: str, tmp_path: Path) -> None:
+    attempt(build(family, tmp_path / family), layers=1)
+
+
 def test_a_model_is_tried_once_a_process(foundation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(trial, "check_padding", lambda *given: calls.append("padding"))
