@@ -23,8 +23,11 @@ from tasks.trunk import entering
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""A part of the largest logit."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Of the largest logit, as a part of it. Rounding was seen to make 2e-6 and 0.016 of it (MiniLM, BERT, GPT-2)."""
+
+EXACT_WEIGHTS = 1_000_000_000
+"""Up to so many, a bfloat16 model is asked about padding in float32, where rounding hides nothing."""
 
 _passed: set[str] = set()
 
@@ -43,12 +46,14 @@ def try_model(source: Source, config: RunConfig) -> None:
         tokenizer = load_tokenizer(source, config.model)
         model, fresh = load_foundation(source, config, ("one", "two"), tokenizer)
         model = serving.on_best_device(attach_adapter(model, config, fresh, steps=100))
-        rows = serving.tokenize([TEXTS], tokenizer, config.data.max_length)
+        rows = serving.tokenize([list(TEXTS)], tokenizer, config.data.max_length)
         with refusing(source), stirred(model):
-            check_padding(model, tokenizer, rows, source)
             if config.adapter.layers:
                 check_blocks(model, tokenizer, rows, config)
             check_gradients(model, tokenizer, rows, source)
+            if model.num_parameters() <= EXACT_WEIGHTS:
+                model.float()
+            check_padding(model, tokenizer, rows, source)
     del model
     free_device_memory()
     _passed.add(key)
@@ -114,7 +119,8 @@ def check_gradients(model: Any, tokenizer: Any, rows: Any, source: Source) -> No
     with evaluating(model):
         logits = model(**batch).logits
         # not the plain sum: two logits may always add up to the same
-        slopes = torch.autograd.grad((logits[:, 0] - 2 * logits[:, 1]).sum(), weights, allow_unused=True)
+        asked = (logits[:, 0] - 2 * logits[:, 1]).sum()
+        slopes = torch.autograd.grad(asked, weights, allow_unused=True) if asked.requires_grad else [None] * len(names)
     used = [name for name, slope in zip(names, slopes, strict=True) if slope is not None and slope.any()]
     if not used:
         raise InputError(

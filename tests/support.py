@@ -289,11 +289,11 @@ def table(kind: str, rows: Mapping[str, Row]) -> str:
 
 INTRODUCTION = """# What was tried
 
-Made by `python -m tests.support`, with {packages}, on a CPU. Each family of classifiers that transformers has, and each
-method, as a random model of two layers and width 64: checked, measured, probed (families only), trained for three
-steps, read back and merged by peft-flow's own functions. `works`: the logits read back, and merged, are those of the
-trained model. `refused`: before training (merging: before anything is written), in the line that stands there, with
-exit code 2.
+Made by `python -m tests.support` on a CPU, with {packages}.
+Each family of classifiers that transformers has, and each method, as a random model of two layers and width 64:
+checked, measured, probed (families only), trained for three steps, read back and merged in memory by peft-flow's own
+functions. `works`: the logits read back, and merged, are those of the trained model. `refused`: before training
+(merging: before anything is written), in the line that stands there, with exit code 2.
 
 Every model is tried before each training, known here or not: two texts must get the same logits alone and side by
 side, and the adapter must have a say in them.
