@@ -12,9 +12,6 @@ from tasks.verdict import NAMES
 if TYPE_CHECKING:
     import numpy as np
 
-LEARNED = {"tfidf", "probe", "champion"}
-"""References that have learned from texts; the others guess."""
-
 
 def find_cautions(result: Comparison, data: PreparedData, predictions: Predictions) -> tuple[str, ...]:
     return (
@@ -38,13 +35,15 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
 
 
 def lower_f1(result: Comparison) -> Iterator[str]:
-    """The reference with the best macro-F1, where it is below the adapter in accuracy and, in three digits, above it
-    in macro-F1."""
+    """Of those that have learned the one with the best macro-F1, where it is below the adapter in accuracy and, in
+    three digits, above it in macro-F1."""
     ours = result.rung("tuned").scores
     better = [
         rung
         for rung in result.ladder
-        if rung.scores.accuracy < ours.accuracy and round(rung.scores.macro_f1, 3) > round(ours.macro_f1, 3)
+        if rung.name in learned(result)
+        and rung.scores.accuracy < ours.accuracy
+        and round(rung.scores.macro_f1, 3) > round(ours.macro_f1, 3)
     ]
     if better:
         best = max(better, key=lambda rung: rung.scores.macro_f1)
@@ -66,7 +65,11 @@ def too_few_rows(result: Comparison) -> Iterator[str]:
         yield f"{rows} say little: only differences of {result.detectable:.3f} or more show"
 
 
+def learned(result: Comparison) -> set[str]:
+    """The references that have learned from texts; the others guess."""
+    return set(result.rivals) & {"tfidf", "probe", "champion", *([] if result.untrained_head else ["baseline"])}
+
+
 def only_chance(result: Comparison) -> Iterator[str]:
-    """There is nothing that has learned among the references, nor has the foundation model's head."""
-    if result.untrained_head and not LEARNED & set(result.rivals):
+    if not learned(result):
         yield "no reference that has learned was measured (evaluation.references): the adapter is compared with chance"

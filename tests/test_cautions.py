@@ -24,7 +24,7 @@ def scored(judged: Judged, **scores: tuple[float, float]) -> Any:
     return tuple(
         rung.model_copy(update={"scores": Scores(accuracy=pair[0], macro_f1=pair[1], log_loss=0.5)})
         for rung in judged.result.ladder
-        if (pair := scores.get(rung.name, (0.1, 0.1)))
+        if (pair := scores.get(rung.name, (0.1, 0.05)))
     )
 
 
@@ -62,6 +62,12 @@ def test_macro_f1_that_falls_while_accuracy_rises_is_said(
     tuned: tuple[float, float], tfidf: tuple[float, float], expected: str, judged: Judged
 ) -> None:
     assert told(judged, ladder=scored(judged, tuned=tuned, tfidf=tfidf)) == expected
+
+
+def test_macro_f1_is_not_compared_with_an_untrained_head(judged: Judged) -> None:
+    ladder = scored(judged, tuned=(0.287, 0.089), baseline=(0.211, 0.171), probe=(0.1, 0.08))
+    assert told(judged, ladder=ladder) == ""
+    assert told(judged, ladder=ladder, untrained_head=False).startswith("macro-F1 falls from 0.171 (foundation model)")
 
 
 @pytest.mark.parametrize(
