@@ -67,14 +67,16 @@ def look_into(path: Path, config: str | None = None) -> Folder:
     whole = not all(data_kind(file) and file.exists() for file in used)
     if not any("data_files" in one for one in head.get("configs", ()) if isinstance(one, Mapping)):
         said, left_out = sorted_by_name(path, files)
-    usual = type(builder.config)()
-    options = {
-        field.name: value
-        for field in dataclasses.fields(usual)
-        if (value := getattr(builder.config, field.name)) != getattr(usual, field.name)
-    }
+    options = options_of(builder)
     whole = whole or bool(options.keys() - NOT_OPTIONS)
     return Folder(said, left_out, options.get("sep"), builder.info.features, whole)
+
+
+def options_of(builder: Any) -> dict[str, Any]:
+    """What a README.md asks for besides the usual, of a `datasets.DatasetBuilder`."""
+    usual = type(builder.config)()
+    values = {field.name: getattr(builder.config, field.name) for field in dataclasses.fields(usual)}
+    return {name: value for name, value in values.items() if value != getattr(usual, name)}
 
 
 NOT_OPTIONS = {"name", "data_files", "data_dir", "version", "description", "features", "sep", "delimiter"}

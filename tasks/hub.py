@@ -7,13 +7,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tasks.config import WHAT_IS_READ, InputError, data_kind
 from tasks.disk import causes
-from tasks.records import Source
+from tasks.records import Source, write_text
 from tasks.secrets import redact
 
 Kind = Literal["model", "dataset"]
@@ -372,6 +373,21 @@ def find_cached(kind: Kind, name: str, revision: str) -> tuple[str, str] | None:
     if len(found) > 1:
         raise InputError(f"{SECTION[kind]}.name: '{name}' could be {' or '.join(found)}; write the full name")
     return next(iter(found.items()), None)
+
+
+def note_cached(source: Source, revision: str) -> None:
+    """Say in the cache which commit `revision` is, as the Hub client does for files that it asks for by that name.
+
+    `datasets` asks by the commit alone: a data set without a README.md would not be found again without the Hub.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"datasets--{source.name.replace('/', '--')}"
+    if revision != source.revision and (folder / "snapshots" / source.revision).is_dir():
+        with suppress(OSError):  # a cache that others keep
+            reference = folder / "refs" / revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, source.revision)
 
 
 def content_sha256(path: Path) -> str:

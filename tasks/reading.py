@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
-from tasks.folders import Folder, describe, how_read, look_into, saved_by_datasets
+from tasks.folders import NOT_OPTIONS, Folder, Piece, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
-from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, test_path
+from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
 
@@ -35,8 +35,10 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
         if source.local_files_only:
             repository = f"datasets--{source.name.replace('/', '--')}"
             snapshot = Path(HF_HUB_CACHE) / repository / "snapshots" / source.revision
-            return datasets.load_dataset(str(snapshot), config.config)
-        return datasets.load_dataset(source.name, config.config, revision=source.revision)
+            return load_hub(datasets.load_dataset_builder(str(snapshot), config.config))
+        loaded = load_hub(datasets.load_dataset_builder(source.name, config.config, revision=source.revision))
+        note_cached(source, config.revision)
+        return loaded
     except InputError:
         raise
     except Exception as error:
@@ -54,6 +56,30 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
         raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}") from error
 
 
+def load_hub(builder: Any) -> "DatasetDict":
+    """The splits of a data set on the Hub: csv and json as they are read on this machine, for `datasets` guesses at
+    what they hold (label `0100` would be the number 100); all else by `datasets`."""
+    import datasets
+
+    options = options_of(builder)
+    if builder.name not in ("csv", "json") or options.keys() - NOT_OPTIONS:
+        builder.download_and_prepare()
+        return builder.as_dataset()
+    found = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    files = datasets.DownloadManager().download(found)
+    splits: dict[str, list[Piece]] = {split: [(Path(file),) for file in there] for split, there in files.items()}
+    return in_splits(Folder(splits, [], options.get("sep"), builder.info.features))
+
+
+def in_splits(folder: Folder) -> "DatasetDict":
+    import datasets
+
+    loaded = datasets.DatasetDict({role: rows_of(pieces, folder.sep) for role, pieces in folder.splits.items()})
+    if folder.features:
+        loaded = datasets.DatasetDict({role: with_features(split, folder) for role, split in loaded.items()})
+    return loaded
+
+
 def load_local(source: Source, config: DataConfig) -> "DatasetDict":
     """The splits of a file (all of it is train) or folder, which holds one; InputError names the file at fault."""
     import datasets
@@ -68,9 +94,7 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision))
         return datasets.load_dataset(str(path), config.config, cache_dir=cache)
     check_files(folder, config)
-    loaded = datasets.DatasetDict({role: rows_of(pieces, folder.sep) for role, pieces in folder.splits.items()})
-    if folder.features:
-        loaded = datasets.DatasetDict({role: with_features(split, folder) for role, split in loaded.items()})
+    loaded = in_splits(folder)
     if path.is_file() and not len(loaded["train"]):
         raise InputError(f"data.name: {path} has no rows; add some")
     check_class_names(loaded, folder, config)

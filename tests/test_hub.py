@@ -19,7 +19,7 @@ from huggingface_hub import errors
 from tasks import hub
 from tasks.config import InputError
 from tasks.hub import HubUnreachable, content_sha256, find, is_network_trouble
-from tests.conftest import ROOT, SHARED, Hub
+from tests.conftest import ROOT, SHARED, Hub, sentences
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -256,6 +256,8 @@ FULL = {
     "model": {"name": "openai-community/gpt2-tiny"},
     "data": {"name": "cornell-movie-review-data/rotten_tomatoes", **LIMITS},
 }
+CODES = {**FULL, "data": {"name": "people/codes", "max_length": 64}}
+"""A data set on the Hub that lies there as csv."""
 
 
 def prepare_in_child(url: str, home: Path, work: Path, *configs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -282,6 +284,10 @@ def first_answers(hub_root: Path, home: Path, tmp_path_factory: pytest.TempPathF
 
     The Hub stumbles: its first two answers are 503, and each larger file breaks off once in the middle.
     """
+    codes = hub_root / "datasets/people/codes/train.csv"
+    codes.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(*sentences(6), strict=True)
+    codes.write_text("text,label\n" + "".join(f"{text},0{label + 1}00\n" for text, label in rows))
     stumbling = Hub(hub_root, "--fail-first", "2", "--cut", "100000")
     try:
         return prepare_in_child(
@@ -292,6 +298,7 @@ def first_answers(hub_root: Path, home: Path, tmp_path_factory: pytest.TempPathF
             {**FULL, "data": SHORT["data"]},
             {**FULL, "model": {"name": "nobody/nothing"}},
             {**FULL, "data": {"name": "nobody/nothing"}},
+            CODES,
         )
     finally:
         stumbling.stop()
@@ -330,8 +337,13 @@ def test_short_hub_name_is_the_same_data_set(first_answers: list[dict[str, Any]]
 
 
 @pytest.mark.hub
+def test_csv_on_the_hub_is_text_as_on_this_machine(first_answers: list[dict[str, Any]]) -> None:
+    assert first_answers[4]["prepared"]["label_names"] == ["0100", "0200"]
+
+
+@pytest.mark.hub
 def test_name_that_the_hub_does_not_know_is_refused(first_answers: list[dict[str, Any]]) -> None:
-    for answer, field in zip(first_answers[2:], ("model.name", "data.name"), strict=True):
+    for answer, field in zip(first_answers[2:4], ("model.name", "data.name"), strict=True):
         assert answer["error"] == "InputError"
         assert answer["says"].startswith(f"{field}: nobody/nothing is no local path and not on the Hub")
 
@@ -359,18 +371,18 @@ def test_without_the_hub_the_cache_serves_what_was_used_before(
     first_answers: list[dict[str, Any]], silent_url: str, home: Path, tmp_path: Path
 ) -> None:
     uncached = {**FULL, "model": {"name": "openai-community/gpt2"}}
-    answers = prepare_in_child(
-        silent_url, home, tmp_path, FULL, {**SHORT, "offline": True}, uncached, {**uncached, "offline": True}
-    )
-    before = first_answers[0]["prepared"]
-    for answer in answers[:2]:
-        prepared = answer["prepared"]
+    offline = {"offline": True}
+    configs = FULL, {**SHORT, **offline}, CODES, uncached, {**uncached, **offline}
+    answers = prepare_in_child(silent_url, home, tmp_path, *configs)
+    for answer, first in zip(answers, (0, 0, 4), strict=False):
+        assert "prepared" in answer, answer
+        before, prepared = first_answers[first]["prepared"], answer["prepared"]
         assert prepared["model"] == {**before["model"], "local_files_only": True}
         assert prepared["fingerprint"] == before["fingerprint"]
         assert prepared["class_counts"] == before["class_counts"]
-    unreachable, offline = answers[2:]
+    unreachable, absent = answers[3:]
     assert unreachable["error"] == "HubUnreachable" and "the Hub cannot be reached" in unreachable["says"]
-    assert offline["error"] == "InputError" and "offline is set" in offline["says"]
+    assert absent["error"] == "InputError" and "offline is set" in absent["says"]
     assert max(answer["seconds"] for answer in answers) < 30
 
 
