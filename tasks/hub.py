@@ -204,15 +204,16 @@ def check_format(name: str, files: Sequence[str], folder: bool = False) -> None:
     if not weights or has_safetensors(files):
         return
     main = max(weights, key=lambda file: file.startswith("pytorch_model"))
-    there = f"model.name: {name} has its weights as {main} only, which can hide code"
     if not folder and (revision := converted_revision(name)):
         raise InputError(
-            f"{there}; as safetensors they are in the pull request of the Hub's converter: --model.revision {revision}"
+            f"model.name: {name} has its weights as {main} only, which can hide code; as safetensors they are in the "
+            f"pull request of the Hub's converter: --model.revision {revision}"
         )
     raise InputError(
-        f"{there}; if you trust its authors, convert them once, and give the new folder as model.name: python -c "
-        f"\"from transformers import AutoModel as M, AutoTokenizer as T; n, to = '{name}', 'converted'; "
-        'M.from_pretrained(n, use_safetensors=False).save_pretrained(to); T.from_pretrained(n).save_pretrained(to)"'
+        f"model.name: the weights are there as {main} only, which can hide code; if you trust its authors, convert them "
+        'once and use --model.name ./converted: python -c "from transformers import AutoModel as M, AutoTokenizer as T; '
+        f"as T; n, to = '{name}', 'converted'; M.from_pretrained(n, use_safetensors=False).save_pretrained(to); "
+        'T.from_pretrained(n).save_pretrained(to)"'
     )
 
 

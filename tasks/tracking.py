@@ -455,10 +455,17 @@ def send(journal: Journal) -> None:
     try:
         send_lines(journal)
     except (Deleted, MlflowException) as error:
-        if not journal.sent.run_id or not (isinstance(error, Deleted) or what_is_gone(journal.sent.run_id)):
+        if not journal.sent.run_id or not is_gone(error, journal.sent.run_id):
             raise
         journal.mark(Sent())  # another store, or the run was deleted: everything once more, as a new run
         send_lines(journal)
+
+
+def is_gone(error: Exception, run_id: str) -> bool:
+    """Whether a server that answers has the run no longer."""
+    if isinstance(error, Deleted):
+        return True
+    return not may_recover(error) and not why_refused(error) and bool(what_is_gone(run_id))
 
 
 class Deleted(Exception):

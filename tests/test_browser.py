@@ -195,7 +195,7 @@ def test_picture_is_displayed(page: Page, site: Site) -> None:
 
 
 def test_run_list_has_the_columns_that_runs_are_compared_by(page: Page, site: Site) -> None:
-    page.set_viewport_size({"width": 3000, "height": 700})  # columns out of sight are not drawn
+    page.set_viewport_size({"width": 3600, "height": 700})  # columns out of sight are not drawn
     page.goto(site.address(runlist.address("1")))
     page.get_by_text("cost/train_seconds", exact=True).wait_for()
     headers = page.locator(".ag-header-cell").evaluate_all(

@@ -299,7 +299,7 @@ def test_a_folder_with_pickled_weights_only_is_refused_and_they_are_not_executed
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
     config = small_config({"model": {"name": str(folder)}})
     says = refusal(config)
-    assert "has its weights as pytorch_model.bin only" in says
+    assert "weights are there as pytorch_model.bin only" in says
     assert f"n, to = '{folder}', 'converted'" in says
     with pytest.raises(InputError, match="safetensors"):
         build(config)

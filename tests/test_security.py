@@ -144,7 +144,7 @@ def test_weights_as_pickle_alone_are_refused(
 ) -> None:
     (model / "model.safetensors").unlink()
     assert finetune(*options) == USER_MUST_CHANGE
-    assert "safetensors; other formats can hide code" in capfd.readouterr().err
+    assert "weights are there as pytorch_model.bin only, which can hide code" in capfd.readouterr().err
     assert not (workplace / "marker").exists()
 
 
