@@ -210,10 +210,10 @@ def check_format(name: str, files: Sequence[str], folder: bool = False) -> None:
             f"pull request of the Hub's converter: --model.revision {revision}"
         )
     raise InputError(
-        f"model.name: the weights are there as {main} only, which can hide code; if you trust its authors, convert them "
-        'once and use --model.name ./converted: python -c "from transformers import AutoModel as M, AutoTokenizer as T; '
-        f"as T; n, to = '{name}', 'converted'; M.from_pretrained(n, use_safetensors=False).save_pretrained(to); "
-        'T.from_pretrained(n).save_pretrained(to)"'
+        f"model.name: the weights are there as {main} only, which can hide code; if you trust its authors, convert "
+        'them once and use --model.name ./converted: python -c "from transformers import AutoModel as M, '
+        f"AutoTokenizer as T; n, to = '{name}', 'converted'; "
+        'M.from_pretrained(n, use_safetensors=False).save_pretrained(to); T.from_pretrained(n).save_pretrained(to)"'
     )
 
 
