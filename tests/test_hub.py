@@ -163,7 +163,7 @@ def test_model_on_the_hub_without_safetensors_is_refused_with_the_way_to_them(
     hub.ask_hub.cache_clear()
     with pytest.raises(InputError, match=re.escape(says)) as error:
         find("model", "a/b", "main", offline=False)
-    assert "model.name: a/b has its weights as pytorch_model.bin only" in str(error.value)
+    assert "pytorch_model.bin only, which can hide code" in str(error.value)
     assert find("model", "a/b", "refs/pr/7", offline=False).revision == COMMIT
 
 
