@@ -266,18 +266,26 @@ def test_form_asks_for_json_only_where_any_field_can_stand(page: Page, stack: St
 
 @pytest.mark.parametrize(
     ("dotted", "value", "reason"),
-    [("training.learning_rate", 50, "50 is greater than the maximum of 10"), ("adapter.r", 0, "0 is less than")],
-    ids=("learning_rate", "r"),
+    [("training.warmup_fraction", 50, "50 is greater than the maximum of 1"), ("adapter.r", 0, "0 is less than")],
+    ids=("warmup_fraction", "r"),
 )
 def test_bad_value_is_refused_in_the_form(page: Page, stack: Stack, dotted: str, value: float, reason: str) -> None:
     before = submitted(stack)
     open_form(page, stack)
-    if dotted == "training.learning_rate":  # None until a number is asked for
-        field(page, dotted).get_by_role("button", name="float", exact=True).click()
     write(page, dotted, value)
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text(f"'{dotted}'").first).to_contain_text(reason)
     expect(field(page, dotted).locator("input")).to_have_value(str(value))
+    assert submitted(stack) == before
+
+
+def test_bad_value_of_a_field_that_may_be_none_is_refused_beside_it(page: Page, stack: Stack) -> None:
+    before = submitted(stack)
+    open_form(page, stack)
+    field(page, "training.learning_rate").get_by_role("button", name="float", exact=True).click()
+    write(page, "training.learning_rate", 50)
+    page.get_by_role("button", name="Submit").click()
+    expect(field(page, "training.learning_rate")).to_contain_text("50 is not valid")
     assert submitted(stack) == before
 
 
