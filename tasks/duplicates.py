@@ -178,5 +178,5 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
     if len(leaked) == (rows["split"] == "test").sum():
         raise InputError(
             f"data: {describe_leak(rows, 'test', 'train')}; an accuracy on them would say nothing about new texts: "
-            "take them out of train or test"
+            "take them out of train or test, and where test is cut from train, rows that are there twice"
         )

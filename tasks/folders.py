@@ -58,6 +58,8 @@ def look_into(path: Path, config: str | None = None) -> Folder:
     try:
         builder = load_dataset_builder(str(path), config)
     except Exception as error:
+        if several := re.search(r"available configs: (\[.*?\])", str(error)):
+            raise InputError(f"data.config: {path} has several; name one of {several[1]}") from error
         raise InputError(f"data.name: {path} cannot be read: {first_line(error)}") from error
     said: dict[str, list[Piece]] = {
         str(name): [(Path(file),) for file in found] for name, found in (builder.config.data_files or {}).items()
@@ -68,8 +70,7 @@ def look_into(path: Path, config: str | None = None) -> Folder:
     if not any("data_files" in one for one in head.get("configs", ()) if isinstance(one, Mapping)):
         said, left_out = sorted_by_name(path, files)
     options = options_of(builder)
-    whole = whole or bool(options.keys() - NOT_OPTIONS)
-    return Folder(said, left_out, options.get("sep"), builder.info.features, whole)
+    return Folder(said, left_out, options.get("sep"), builder.info.features, whole or not are_known(options))
 
 
 def options_of(builder: Any) -> dict[str, Any]:
@@ -79,8 +80,13 @@ def options_of(builder: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(usual, name)}
 
 
+def are_known(options: Mapping[str, Any]) -> bool:
+    """Whether we can read files that are written so, and need not leave it to `datasets`."""
+    return options.keys() <= NOT_OPTIONS and len(options.get("sep") or ",") == 1
+
+
 NOT_OPTIONS = {"name", "data_files", "data_dir", "version", "description", "features", "sep", "delimiter"}
-"""Of how `datasets` reads a file; what we do not know ourselves is left to it."""
+"""Of how `datasets` reads a file those that we know."""
 
 
 def head_of_readme(path: Path) -> dict[str, Any]:

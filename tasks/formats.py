@@ -94,7 +94,7 @@ def notes_of(path: Path) -> list[str]:
     with readable(path):
         kind = kind_of(path)
         if kind in (".csv", ".tsv") and ((sep := separator(path)) != "," or kind == ".tsv"):
-            return [f"{path.name} has {SEPARATORS[sep]} between its columns"]
+            return [f"{path.name} has {SEPARATORS[sep[0]]}{' and a space' * len(sep[1:])} between its columns"]
         if kind == ".xlsx":
             with sheet(path) as (_, _, names):
                 others = ", ".join(repr(name) for name in names[1:])
@@ -233,13 +233,17 @@ SEPARATORS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'"}
 def separator(path: Path) -> str:
     """What stands between the columns of a csv: what splits the header, and then most rows into as many fields.
 
-    A comma, or the tab of a .tsv, where nothing else splits them better. Excel may name it itself, in a line before.
+    A comma, or the tab of a .tsv, where nothing else splits them better; with a space, where one follows each in the
+    header. Excel may name it itself, in a line before.
     """
     head = head_text(path)
     if named := EXCEL.match(head):
         return named[1]
     usual = "\t" if kind_of(path) == ".tsv" else ","
-    return max((usual, *(set(SEPARATORS) - {usual})), key=lambda sep: (fit(head, sep), sep == usual))
+    found = max((usual, *SEPARATORS), key=lambda sep: fit(head, sep))
+    header = next(filter(str.strip, head.splitlines()), "")
+    spaced = fit(head, found) and header.count(found) == header.count(f"{found} ")
+    return f"{found} " if spaced else found
 
 
 EXCEL = re.compile("sep=([,;\t|])\r?\n")
@@ -266,9 +270,10 @@ class Lines:
 
     def __init__(self, file: TextIO, path: Path, sep: str) -> None:
         csv.field_size_limit(MOST_CHARACTERS)
-        self.path, self.sep = path, sep
+        self.path = path
         self.taken: list[str] = []
-        self.reader = csv.reader(self.remembered(file), delimiter=sep, strict=True)
+        spaced = len(sep) > 1
+        self.reader = csv.reader(self.remembered(file), delimiter=sep[0], skipinitialspace=spaced, strict=True)
         self.header = self.read_header()
 
     def remembered(self, file: TextIO) -> Iterator[str]:
@@ -322,7 +327,8 @@ def read_csv(file: TextIO, path: Path, sep: str) -> Iterator[Raw]:
             if len(taken) > 1 or "unexpected end" in str(fields):
                 rows.refuse_open_quote(number)
             advice = "; a quote within a text is written twice" if "expected after" in str(fields) else ""
-            yield Broken(f"cannot be read: {fields} {end}{advice}", "".join(taken))
+            told = str(fields).replace("'\t'", "a tab")  # which would be shown as a space
+            yield Broken(f"cannot be read: {told} {end}{advice}", "".join(taken))
             continue
         if len(taken) > 1 and takes_in_rows(taken, fields, words, sep):
             rows.refuse_open_quote(number)
@@ -359,10 +365,10 @@ def takes_in_rows(taken: Sequence[str], fields: Sequence[str], words: Sequence[s
 
     The lines of a long text hardly ever are. Where the row has too many or too few fields, one such line is enough.
     """
-    split = [cells for line in taken if len(cells := line.rstrip("\r\n").split(sep)) == len(words) > 1]
+    split = [cells for line in taken if len(cells := line.rstrip("\r\n").split(sep[0])) == len(words) > 1]
     if len(split) < (len(taken) if len(fields) == len(words) else 1):
         return False
-    return any(known and all(cells[place].strip('"') in known for cells in split) for place, known in enumerate(words))
+    return any(known and all(cells[place].strip(' "') in known for cells in split) for place, known in enumerate(words))
 
 
 def lines(file: TextIO, path: Path | str) -> Iterator[str]:
@@ -389,27 +395,28 @@ def read_json(file: TextIO, path: Path) -> Iterator[Raw]:
     row = next(rows, None)
     if isinstance(row, Broken) and start.startswith("{") and (whole := whole_object(path)):
         row, rows = whole, iter(())
-    if isinstance(row, dict):
+    following = next(rows, None)
+    if isinstance(row, dict) and following is None:
         refuse_columns(row, path)
-    if row is not None:
-        yield row
-        yield from rows
+    yield from (one for one in (row, following) if one is not None)
+    yield from rows
 
 
 def whole_object(path: Path) -> dict[str, Any] | None:
     """What a file is that holds one object over several lines."""
     with opened(path) as (file, _):
         try:
-            value = json.loads(file.read(MOST_CHARACTERS), object_pairs_hook=without_twins)
+            value = DECODER.decode(file.read(MOST_CHARACTERS).decode("utf-8-sig"))
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 
 
 def refuse_columns(row: Mapping[str, Any], path: Path) -> None:
-    """Refuses the whole table as one object."""
-    if len(row) == 1 and isinstance(rows := next(iter(row.values())), list) and rows and isinstance(rows[0], dict):
-        raise InputError(f"data.name: {path} holds its rows under {next(iter(row))!r:.80}; write that list alone")
+    """Refuses the whole table as the only object of a file."""
+    lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1:
+        raise InputError(f"data.name: {path} holds its rows under {lists[0]!r:.80}; write that list alone")
     if row and all(isinstance(value, dict | list) for value in row.values()):
         raise InputError(
             f"data.name: {path} is written by columns, not by rows; in pandas write it with "
@@ -423,7 +430,7 @@ def objects(texts: Iterator[str]) -> Iterator[Raw]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=without_twins)
+            value = DECODER.decode(line)
         except (ValueError, RecursionError) as error:
             yield Broken(f"is not valid JSON: {what_json_says(error)} (line {number})", line)
         else:
@@ -438,6 +445,8 @@ def without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def what_json_says(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at {error.doc[error.pos :][:20].rstrip()!r}"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
 
 
@@ -446,7 +455,12 @@ def as_object(value: Any, where: str = "") -> Raw:
     return value if isinstance(value, dict) else Broken(f"is {name}, not a JSON object{where}", value)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=without_twins)
+def constant(name: str) -> float | None:
+    """What Python writes for what is no number; NaN is pandas' own nothing."""
+    return None if name == "NaN" else float(name)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=without_twins, parse_constant=constant)
 
 
 def read_array(file: TextIO, path: Path) -> Iterator[Raw]:

@@ -402,7 +402,8 @@ def content_sha256(path: Path) -> str:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot.
+    """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot,
+    and those that Excel writes beside a file that is open.
 
     Raises InputError where they are so many that this is another folder than was meant, and for what is no file: a
     library that opens a pipe waits for ever.
@@ -410,7 +411,7 @@ def visible_files(folder: Path) -> list[Path]:
     files, count = [], 0
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]  # .git alone may hold more files, and sockets
-        for path in (Path(place, name) for name in names if name[0] != "."):
+        for path in (Path(place, name) for name in names if not name.startswith((".", "~$"))):  # ~$: open in Excel
             if path.is_file():
                 files.append(path)
                 count += path.suffix.lower() != ".txt"

@@ -1,6 +1,7 @@
 """Labels as classes: what each value of a label column means, and which columns hold something else."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
@@ -19,7 +20,7 @@ WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?|[0-9]+(?:\.[0-9]+)?e-[0-9]+|inf|infinity)", re.IGNORECASE)
 
-NOTHING = {"nan", "na", "n/a", "<na>", "null", "none", "?"}
+NOTHING = {"nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"}
 """Words that programs write where there is no label; in small letters."""
 
 SEPARATORS = ("|", ";", ",")
@@ -254,12 +255,17 @@ def check_names(names: Sequence[str], config: DataConfig) -> None:
     if len(names) < 2:
         raise InputError(f"data.label_column: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
     for name in names:
-        if len(name) > MOST_LETTERS or not name.isprintable():
-            strange = next((f" (it holds {letter!r})" for letter in name if not letter.isprintable()), "")
+        strange = next((f" (it holds {letter!r})" for letter in name if is_strange(letter)), "")
+        if len(name) > MOST_LETTERS or strange:
             raise InputError(
                 f"data.label_column: the class {name!r:.80} is no name to show in tables{strange}; use a word or two "
                 f"of at most {MOST_LETTERS} letters"
             )
+
+
+def is_strange(letter: str) -> bool:
+    """Whether it cannot be shown; spaces of any width can, and what Persian words and emoji are joined with."""
+    return not letter.isprintable() and unicodedata.category(letter) != "Zs" and letter not in "\u200c\u200d"
 
 
 def check_count(names: Sequence[str], rows: int, config: DataConfig) -> None:
@@ -286,7 +292,7 @@ def check_missing(names: Sequence[str], column: Labels) -> None:
 
 def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> None:
     """Refuses fractions, and nearly as many numbers as rows."""
-    rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name)]
+    rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name.removeprefix("+"))]
     if not all(map(NUMBER.fullmatch, names)) or are_codes(names):
         return
     if not fractions and not (are_many_numbers(names) and rows < MANY_ROWS * len(names)):
@@ -328,11 +334,11 @@ def are_codes(names: Sequence[str]) -> bool:
 
 
 def same_word(name: str) -> str:
-    """`name` without what people write differently: case, Unicode form, spaces, hyphens; of numbers, zeros before."""
+    """`name` without what people write differently: case, Unicode form, spaces, hyphens, joiners; of numbers, zeros."""
     bare = normal(name)
     if bare.isdecimal():
         return bare.lstrip("0") or "0"
-    return re.sub(r"[\s_-]", "", bare) if any(map(str.isalpha, bare)) else bare
+    return re.sub(r"[\s_\u200c\u200d-]", "", bare) if any(map(str.isalpha, bare)) else bare
 
 
 def several_labels(names: Sequence[str]) -> str:

@@ -4,13 +4,13 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
-from tasks.folders import NOT_OPTIONS, Folder, Piece, describe, how_read, look_into, options_of, saved_by_datasets
+from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
 from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
@@ -62,7 +62,7 @@ def load_hub(builder: Any) -> "DatasetDict":
     import datasets
 
     options = options_of(builder)
-    if builder.name not in ("csv", "json") or options.keys() - NOT_OPTIONS:
+    if builder.name not in ("csv", "json") or not are_known(options):
         builder.download_and_prepare()
         return builder.as_dataset()
     found = {str(split): list(files) for split, files in builder.config.data_files.items()}
@@ -89,6 +89,8 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
         saved = datasets.load_from_disk(str(path))
         return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
     folder = find_files(path, config)
+    if not folder.splits:
+        raise InputError(f"data.name: the text files of {path} must lie in folders named by class, such as pos/1.txt")
     if folder.whole:
         # datasets knows a file by its path and time only: content that changed and kept its time would not be read
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision))
@@ -131,20 +133,34 @@ def check_files(folder: Folder, config: DataConfig) -> None:
     """Refuses a file of a split that is used in which a column is missing, before any of them is read to its end."""
     roles = {role: name for role, name in split_names(config).items() if role != "test" or not config.test_file}
     used = [(role, piece[0]) for role, name in roles.items() for piece in folder.splits.get(name, ())]
-    columns = {file: columns_of(file, folder.sep) for _, file in used}
-    labelled = [role for role, file in used if config.label_column in (columns[file] or [config.label_column])]
+    columns = {file: names_in(file, folder.sep) for _, file in used}
+    complete = [role for role, file in used if not missing_of(columns[file], config)]
     for role, file in used:
-        check_names(role, file, columns[file], config, labelled, folder.sep)
+        check_names(role, file, columns[file], config, complete, folder.sep)
+
+
+def names_in(file: Path, sep: str | None) -> list[str]:
+    """The columns of a file, of json those that its first rows have."""
+    names = columns_of(file, sep)
+    return list(dict.fromkeys(chain.from_iterable(first_rows(file, sep)))) if names is None else names
+
+
+def first_rows(file: Path, sep: str | None) -> list[Mapping[str, Any]]:
+    return [raw for raw, _ in islice(read_rows(file, sep=sep), FIRST_ROWS) if isinstance(raw, dict)]
+
+
+def missing_of(columns: Sequence[str], config: DataConfig) -> list[str]:
+    """Those that the run needs; none where there are no columns, for then no row of json could be read."""
+    return [name for name in (*config.text_columns, config.label_column) if columns and name not in columns]
 
 
 def check_names(
-    role: str, file: Path, columns: Sequence[str] | None, config: DataConfig, labelled: Collection[str], sep: str | None
+    role: str, file: Path, columns: Sequence[str], config: DataConfig, complete: Collection[str], sep: str | None
 ) -> None:
-    wanted = (*config.text_columns, config.label_column)
-    if columns is not None and (missing := [name for name in wanted if name not in columns]):
-        rows = [raw for raw, _ in islice(read_rows(file, sep=sep), FIRST_ROWS) if isinstance(raw, dict)]
+    if missing := missing_of(columns, config):
+        rows = first_rows(file, sep)
         first = {name: [row.get(name) for row in rows] for name in columns}
-        raise no_column(missing[0], file.name, first, config, role, labelled)
+        raise no_column(missing[0], file.name, first, config, role, complete)
 
 
 def no_column(
@@ -153,14 +169,15 @@ def no_column(
     first: Mapping[str, Sequence[Any]],
     config: DataConfig,
     role: str,
-    labelled: Collection[str],
+    complete: Collection[str],
 ) -> InputError:
-    """The error that a column is missing; `first` are the first rows, and `labelled` the splits that have labels."""
+    """The error that a column is missing; `first` are the first rows, and `complete` the splits that have a file with
+    all columns."""
     field = "label_column" if name == config.label_column else "text_columns"
-    if role == "train":
+    if role == "train" and role not in complete:
         advice = name_columns(first, config.text_columns, config.label_column)
-    elif field == "label_column":
-        advice = labelled_instead(role, labelled, config)
+    elif field == "label_column" and role not in complete:
+        advice = labelled_instead(role, complete, config)
     else:
         advice = "add it, or take the file away"
     return InputError(
@@ -173,6 +190,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     wanted = [*texts, *([label] if label else [])]
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
+    if 0 < len(first) < len(wanted):
+        return f"columns for {' and '.join(wanted)} are needed; in a csv they stand apart by a comma, a tab, ';' or '|'"
     section = "data." if label else ""
     others = {name: [value for value in values if value is not None] for name, values in first.items()}
     letters = {
@@ -184,6 +203,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
     kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
     classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
+    if unfit := next((name for name in found if "," in name or name != name.strip()), None):
+        return f"rename {unfit!r:.80} to {texts[found.index(unfit)]}"
     options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
     if label and label not in first:
         options.append(f"--{section}label_column {shlex.quote(classes or '')}")
@@ -216,7 +237,7 @@ def check_early(config: DataConfig) -> None:
 
 def check_test_file(path: Path, config: DataConfig) -> None:
     with as_test_file():
-        check_names("test", path, columns_of(path), config, (), None)
+        check_names("test", path, names_in(path, None), config, (), None)
 
 
 @contextmanager
@@ -303,7 +324,10 @@ def choose_splits(loaded: "DatasetDict", config: DataConfig) -> tuple["DatasetDi
     available = ", ".join(sorted(loaded))
     for role, name in wanted.items():
         if name not in loaded and (role == "train" or name != role):
-            raise InputError(f"data.{role}_split: there is no split '{name}'; the data set has {available}")
+            raise InputError(
+                f"data.{role}_split: there is no split '{name}'; the data set has {available}; name one of them with "
+                f"--data.{role}_split"
+            )
     own = {role: name for role, name in wanted.items() if name in loaded and split_owner(role, config) == role}
     chosen = DatasetDict({role: loaded[name] for role, name in own.items()})
     for role, split in chosen.items():
@@ -338,16 +362,21 @@ def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -
     return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
 
 
+def is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
         missing = [name for name in (*config.text_columns, config.label_column) if name not in split.column_names]
         if missing:
-            labelled = [other for other in chosen if config.label_column in chosen[other].column_names]
+            complete = [other for other in chosen if not missing_of(chosen[other].column_names, config)]
             first = split.select(range(min(len(split), FIRST_ROWS))).to_dict()
-            raise no_column(missing[0], role, first, config, role, labelled)
+            raise no_column(missing[0], role, first, config, role, complete)
         for column in config.text_columns:
             kind = getattr(split.features[column], "dtype", str(split.features[column]))
             if kind.startswith("Json"):
-                kind = "different kinds of value"
+                bad = ((row, value) for row, value in enumerate(column_values(split, column)) if not is_text(value))
+                kind = next((f"{value!r:.80} in row {row}" for row, value in bad), "different kinds of value")
             if kind not in ("string", "large_string", "string_view", "null"):
                 raise InputError(f"data.text_columns: column '{column}' in {role} holds {kind}, not text")

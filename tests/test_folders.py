@@ -136,10 +136,17 @@ def test_head_that_names_no_files_leaves_them_to_their_names(tmp_path: Path) -> 
     assert train.features["label"].names == ["bad", "good"] and list(train["label"]) == [0, 1] * 12
 
 
-def test_what_only_datasets_understands_is_left_to_it(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("made by a program\ntext,label\na film,0100\n")
+@pytest.mark.parametrize(
+    ("option", "content"),
+    [
+        ("skiprows: 1", "made by a program\ntext,label\na film,0100\n"),
+        ('sep: "::"', "text::label\na film::0100\n"),
+    ],
+)
+def test_what_only_datasets_understands_is_left_to_it(option: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
     (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  skiprows: 1\n  data_files: a.csv\n---\n"
+        f"---\nconfigs:\n- config_name: default\n  {option}\n  data_files: a.csv\n---\n"
     )
     assert load(tmp_path)["train"].column_names == ["text", "label"]
 
@@ -148,6 +155,28 @@ def test_unknown_configuration_is_refused(tmp_path: Path) -> None:
     write(film_reviews(1), tmp_path / "a.csv")
     with pytest.raises(InputError, match="'other' not found"):
         load(tmp_path, config="other")
+
+
+def test_configuration_must_be_named_where_there_are_several(tmp_path: Path) -> None:
+    write(film_reviews(1), tmp_path / "a.csv")
+    configs = "".join(f"- config_name: {name}\n  data_files: a.csv\n" for name in ("en", "de"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(InputError, match=r"data.config: .* has several; name one of \['en', 'de'\]"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["labels.json", "feb.jsonl", "feb.csv"])
+def test_file_without_the_columns_of_the_others_is_named(other: str, tmp_path: Path) -> None:
+    write(film_reviews(1), tmp_path / "jan.csv")
+    (tmp_path / other).write_text("review,label\na,b\n" if other == "feb.csv" else '{"review": "a", "label": 1}\n')
+    with pytest.raises(InputError, match=f"{other} has no column 'text'; .*; add it, or take the file away"):
+        load(tmp_path)
+
+
+def test_text_files_without_a_folder_for_each_class_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("a film")
+    with pytest.raises(InputError, match=r"must lie in folders named by class, such as pos/1\.txt"):
+        load(tmp_path)
 
 
 def test_saved_data_sets_are_read(tmp_path: Path) -> None:

@@ -129,6 +129,10 @@ def test_empty_cell_is_missing_and_every_other_one_is_text(tmp_path: Path) -> No
         ("\ufefftext;label\na;1\n", ";"),
         ("sep=;\ntext;label\na;1\n", ";"),
         ("text;label", ";"),
+        ("text, label\na, 1\n", ", "),
+        ('text, label\n"a, b", "1"\n', ", "),
+        ("id, text,label\n1, a,1\n", ","),
+        ('"text, all"\na\n', ","),
         ("", ","),
     ],
 )
@@ -137,10 +141,15 @@ def test_separator_is_the_one_that_fits_header_and_rows(content: str, sep: str, 
     path.write_text(content)
     assert separator(path) == sep
     if content:
-        said = {";": "';'", "|": "'|'", "\t": "a tab"}
+        said = {";": "';'", "|": "'|'", "\t": "a tab", ", ": "a comma and a space"}
         assert notes_of(path) == ([] if sep == "," else [f"a.csv has {said[sep]} between its columns"])
     if content.startswith("sep="):
         assert read(content, tmp_path) == [{"text": "a", "label": "1"}]
+
+
+def test_space_after_each_separator_is_no_part_of_what_follows(tmp_path: Path) -> None:
+    rows = read('text, label\n"a, b", "1"\n c , 2\n', tmp_path)
+    assert rows == [{"text": "a, b", "label": "1"}, {"text": "c ", "label": "2"}]
 
 
 def test_separator_of_a_tsv_is_said_whatever_it_is(tmp_path: Path) -> None:
@@ -229,6 +238,28 @@ def test_table_that_pandas_writes_as_one_object_is_refused_with_what_to_write(
     ) as no:
         list(read_rows(tmp_path / "a.json"))
     assert len(str(no.value)) < 300
+
+
+def test_rows_beside_something_else_are_refused_with_where_they_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds its rows under 'data'; write that list alone"):
+        read('{"version": 1, "data": [{"a": 1}]}', tmp_path, "a.json")
+
+
+def test_first_of_several_objects_is_no_table(tmp_path: Path) -> None:
+    assert len(read('{"messages": [{"a": 1}]}\n{"messages": [{"a": 2}]}\n', tmp_path, "a.jsonl")) == 2
+
+
+def test_nan_of_json_is_nothing(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", '{"a": NaN}\n{"a": "b"}'), ("a.json", '[{"a": NaN}, {"a": "b"}]')):
+        assert read(content, tmp_path, name) == [{"a": None}, {"a": "b"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_comma_too_many_is_shown(name: str, tmp_path: Path) -> None:
+    content, says = {"a.jsonl": ('{"a": 1},\n', "row 0 .*','"), "a.json": ('[{"a": 1},]', "row 1 .*']'")}[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=says):
+        rows_of([(tmp_path / name,)])
 
 
 def test_array_in_a_jsonl_file_and_lines_in_a_json_file_are_read(tmp_path: Path) -> None:

@@ -414,7 +414,7 @@ def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.
     os.mkfifo(workplace / ".git/fsmonitor")
     os.mkfifo(workplace / ".pipe")
     (workplace / "sub").mkdir()
-    for name in ("b.csv", "a.csv", "sub/c.csv"):
+    for name in ("b.csv", "a.csv", "sub/c.csv", "~$a.xlsx"):  # the last is Excel's, while a.xlsx is open
         (workplace / name).touch()
     assert [str(file.relative_to(workplace)) for file in hub.visible_files(workplace)] == [
         "a.csv",

@@ -100,7 +100,18 @@ def test_column_of_any_kind_names_its_classes(column: Any, names: tuple[str, ...
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("column", [[-1, 0, 1], [1.0, 0.0], [True, False], ["2026-01-02", "2026-01-03"], ["b", "a b"]])
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["+1", "-1"],
+        ["a\xa0b", "می\u200cخواهم", "👨\u200d👩"],
+        [-1, 0, 1],
+        [1.0, 0.0],
+        [True, False],
+        ["2026-01-02", "2026-01-03"],
+        ["b", "a b"],
+    ],
+)
 def test_every_format_names_the_classes_alike(column: list[Any], kind: str, tmp_path: Path) -> None:
     assert read(labelled(tmp_path, column, kind)).label_names == read(labelled(tmp_path, column)).label_names
 
@@ -129,7 +140,7 @@ def refusal(path: Path, **fields: Any) -> str:
         ([1.0, 0.0, float("nan")], "20 rows have no label but nan (train rows 2, 5"),
         (["0", "1", "nan"], "'nan' among the numbers 0, 1 means 'not labelled' (train rows 2, 5"),
         (["0.5", "1.5", "nan"], "'nan' among the numbers 0.5, 1.5 means 'not labelled'"),
-        (["a\xa0", "b"], r"the class 'a\xa0' is no name to show in tables (it holds '\xa0')"),
+        (["a\tc", "b"], r"the class 'a\tc' is no name to show in tables (it holds '\t')"),
         (["a", "b\u200b"], r"(it holds '\u200b')"),
     ],
     ids=str,
@@ -252,6 +263,8 @@ def test_name_goes_before_number(tmp_path: Path) -> None:
         ("Positive", "positive", True),
         ("new york", "new  york", True),
         ("new-york", "New York", True),
+        ("new\xa0york", "new york", True),
+        ("pos\u200d", "pos", True),
         ("new_york", "newyork", True),
         ("café", "cafe\u0301", True),
         ("01", "1", True),

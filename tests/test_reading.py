@@ -133,3 +133,9 @@ def test_wrong_path_or_column_is_refused_before_anything_heavy_is_imported(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "2" and says in done.stderr
+
+
+def test_value_that_is_no_text_is_named_by_its_row(tmp_path: Path) -> None:
+    write(film_reviews(1).astype(object).replace({"text": {film_reviews(1)["text"][3]: 5}}), tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="column 'text' in train holds 5 in row 3, not text"):
+        read(tmp_path / "a.jsonl")

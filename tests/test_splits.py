@@ -448,7 +448,10 @@ def test_classes_that_are_numbers_stand_in_their_order() -> None:
             {"my review": ["a long text"] * 3, "n": [1, 2, 3], "kind": ["a", "b", "b"]},
             "perhaps --data.text_columns 'my review' --data.label_column kind",
         ),
-        ({"number": [1, 2]}, "name them with --data.text_columns and --data.label_column"),
+        ({"number": [1, 2]}, "columns for text and label are needed; in a csv they stand apart by a comma"),
+        ({"a, b": ["a long text", "another"], "label": ["a", "b"]}, "rename 'a, b' to text"),
+        ({"text ": ["a long text", "another"], "label ": ["a", "b"]}, "rename 'text ' to text"),
+        ({"n": [1, 2], "m": [{"text": "a"}] * 2}, "name them with --data.text_columns and --data.label_column"),
         ({"x" * 50: ["a", "b"], "y" * 50: ["c", "d"]}, "name them with --data.text_columns and --data.label_column"),
     ],
 )
