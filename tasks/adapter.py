@@ -205,9 +205,7 @@ def typed(option: str, value: Any, kind: Any) -> Any:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
-        raise InputError(
-            f"adapter.options: {option}: {problem[:1].lower()}{problem[1:]}, not {value!r:.80}"
-        ) from None
+        raise InputError(f"adapter.options: {option}: {problem[:1].lower()}{problem[1:]}, not {value!r:.80}") from None
 
 
 def is_all_linear(target_modules: Any) -> bool:
