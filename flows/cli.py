@@ -481,7 +481,8 @@ def run_rollback(options: argparse.Namespace) -> int:
 
 
 def tell_champion(decision: "Decision") -> int:
-    before = f"; the previous one is version {decision.previous}" if decision.previous else ""
+    what = "version {} was rolled back" if decision.action == "rolled back" else "the previous one is version {}"
+    before = f"; {what.format(decision.previous)}" if decision.previous else ""
     print(f"The champion of {decision.name} is version {decision.version}{before}")
     return DONE
 

@@ -29,7 +29,7 @@ from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Se
 from tasks.references import evaluate_baseline, evaluate_references
 from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
-from tasks.verdict import capital
+from tasks.verdict import SHORT_TITLES, capital
 from tasks.work import WORK, work_folder
 
 
@@ -91,7 +91,9 @@ def finetune(
 
         references = evaluate_references(config, prepared, str(WORK))
         if references:
-            named = ", ".join(f"{name} {shown_share(one.scores.accuracy)}" for name, one in references.items())
+            named = ", ".join(
+                f"{SHORT_TITLES[name]} {shown_share(one.scores.accuracy)}" for name, one in references.items()
+            )
             logger.info("References: accuracy %s", named)
         clock.lap("references")
 

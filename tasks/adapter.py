@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from tasks import serving
 from tasks.blocks import find_blocks, is_inside, text_parts
@@ -40,7 +42,7 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
     """Attach the adapter to an empty classifier: what peft refuses is known in a second."""
     import torch
 
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, module in model.named_modules() if not any(module.children())]
     for wanted in () if is_all_linear(config.adapter.target_modules) else config.adapter.target_modules:
         if not any(name == wanted or name.endswith("." + wanted) for name in names):
             known = sorted({name.split(".")[-1] for name in body_layers(model, ())})
@@ -101,7 +103,7 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
         return wrap(model, kind, fully_named(layers, values, model, config), config.seed)
     except InputError:
         raise
-    except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:
         if "meta" in str(error).lower():
             raise
         raise unfit(config, error) from error
@@ -160,8 +162,8 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
 
     adapter, method = config.adapter, METHODS[config.adapter.method]
     kind = getattr(peft, method.config)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for option in adapter.options:
+    fields, options = {field.name for field in dataclasses.fields(kind)}, dict(adapter.options)
+    for option in options:
         if option in SET_BY_US:
             raise InputError(f"adapter.options: {option} follows from the model, or could run code, and cannot be set")
         for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
@@ -171,6 +173,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
             nearest = nearest_name(option, sorted(fields))
             hint = f"did you mean {nearest}?" if nearest else f"see peft's {method.config}"
             raise InputError(f"adapter.options: {method.config} has no field '{option}'; {hint}")
+        options[option] = typed(option, options[option], get_type_hints(kind)[option])
     values: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": list(fresh) or None}
     for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
         if theirs:
@@ -185,13 +188,24 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
         values["target_modules"] = list(adapter.target_modules)
     if adapter.layers:
         values |= top_blocks(model, config, fields)
-    values |= {**method.fitted(method_shape(model, adapter, steps)), **adapter.options}
+    values |= {**method.fitted(method_shape(model, adapter, steps)), **options}
     if is_all_linear(values.get("target_modules")):
         layers = sorted(body_layers(model, fresh))
         if values.pop("layers_to_transform", None) is not None:  # peft heeds it for last names only
             layers = [name for name in layers if not is_below(name, model, config)]
         values["target_modules"] = layers
     return kind, values
+
+
+def typed(option: str, value: Any, kind: Any) -> Any:
+    """`value` as peft wants it: it takes the text "false" for true, and fails in training at the text "1e-3"."""
+    if kind not in (bool, int, float):
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise InputError(f"adapter.options: {option}: {problem[:1].lower()}{problem[1:]}, not {value!r:.80}") from None
 
 
 def is_all_linear(target_modules: Any) -> bool:

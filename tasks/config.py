@@ -42,6 +42,9 @@ MOST_SEEDS = 100
 STORE = Path("mlruns")
 """Where everything lies that runs leave behind, in the current folder."""
 
+DEPLOYMENTS = Path("prefect.yaml")
+"""Where this is not, `peft-flow up` does not start."""
+
 RESERVED_COLUMNS = frozenset(
     {
         *("row", "label", "labels", "length", "full_length", "input_ids", "attention_mask", "token_type_ids"),
@@ -526,7 +529,9 @@ class PredictionConfig(Config):
     def run_name(self) -> str:
         """What is predicted by what: `reviews@champion · july.csv`."""
         source = "standard input" if self.input == "-" else Path(self.input).name
-        return f"{Path(self.model).name if '@' not in self.model else self.model} · {source}"
+        model = self.model.removeprefix("models:/")
+        is_version = re.fullmatch(r"[^/]+/\d+", model) or "@" in model
+        return f"{model if is_version else Path(model).name} · {source}"
 
 
 K = TypeVar("K", bound=Config)

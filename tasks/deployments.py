@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tasks.closing import NO_HEARTBEAT
+from tasks.config import DEPLOYMENTS
 from tasks.device import gpus
 from tasks.progress import tell
 from tasks.records import write_text
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
 POOL = "peft-flow"
-DEPLOYMENTS = Path("prefect.yaml")
-
 HEARTBEAT_SECONDS = 75.0
 """Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/environment.py) may be missed, not three."""
 

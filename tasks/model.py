@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import serving
-from tasks.config import DEMO_MODEL, InputError, ModelConfig, RunConfig
+from tasks.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.environment import hide_short_bars
 from tasks.hub import HubUnreachable, check_format, find, first_line, is_network_trouble, patient
 from tasks.methods import VIRTUAL_TOKENS
@@ -156,15 +156,21 @@ def check_model(source: Source, config: RunConfig) -> Any:
     model = empty_classifier(architecture, source, config)
     check_vocabulary(tokenizer, model, source)
     limit = min(positions(model), tokenizer.model_max_length)
-    if config.adapter.method == "prompt_tuning":
-        limit -= config.adapter.options.get("num_virtual_tokens", VIRTUAL_TOKENS)
-    if config.data.max_length > limit:
+    virtual = prompt_length(config.adapter)
+    if config.data.max_length > limit - virtual:
+        less = f", less {virtual} for num_virtual_tokens" if virtual else ""
         raise InputError(
-            f"data.max_length: {config.data.max_length} is more than the {limit} positions of {source.name}"
+            f"data.max_length: {config.data.max_length} is more than the {limit} positions of {source.name}{less}"
         )
     if source.is_local:
         check_files(source, config, tokenizer)
     return model
+
+
+def prompt_length(adapter: AdapterConfig) -> int:
+    """How many places the learned prompt takes from the text."""
+    given = adapter.options.get("num_virtual_tokens", VIRTUAL_TOKENS)
+    return given if adapter.method == "prompt_tuning" and isinstance(given, int) else 0  # else refused later
 
 
 def check_layers(architecture: Any, source: Source) -> None:

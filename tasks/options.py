@@ -5,7 +5,9 @@ start where the adapter is read.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from tasks.blocks import find_blocks
@@ -54,17 +56,30 @@ def check_options(model: Any, method: str, options: Mapping[str, Any]) -> None:
     if method == "adalora" and options.get("rank_pattern"):
         raise InputError("adapter.options: rank_pattern is what adalora finds in training; leave it out")
     check_start(model, method, options)
+    for option, check in checks_of(model).items():
+        if (value := options.get(option)) in (None, "", [], {}):
+            continue
+        try:
+            check(value)
+        except (AttributeError, TypeError) as error:  # a number for a name, a name for a mapping
+            raise InputError(
+                f"adapter.options: {option}: {value!r:.80} is not what peft takes; see its documentation of {method}"
+            ) from error
+
+
+def checks_of(model: Any) -> dict[str, Callable[[Any], None]]:
+    """By the option, what refuses values of it that do not fit the model."""
     names = [name for name, _ in model.named_modules() if name]
-    for option in LAYERS:
-        check_layers(option, options.get(option) or (), names)
-    check_layers("target_parameters", options.get("target_parameters") or (), [n for n, _ in model.named_parameters()])
-    for option in PATTERNS:
-        check_patterns(option, options.get(option) or (), names, "in this model")
-    for pattern in listed(options.get("layers_pattern") or ()):
-        if not any(re.search(rf"(^|\.){pattern}\.\d+\.", name) for name in names):
-            raise InputError(f"adapter.options: layers_pattern: no list of blocks is called '{pattern}'; leave it out")
-    check_blocks(model, listed(options.get("layers_to_transform", ())))
-    check_words(model, options.get("trainable_token_indices") or (), names)
+    return {
+        **{option: partial(check_layers, option, names=names) for option in LAYERS},
+        "target_parameters": partial(
+            check_layers, "target_parameters", names=[name for name, _ in model.named_parameters()]
+        ),
+        **{option: partial(check_patterns, option, names=names, where="in this model") for option in PATTERNS},
+        "layers_pattern": partial(check_lists, names=names),
+        "layers_to_transform": partial(check_blocks, model),
+        "trainable_token_indices": partial(check_words, model, names=names),
+    }
 
 
 def check_start(model: Any, method: str, options: Mapping[str, Any]) -> None:
@@ -99,8 +114,14 @@ def check_layers(option: str, value: Any, names: Sequence[str]) -> None:
         )
 
 
-def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], where: str) -> None:
-    for pattern in patterns:
+def check_lists(patterns: Any, names: Sequence[str]) -> None:
+    for pattern in listed(patterns):
+        if not any(re.search(rf"(^|\.){compiled('layers_pattern', pattern)}\.\d+\.", name) for name in names):
+            raise InputError(f"adapter.options: layers_pattern: no list of blocks is called '{pattern}'; leave it out")
+
+
+def check_patterns(option: str, patterns: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for pattern, _ in patterns.items():
         if not any(re.match(rf"(.*\.)?({compiled(option, pattern)})$", name) for name in names):
             raise InputError(f"adapter.options: {option}: no layer {where} is called '{pattern}'{hint(pattern, names)}")
 
@@ -110,7 +131,7 @@ def compiled(option: str, pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InputError(f"adapter.options: {option}: '{pattern}' is no regular expression: {error}") from None
+        raise InputError(f"adapter.options: {option}: '{pattern}' is not a regular expression: {error}") from None
     return pattern
 
 
@@ -123,9 +144,9 @@ def hint(wanted: str, names: Sequence[str]) -> str:
     return f"; there are {', '.join(sorted({name.rpartition('.')[2] for name in names if name not in owners}))}"
 
 
-def check_blocks(model: Any, numbers: Sequence[Any]) -> None:
+def check_blocks(model: Any, numbers: Any) -> None:
     blocks = find_blocks(model)
-    for number in numbers:
+    for number in listed(numbers):
         if blocks and number not in range(len(blocks.modules)):
             last = len(blocks.modules) - 1
             raise InputError(f"adapter.options: layers_to_transform: there is no block {number}; there are 0 to {last}")
@@ -135,7 +156,7 @@ def check_words(model: Any, tokens: Any, names: Sequence[str]) -> None:
     """`tokens` to train: their numbers, or these by the name of the embeddings."""
     if isinstance(tokens, Mapping):
         check_layers("trainable_token_indices", list(tokens), names)
-        return
+        tokens = chain.from_iterable(tokens.values())
     words = model.get_input_embeddings().weight.shape[0]
     for number in tokens:
         if number not in range(words):
@@ -152,7 +173,7 @@ def check_attached(model: Any, options: Mapping[str, Any]) -> None:
         if isinstance(module, BaseTunerLayer)
     ]
     for option in PATTERNS:
-        check_patterns(option, options.get(option) or (), names, "with the adapter")
+        check_patterns(option, options.get(option) or {}, names, "with the adapter")
     trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
     if all("modules_to_save" in name for name in trained):
         raise InputError("adapter.options: with these the adapter has no weights to train; leave some out")

@@ -5,6 +5,7 @@ call; whoever comes next completes what a kill or an outage broke off.
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from tasks.tracking import (
     download_adapter,
     find_adapter,
     link_to_prefect,
+    promote_command,
     registered_versions,
     run_of,
     set_alias,
@@ -171,7 +173,7 @@ def before(name: str, versions: Sequence[RegisteredVersion]) -> str:
         gone = f": {spoken(earlier[-1])} was deleted in MLflow" if earlier else ""
         raise InputError(
             f"{name} has no previous champion to go back to{gone}; promote a version instead "
-            f"({PROMOTE.format(name, 'VERSION')}{listed(versions)})"
+            f"({promote_command(name, 'VERSION')}{listed(versions)})"
         )
     return found
 
@@ -193,10 +195,7 @@ def succession(decided: Sequence[Decision]) -> list[str]:
 
 def changes(decided: Sequence[Decision]) -> list[Decision]:
     """Those that moved the alias `champion`."""
-    return [decision for decision in decided if decision.action in ("promoted", "rolled back")]
-
-
-PROMOTE = "peft-flow promote {} {} --reason TEXT"
+    return [decision for decision in decided if decision.action in MOVES]
 
 
 def lost_champion(versions: Sequence[RegisteredVersion], decided: Sequence[Decision]) -> str | None:
@@ -217,11 +216,11 @@ def no_champion(name: str, versions: Sequence[RegisteredVersion], decided: Seque
     if lost in [version.version for version in versions]:
         return (
             f"{name} has no champion any more: the alias was taken off version {lost} in MLflow; give it back "
-            f"({PROMOTE.format(name, lost)}) or promote another version{listed(versions)}"
+            f"({promote_command(name, lost)}) or promote another version{listed(versions)}"
         )
     return (
         f"{name} has no champion any more: {named(lost, versions)} was deleted in MLflow; go back to the one before "
-        f"(peft-flow rollback {name} --reason TEXT) or promote a version{listed(versions)}"
+        f"(peft-flow rollback {shlex.quote(name)} --reason TEXT) or promote a version{listed(versions)}"
     )
 
 

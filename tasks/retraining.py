@@ -41,12 +41,14 @@ from tasks.tracking import (
     attach,
     download,
     find_champion,
+    promote_command,
     register_again,
     registered_versions,
     run_facts,
     run_url,
     runs_tagged,
 )
+from tasks.verdict import NAMES
 from tasks.work import WORK
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ def choose_challenger(
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
     if champion is None:
-        tell("%s has no champion: the first must beat %s", config.tracking.registered_model, " and ".join(TO_BEAT))
+        rivals = " and ".join(NAMES[name] for name in TO_BEAT)
+        tell("%s has no champion: the first must beat %s", config.tracking.registered_model, rivals)
     needed = ("champion",) if champion else TO_BEAT
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
@@ -182,9 +185,7 @@ def judge_challenger(
         return without_champion(gate, comparison, footprint)
     data = prepare(challenger, WORK)
     settings = settings_of(champion.run_id, Path(work) / "own") if champion.run_id else None
-    forward = (
-        f"where that is meant: peft-flow promote {config.tracking.registered_model} {result.version} --reason '...'"
-    )
+    forward = f"where that is meant: {promote_command(str(config.tracking.registered_model), str(result.version))}"
     if "champion" not in [rung.name for rung in comparison.ladder]:
         return incomparable(why_not_asked(challenger, data, champion, settings, forward))
     own_rows = own_test(champion.run_id, settings, challenger, Path(work)) if champion.run_id and settings else None

@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 
 from tasks import liveness
 from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
-from tasks.config import STORE, InputError
+from tasks.config import DEPLOYMENTS, STORE, InputError
 from tasks.demo import demo_folder
-from tasks.deployments import DEPLOYMENTS, POOL, deploy, forget_silence, make_automation, make_pool
+from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool
 from tasks.hub import is_network_trouble
 from tasks.processes import (
     Processes,

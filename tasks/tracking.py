@@ -19,7 +19,7 @@ import yaml
 
 from tasks import closing, liveness, runlist
 from tasks.artifacts import folder_of, repository
-from tasks.config import STORE, InputError, RunConfig, checked, parse_yaml
+from tasks.config import DEPLOYMENTS, STORE, InputError, RunConfig, checked, parse_yaml
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
@@ -89,7 +89,7 @@ def serve_command() -> list[str]:
     """What to run to see a store in a file; nothing where there is a server."""
     if not store_is_ours():
         return []
-    if tracking_uri() == default_store():
+    if tracking_uri() == default_store() and DEPLOYMENTS.exists():  # elsewhere it would not start
         return ["peft-flow", "up"]
     store = tracking_uri()
     return ["mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", str(folder_of(store))]
@@ -1178,14 +1178,19 @@ def find_adapter(name: str) -> tuple[str, str]:
             registered = asked.removesuffix(f"@{CHAMPION}")
             if latest := newest_version(registered):
                 raise InputError(
-                    f"model: {registered} has no champion; make a version its champion, peft-flow promote {registered} "
-                    f"{latest} --reason ..., or name the version: {registered}/{latest}"
+                    f"model: {registered} has no champion; make a version its champion "
+                    f"({promote_command(registered, latest)}), or name the version: {registered}/{latest}"
                 ) from None
             raise InputError(
                 f"model: there is no run, registered model, version or alias {name!r:.100} in {public_uri()}, "
                 "and no such folder; MLflow shows what there is"
             ) from None
     return f"models:/{registered}/{found.version}", f"{registered}/{found.version}"
+
+
+def promote_command(name: str, version: str) -> str:
+    """To be copied into a shell: a name can hold spaces and apostrophes."""
+    return f"peft-flow promote {shlex.quote(name)} {version} --reason TEXT"
 
 
 def newest_version(name: str) -> str | None:

@@ -338,7 +338,7 @@ def test_promote_and_rollback_say_who_is_champion_and_record_who_gave_the_comman
     for command, said in (
         (("promote", "reviews", "1"), "The champion of reviews is version 1\n"),
         (("promote", "reviews", "2"), "The champion of reviews is version 2; the previous one is version 1\n"),
-        (("rollback", "reviews"), "The champion of reviews is version 1; the previous one is version 2\n"),
+        (("rollback", "reviews"), "The champion of reviews is version 1; version 2 was rolled back\n"),
     ):
         assert main([*command, "--reason", "complaints"]) == DONE
         assert capsys.readouterr() == (said, "")
@@ -379,7 +379,7 @@ def test_rollback_loads_neither_prefect_nor_torch(workplace: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert done.stdout == "The champion of reviews is version 1; the previous one is version 2\n\n"
+    assert done.stdout == "The champion of reviews is version 1; version 2 was rolled back\n\n"
     assert done.stderr == ""
 
 

@@ -16,6 +16,7 @@ from tasks.config import (
     AdapterMethod,
     DataConfig,
     InputError,
+    PredictionConfig,
     RetrainConfig,
     RunConfig,
     field_names,
@@ -166,6 +167,20 @@ def test_data_section_can_name_what_was_read() -> None:
 )
 def test_run_is_named_by_what_it_does(values: dict[str, Any], name: str) -> None:
     assert validated(values).run_name() == name
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("reviews/3", "reviews/3"),
+        ("models:/reviews/3", "reviews/3"),
+        ("models:/reviews@champion", "reviews@champion"),
+        ("some/where/adapter", "adapter"),
+    ],
+)
+def test_prediction_is_named_by_its_model(model: str, name: str) -> None:
+    config = PredictionConfig(model=model, input="some/july.csv", output="o.csv")
+    assert config.run_name() == f"{name} · july.csv"
 
 
 def test_one_of_several_seeds_is_named_by_its_own() -> None:

@@ -238,7 +238,7 @@ def test_renamed_columns_and_a_renamed_class_are_compared_on_what_both_know(plac
     told = (
         "the class strange came, which the champion does not know; the class odd went, which the challenger does not "
         "know; a new name for a class counts as both; compared on rows of bad, good alone: on 60 test rows of the "
-        "others no comparison is possible; {}where that is meant: peft-flow promote reviews {} --reason '...'"
+        "others no comparison is possible; {}where that is meant: peft-flow promote reviews {} --reason TEXT"
     )
     for result, more in ((frozen, "--refresh_test draws test rows of all present classes; "), (fresh, "")):
         assert result.action != "promoted" and result.gate.rows == 120

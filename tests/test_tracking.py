@@ -1,6 +1,7 @@
 """What goes to MLflow, apart from the flow that calls it."""
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,17 @@ def test_passwords_are_not_shown(address: str, shown: str, monkeypatch: pytest.M
     assert tracking.public_uri() == shown
     monkeypatch.setenv("MLFLOW_UI_URL", address)
     assert tracking.ui() == shown.rstrip("/")
+
+
+def test_command_that_shows_a_store_works_in_its_folder(workplace: Path) -> None:
+    assert tracking.serve_command()[:2] == ["mlflow", "server"]
+    (workplace / "prefect.yaml").touch()
+    assert tracking.serve_command() == ["peft-flow", "up"]
+
+
+def test_command_to_promote_can_be_copied_into_a_shell() -> None:
+    command = tracking.promote_command("Max's model", "2")
+    assert shlex.split(command) == ["peft-flow", "promote", "Max's model", "2", "--reason", "TEXT"]
 
 
 def left(name: str, experiment: str = "peft-flow", **head: Any) -> Journal:
