@@ -221,7 +221,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
     kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
     classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
-    if unfit := next((name for name in found if "," in name or name != name.strip()), None):
+    unfit = next((name for name in found if "," in name or name != name.strip()), None)  # for an option
+    if unfit and found is not texts:
         return f"rename {unfit!r:.80} to {texts[found.index(unfit)]}"
     options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
     if label and label not in first:
