@@ -112,6 +112,21 @@ def how_found(source: Source, config: DataConfig) -> list[str]:
     return [*(describe(path, folder) if path.is_dir() else ()), *how_read(files)]
 
 
+def files_by_row(source: Source, config: DataConfig, most: int = 8) -> list[str]:
+    """Which rows of a split are in which of its files, where it has several."""
+    path, told = Path(source.name), []
+    if not source.is_local or saved_by_datasets(path) or (folder := find_files(path, config)).whole:
+        return []
+    for role, name in split_names(config).items():
+        pieces, start, parts = folder.splits.get(name, []), 0, []
+        for piece in pieces[:most] if len(pieces) > 1 else ():
+            if count := len(rows_of([piece], folder.sep)):
+                parts.append(f"{start} to {start + count - 1} are in {piece[0].relative_to(path)}")
+                start += count
+        told += [f"{role} rows {', '.join(parts)}"] if parts else []
+    return told
+
+
 def find_files(path: Path, config: DataConfig) -> Folder:
     """The files of a data set on this machine, by split."""
     if path.is_dir():
@@ -190,8 +205,11 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     wanted = [*texts, *([label] if label else [])]
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
-    if 0 < len(first) < len(wanted):
-        return f"columns for {' and '.join(wanted)} are needed; in a csv they stand apart by a comma, a tab, ';' or '|'"
+    if first and sum(not name.startswith("unnamed ") for name in first) < len(wanted):
+        return (
+            f"columns for {' and '.join(wanted)} are needed, named in the first row, and in a csv with a comma, a tab, "
+            "';' or '|' between them"
+        )
     section = "data." if label else ""
     others = {name: [value for value in values if value is not None] for name, values in first.items()}
     letters = {
@@ -203,7 +221,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
     kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
     classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
-    if unfit := next((name for name in found if "," in name or name != name.strip()), None):
+    unfit = next((name for name in found if "," in name or name != name.strip()), None)  # for an option
+    if unfit and found is not texts:
         return f"rename {unfit!r:.80} to {texts[found.index(unfit)]}"
     options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
     if label and label not in first:

@@ -331,7 +331,7 @@ CASES = [
     of_file("shifted.csv", "text,label\n" + CSV[11:].replace("\n", ",x\n"), "shifted.csv", "line 2", "3"),
     of_file("unnamed.csv", CSV[11:], "data.text_columns", "no column 'text'", "first row", "text,label"),
     of_file("stars.csv", CSV.replace("text,label", "review,stars"), "text_columns review --data.label_column stars"),
-    of_file("spaced.csv", CSV.replace("text,label", "text, label"), "data.label_column", "no column 'label'"),
+    of_file("spaced.csv", CSV.replace("text,label", "text ,label "), "data.text_columns", "rename 'text ' to text"),
     of_file("case.csv", CSV.replace("text,label", "Text,Label"), "data.text_columns", "no column 'text'", "Text"),
     of_file("short.csv", CSV + "a film without label\n", "short.csv", "row 60 has 1 field", "line 62"),
     of_file("utf-16.csv", CSV.encode("utf-16"), "utf-16.csv", "UTF-16", "save it as UTF-8"),
@@ -351,7 +351,7 @@ CASES = [
     of_file("deep.json", "[" * 100_000, "data.name", "deep.json", "nested too deeply"),
     of_file("deep.jsonl", '{"a":' * 100_000 + "1" + "}" * 100_000, "data.name", "deep.jsonl", "nested too deeply"),
     of_file("null.jsonl", "\nnull\n" + JSONL, "data.name", "null.jsonl", "null", "line 2"),
-    of_file("nan.jsonl", JSONL + '{"text": NaN, "label": 0}\n', "data.text_columns", "different kinds of value"),
+    of_file("nan.jsonl", JSONL + '{"text": NaN, "label": 0}\n', "data.text_columns", "1 empty text", "train row 60"),
     of_file(
         "latin.jsonl", (JSONL + '{"text": "café", "label": 0}').encode("latin-1"), "latin.jsonl", "UTF-8", "row 60"
     ),

@@ -10,7 +10,7 @@ from tasks import reading
 from tasks.config import InputError, validated
 from tasks.folders import describe, look_into
 from tasks.hub import find
-from tests.test_splits import film_reviews, write
+from tests.test_splits import film_reviews, read, write
 
 
 def load(folder: Path, **fields: Any) -> Any:
@@ -171,6 +171,15 @@ def test_file_without_the_columns_of_the_others_is_named(other: str, tmp_path: P
     (tmp_path / other).write_text("review,label\na,b\n" if other == "feb.csv" else '{"review": "a", "label": 1}\n')
     with pytest.raises(InputError, match=f"{other} has no column 'text'; .*; add it, or take the file away"):
         load(tmp_path)
+
+
+def test_fault_of_a_row_says_in_which_file_it_is(tmp_path: Path) -> None:
+    write(film_reviews(1), tmp_path / "jan.csv")
+    write(film_reviews(2)[12:].assign(label=["", *"ab" * 5, "a"]), tmp_path / "feb.csv")
+    with pytest.raises(
+        InputError, match=r"no label \(train row 0\).* train rows 0 to 11 are in feb\.csv, 12 to 23 are in jan\.csv"
+    ):
+        read(tmp_path)
 
 
 def test_text_files_without_a_folder_for_each_class_are_refused(tmp_path: Path) -> None:
