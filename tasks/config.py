@@ -337,7 +337,7 @@ def check_tag(tag: str) -> str:
     if not equals:
         raise ValueError(f"must be name=value, not '{tag}'")
     if not re.fullmatch(r"[\w.\-: /]{1,250}", name) or {"", ".", ".."}.intersection(name.split("/")):
-        raise ValueError(f"'{name}' is no name of a tag; use letters, digits and _ . - : in it")
+        raise ValueError(f"'{name}' is not a name for a tag; use letters, digits and _ . - : in it")
     return tag
 
 

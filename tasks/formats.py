@@ -25,7 +25,7 @@ from tasks.config import PACKED_FILES, InputError, data_kind
 from tasks.disk import is_disk_full
 
 MOST_CHARACTERS = 10_000_000
-"""In one line, cell, or object of a json array: what is longer is no text but a broken file."""
+"""In one line, cell, or object of a json array: what is longer is not text but a broken file."""
 
 BATCH_ROWS = 1_000
 """Of a table that are in memory at once."""
@@ -212,11 +212,11 @@ def check_letters(path: Path) -> None:
         raise InputError(f"data.name: {path} is empty; it needs a text and a label column")
     for start, what in STARTS.items():
         if head.startswith(start):
-            raise unreadable(path, f"it is no text but {what}")
+            raise unreadable(path, f"it is not text but {what}")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or len(head) / 4 < head.count(0) < len(head):
         raise unreadable(path, "it is UTF-16; save it as UTF-8 (in Excel: 'CSV UTF-8')")
     if b"\0" in head:
-        raise unreadable(path, "it holds zero bytes, so it is no text")
+        raise unreadable(path, "it holds zero bytes, so it is not text")
 
 
 def clean(text: str) -> str:

@@ -103,7 +103,7 @@ def check_data_path(path: Path) -> None:
     if not path.is_file() and not path.is_dir():
         raise InputError(f"data.name: {path} is neither a file nor a folder")
     if path.is_file() and not data_kind(path):
-        raise InputError(f"data.name: {path} is no file of data; what is read: {WHAT_IS_READ}")
+        raise InputError(f"data.name: {path} is not a data file; what is read: {WHAT_IS_READ}")
     if path.is_dir() and not any(data_kind(file) or file.suffix.lower() == ".txt" for file in visible_files(path)):
         raise InputError(f"data.name: {path} holds no file of data; what is read: {WHAT_IS_READ}")
 
@@ -119,7 +119,7 @@ def test_path(name: str) -> Path:
     except RuntimeError:
         raise InputError(f"data.test_file: {name} cannot be read: there is no such user; check the path") from None
     if not data_kind(path):
-        raise InputError(f"data.test_file: {name} is no file of data; what is read: {WHAT_IS_READ}")
+        raise InputError(f"data.test_file: {name} is not a data file; what is read: {WHAT_IS_READ}")
     return path
 
 
@@ -170,7 +170,7 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
             ) from None
         except RepositoryNotFoundError:
             raise InputError(
-                f"{section}.name: {name} is no local path and not on the Hub, or private there; check the spelling"
+                f"{section}.name: {name} is neither a local path nor on the Hub, or private there; check the spelling"
             ) from None
         except HFValidationError:
             raise InputError(f"{section}.name: {name!r} is neither a Hub id (owner/name) nor a local path") from None

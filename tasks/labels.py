@@ -146,7 +146,7 @@ def number_of(name: str | None, number: Mapping[str, int]) -> int:
     return -1 if name is None else number.get(name, number.get(plain_number(name), -1))
 
 
-# --- rows that are not labelled, or with what is no class ------------------------------------------------------------
+# --- rows that are not labelled, or with what is not a class --------------------------------------------------------
 
 
 def label_faults(
@@ -201,12 +201,12 @@ def no_classes(role: str, column: Labels) -> list[str]:
         )
     if lists:
         faults.append(
-            f"data.label_column: a list such as {column.values[lists[0]]!r:.80} is no class "
+            f"data.label_column: a list such as {column.values[lists[0]]!r:.80} is not a class "
             f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give one"
         )
     if other:
         faults.append(
-            f"data.label_column: {column.values[other[0]]!r:.80} is no class; use words or whole numbers "
+            f"data.label_column: {column.values[other[0]]!r:.80} is not a class; use words or whole numbers "
             f"({named_rows(role, column.rows(other))})"
         )
     return faults
@@ -258,8 +258,8 @@ def check_names(names: Sequence[str], config: DataConfig) -> None:
         strange = next((f" (it holds {letter!r})" for letter in name if is_strange(letter)), "")
         if len(name) > MOST_LETTERS or strange:
             raise InputError(
-                f"data.label_column: the class {name!r:.80} is no name to show in tables{strange}; use a word or two "
-                f"of at most {MOST_LETTERS} letters"
+                f"data.label_column: the class {name!r:.80} is not a name to show in tables{strange}; use a word or "
+                f"two of at most {MOST_LETTERS} letters"
             )
 
 

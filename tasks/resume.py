@@ -136,7 +136,7 @@ def resumable(folder: Path, say: Callable[[str], None], stop: Stop, **arguments:
             begun = time.monotonic()
             weights = trained_tensors(self.model)
             if not all(tensor.isfinite().all() for tensor in weights.values()):
-                raise FloatingPointError(self.advice(f"a weight is no number after step {self.state.global_step}"))
+                raise FloatingPointError(self.advice(f"a weight is not a number after step {self.state.global_step}"))
             optimizer, optimizer_values = pack_optimizer(self.optimizer)
             generators, generator_values = random_state()
             state = {

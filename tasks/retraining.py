@@ -220,7 +220,7 @@ def why_not_asked(
             check_champion(config, data, champion.uri, settings)
     except ChampionLeftOut as reason:
         return f"not compared with the champion: {reason}; {forward}"
-    return f"{champion.uri} could not be asked about these rows; the log of the run says why"
+    return f"{champion.uri} could not be asked, and the log of the run says why; {forward}"
 
 
 def new_classes(

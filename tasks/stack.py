@@ -79,7 +79,7 @@ class Options(NamedTuple):
             names_of(page)
         except (KeyError, ValueError):  # no http, no name, a port that is no number
             raise InputError(
-                f"{variable}: {page!r:.200} is no address; give https://NAME or http://NAME:PORT"
+                f"{variable}: {page!r:.200} is not an address; give https://NAME or http://NAME:PORT"
             ) from None
         return page
 

@@ -136,7 +136,7 @@ CASES = [
     # a test set of its own
     Case("no such test file", ("data.test_file", "there is no file no.csv", "path"), "--data.test_file no.csv"),
     Case("test folder", ("data.test_file", "there is no file tests"), "--data.test_file tests", {"tests/a.csv": CSV}),
-    of_test_file("test.txt", CSV, "data.test_file", "test.txt is no file of data", ".csv, .tsv, .json"),
+    of_test_file("test.txt", CSV, "data.test_file", "test.txt is not a data file", ".csv, .tsv, .json"),
     of_test_file("no-bytes.csv", "", "data.test_file", "no-bytes.csv is empty"),
     of_test_file("no-rows.csv", "text,label\n", "data.test_file", "no-rows.csv", "no rows"),
     of_test_file("no-rows.json", "[]", "data.test_file", "no-rows.json", "no rows"),
@@ -363,7 +363,7 @@ CASES = [
     of_file("key-twice.jsonl", JSONL.replace("}", ', "label": 1}'), "key-twice.jsonl"),
     of_file("bytes.parquet", parquet({"text": [b"a film"] * 60, "label": [0, 1] * 30}), "data.text_columns", "binary"),
     of_file("null.parquet", parquet({"text": [None] * 60, "label": [0, 1] * 30}), "data.text_columns", "60 empty"),
-    of_file("bytes-label.parquet", parquet({"text": TEXTS, "label": [b"a", b"b"] * 30}), "b'a' is no class", "words"),
+    of_file("bytes-label.parquet", parquet({"text": TEXTS, "label": [b"a", b"b"] * 30}), "b'a' is not", "words"),
     of_file("lists.parquet", parquet({"text": TEXTS, "label": [[0], [1]] * 30}), "data.label_column", "[0]"),
     of_file("nan.parquet", parquet({"text": TEXTS, "label": [0.0, 1.0, float("nan")] * 20}), "no label but nan"),
     of_file("empty.parquet", parquet({"text": [], "label": []}), "data.name", "no rows"),

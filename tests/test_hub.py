@@ -171,7 +171,7 @@ def test_model_on_the_hub_without_safetensors_is_refused_with_the_way_to_them(
     ("error", "says"),
     [
         (refusal(errors.GatedRepoError, 403), "data.name: a/b is gated; accept its terms"),
-        (refusal(errors.RepositoryNotFoundError), "data.name: a/b is no local path and not on the Hub"),
+        (refusal(errors.RepositoryNotFoundError), "data.name: a/b is neither a local path nor on the Hub"),
         (refusal(errors.RevisionNotFoundError), "data.revision: a/b has no revision 'v9'"),
         (refusal(errors.HfHubHTTPError, 403), "data.name: the Hub refused a/b: 403 of the Hub"),
         (errors.HFValidationError("bad name"), "data.name: 'a/b' is neither a Hub id"),
@@ -345,7 +345,7 @@ def test_csv_on_the_hub_is_text_as_on_this_machine(first_answers: list[dict[str,
 def test_name_that_the_hub_does_not_know_is_refused(first_answers: list[dict[str, Any]]) -> None:
     for answer, field in zip(first_answers[2:4], ("model.name", "data.name"), strict=True):
         assert answer["error"] == "InputError"
-        assert answer["says"].startswith(f"{field}: nobody/nothing is no local path and not on the Hub")
+        assert answer["says"].startswith(f"{field}: nobody/nothing is neither a local path nor on the Hub")
 
 
 @pytest.mark.hub

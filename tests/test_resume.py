@@ -371,7 +371,9 @@ def test_no_adapter_with_a_weight_that_is_no_number_is_kept(
         return answer
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
-    with pytest.raises(FloatingPointError, match=r"a weight is no number after step 4, and was|loss is nan at step 5"):
+    with pytest.raises(
+        FloatingPointError, match=r"a weight is not a number after step 4, and was|loss is nan at step 5"
+    ):
         one.fit("run")
     assert not (one.root / "run/adapter").exists()
     assert [path.name for path in newest_first(one.root / "run/checkpoints")] == ["checkpoint-3", "checkpoint-2"]

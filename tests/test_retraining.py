@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tasks import retraining
-from tasks.config import DataConfig
+from tasks.config import DataConfig, validated
 from tasks.duplicates import stable_keys
 from tasks.hub import find
 from tasks.records import PreparedData, Source
@@ -49,6 +49,12 @@ def frozen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Frozen:
 def test_champions_test_rows_are_taken_as_they_are_where_nothing_has_changed(frozen: Frozen) -> None:
     rows = frozen(film_reviews())
     assert rows is not None and list(rows) == ["row", "text", "label"] and len(rows) == 12
+
+
+def test_champion_that_cannot_be_asked_any_more_does_not_stand_in_the_way_for_ever() -> None:
+    model = Source(name="m", revision="1", is_local=True, local_files_only=True)
+    told = retraining.why_not_asked(validated({}), bare_data(model), CHAMPION, None, "peft-flow promote reviews 2")
+    assert told.startswith("models:/reviews/1 could not be asked") and told.endswith("peft-flow promote reviews 2")
 
 
 def test_new_class_leaves_the_test_rows_as_they_are(frozen: Frozen) -> None:

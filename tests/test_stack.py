@@ -150,7 +150,7 @@ def test_mlflow_lets_in_who_comes_to_its_page_from_this_machine_or_through_a_tun
 @pytest.mark.parametrize("page", ["mlflow.example.com", "//mlflow", "http://", "https://name:port", "ftp://a.example"])
 def test_page_that_is_no_address_is_refused(bare: None, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     monkeypatch.setenv("MLFLOW_UI_URL", page)
-    with pytest.raises(InputError, match=r"MLFLOW_UI_URL: .* is no address; give https://NAME or http://NAME:PORT"):
+    with pytest.raises(InputError, match=r"MLFLOW_UI_URL: .* is not an address; give https://NAME or http://NAME:PORT"):
         options("127.0.0.1").page("MLFLOW_UI_URL", 5000)
 
 
