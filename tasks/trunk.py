@@ -15,6 +15,7 @@ from tasks import serving
 from tasks.blocks import Blocks, evaluating, find_blocks
 from tasks.config import STORE, InputError, RunConfig
 from tasks.disk import check_space, size, writing
+from tasks.duplicates import counted
 from tasks.evaluation import PROBE_TOLERANCE
 from tasks.records import PreparedData, digest
 from tasks.work import environment_key
@@ -70,11 +71,11 @@ class Trunk:
         with FileLock(f"{self.file}.lock"):  # runs at the same time may share it
             if self.file.exists() and self.file.stat().st_size == self.bytes:
                 self.file.touch()  # the newest are kept
-                say(f"The lower {self.first} blocks were computed before: {size(self.bytes)} in {self.file}")
+                say(f"{counted(self.first, 'lower block')} computed before: {size(self.bytes)} in {self.file}")
                 return
             make_room(self.limit - self.bytes)
             check_space(self.file, self.bytes)
-            say(f"The lower {self.first} blocks are computed once and kept: {size(self.bytes)} in {self.file}")
+            say(f"{counted(self.first, 'lower block')} computed once and kept: {size(self.bytes)} in {self.file}")
             partial = self.file.with_suffix(".partial")
             with writing(self.file, self.bytes):
                 try:
@@ -177,8 +178,8 @@ class Trunk:
         difference = float((whole - cut).abs().max())
         if not difference <= PROBE_TOLERANCE[str(self.dtype).removeprefix("torch.")]:
             raise InputError(
-                f"adapter.layers: the lower {self.first} blocks of this model cannot be computed once (logits differ "
-                f"by {difference:.2g}); leave it empty"
+                f"adapter.layers: the {counted(self.first, 'lower block')} of this model cannot be computed once "
+                f"(logits differ by {difference:.2g}); leave it empty"
             )
 
 
