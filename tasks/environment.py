@@ -99,7 +99,10 @@ class Story(logging.Filter):
             record.msg, record.args = redact(f"{type(error).__name__}: {error}. {advice}"), ()
         message = record.getMessage()
         if message.startswith(STOPPED):
-            record.msg, record.args = "The run was told to stop. Run it again and it goes on where it stopped", ()
+            record.msg, record.args = (
+                "The run was told to stop. Run it again and it goes on from its last checkpoint",
+                (),
+            )
             return record.name.startswith("prefect.flow_runs")
         return not message.startswith(ROUTINE)
 

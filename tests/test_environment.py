@@ -47,7 +47,7 @@ def test_stopped_run_says_so_once_and_says_what_to_do() -> None:
     message = "Crash detected! Execution was aborted by a termination signal."
     assert shown("prefect.task_runs", logging.ERROR, message) is None
     assert shown("prefect.flow_runs", logging.ERROR, message) == (
-        "The run was told to stop. Run it again and it goes on where it stopped"
+        "The run was told to stop. Run it again and it goes on from its last checkpoint"
     )
 
 
