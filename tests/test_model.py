@@ -258,7 +258,9 @@ def test_texts_may_be_as_long_as_the_model_reads_and_no_longer(
     changes = {"model": {"name": name}, "adapter": {"method": method}}
     check(small_config({**changes, "data": {"max_length": limit}}))
     message = refusal(small_config({**changes, "data": {"max_length": limit + 1}}))
-    assert f"data.max_length: {limit + 1} is more than the {limit} positions" in message
+    virtual = 20 if method == "prompt_tuning" else 0
+    assert f"data.max_length: {limit + 1} is more than the {limit + virtual} positions" in message
+    assert message.endswith(f", less {virtual} for num_virtual_tokens") == bool(virtual)
     # and so it is: the longest text runs, one more token does not (rotary positions have no end)
     config = small_config({**changes, "data": {"max_length": limit}})
     model, _ = attach(config)
