@@ -337,7 +337,7 @@ CASES = [
     of_file("utf-16.csv", CSV.encode("utf-16"), "utf-16.csv", "UTF-16", "save it as UTF-8"),
     of_file("all-zeros.csv", bytes(5000), "data.name", "all-zeros.csv"),
     of_file("gzip.csv", gzip.compress(CSV.encode()), "data.name", "gzip.csv"),
-    of_file("escape-label.csv", CSV.replace("good", "\x1b[2Jgood"), "data.label_column", r"'\x1b[2Jgood'", "not a name"),
+    of_file("escape-label.csv", CSV.replace("good", "\x1b[2Jgood"), r"'\x1b[2Jgood'", "not a name"),
     of_file("mixed.csv", NUMBERED + "a film,7.5\n", "number to predict: 7.5 in train row 60"),
     of_file("nan.csv", NUMBERED + "a film,nan\n", "data.label_column", "'nan'", "0, 1", "remove"),
     of_file("inf.csv", NUMBERED.replace(",1", ",inf"), "data.label_column", "inf", "rows 1, 3, 5"),
