@@ -381,14 +381,19 @@ def note_cached(source: Source, revision: str) -> None:
 
     `datasets` asks by the commit alone: a data set without a README.md would not be found again without the Hub.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"datasets--{source.name.replace('/', '--')}"
+    folder = cached_data(source)
     if revision != source.revision and (folder / "snapshots" / source.revision).is_dir():
         with suppress(OSError):  # a cache that others keep
             reference = folder / "refs" / revision
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_text(reference, source.revision)
+
+
+def cached_data(source: Source) -> Path:
+    """Where the Hub client keeps this data set: `refs` by name, `snapshots` by commit."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"datasets--{source.name.replace('/', '--')}"
 
 
 def content_sha256(path: Path) -> str:

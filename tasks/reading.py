@@ -12,7 +12,7 @@ from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
-from tasks.hub import HubUnreachable, first_line, is_network_trouble, local_path, note_cached, test_path
+from tasks.hub import HubUnreachable, cached_data, first_line, is_network_trouble, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
 
@@ -27,14 +27,12 @@ BATCH_ROWS = 10_000
 def load(source: Source, config: DataConfig) -> "DatasetDict":
     """The raw splits; an error in the file or on the Hub becomes an InputError that names it."""
     import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
         if source.is_local:
             return load_local(source, config)
         if source.local_files_only:
-            repository = f"datasets--{source.name.replace('/', '--')}"
-            snapshot = Path(HF_HUB_CACHE) / repository / "snapshots" / source.revision
+            snapshot = cached_data(source) / "snapshots" / source.revision
             return load_hub(datasets.load_dataset_builder(str(snapshot), config.config))
         loaded = load_hub(datasets.load_dataset_builder(source.name, config.config, revision=source.revision))
         note_cached(source, config.revision)
