@@ -19,9 +19,10 @@ from tasks.duplicates import (
     named_rows,
     repeated_rows,
 )
+from tasks.files import write_text
 from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_many_numbers, same_word, several_labels
-from tasks.records import DataCheck, Place, PreparedData, SameText, write_text
+from tasks.records import DataCheck, Place, PreparedData, SameText
 from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 
 from tasks.config import RunConfig
-from tasks.disk import writing
+from tasks.files import whole
 from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
 
 if TYPE_CHECKING:
@@ -47,14 +47,9 @@ def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float
     if not np.isfinite(table).all():
         raise FloatingPointError(f"the model gives no finite probabilities for row {int(np.argmin(table.min(1)))}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # runs at the same time may share the file
     frame = pd.DataFrame({"row": np.asarray(split["row"]), "label": labels, "probabilities": list(table)})
-    with writing(path, table.nbytes + 16 * len(table)):
-        try:
-            frame.to_parquet(partial, index=False)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole(path, table.nbytes + 16 * len(table)) as staged:  # runs at the same time may share the file
+        frame.to_parquet(staged, index=False)
     return Evaluation(
         predictions=str(path),
         sha256=file_sha256(path),

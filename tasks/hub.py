@@ -14,7 +14,8 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tasks.config import WHAT_IS_READ, InputError, data_kind
 from tasks.disk import causes
-from tasks.records import Source, write_text
+from tasks.files import write_text
+from tasks.records import Source
 from tasks.secrets import redact
 
 Kind = Literal["model", "dataset"]

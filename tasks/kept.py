@@ -1,7 +1,6 @@
 """The rows of a data file as Arrow on disk: each file is read once, and known by its content from then on."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import InputError
-from tasks.disk import writing
+from tasks.files import whole
 from tasks.folders import Piece
 from tasks.formats import TABLES, Broken, clean, kind_of, plain, read_rows, readable, table
 from tasks.records import digest, file_sha256
@@ -56,13 +55,8 @@ def on_disk(place: Path, piece: Piece, write: Callable[[Path], None]) -> Any:
 
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        half = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            with writing(place, 2 * sum(path.stat().st_size for path in piece)):
-                write(half)
-                half.replace(place)
-        finally:
-            half.unlink(missing_ok=True)
+        with whole(place, 2 * sum(path.stat().st_size for path in piece)) as staged:
+            write(staged)
     return Dataset.from_file(str(place))
 
 

@@ -15,6 +15,7 @@ from tasks.config import SPLITS, RunConfig
 from tasks.data import find_input
 from tasks.duplicates import stable_keys
 from tasks.evaluation import paired_predictions
+from tasks.files import write_text
 from tasks.frozen import frozen_rows
 from tasks.hub import NETWORK
 from tasks.liveness import hold
@@ -27,7 +28,6 @@ from tasks.records import (
     PreparedData,
     Source,
     TrainedAdapter,
-    write_text,
 )
 from tasks.tracking import (
     FLOW_RUN_TAG,

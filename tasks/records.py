@@ -4,12 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Literal, TypeVar
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.config import RunConfig
-from tasks.disk import writing
+from tasks.files import write_text
 from tasks.verdict import Verdict, standing
 
 Outcome = Literal["bit-identical", "equal within noise", "different"]
@@ -566,25 +565,6 @@ class PredictionResult(Record):
     model_version: str
     sha256: str | None
     """Of the output; None for standard output."""
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, encoded: bytes) -> None:
-    """`path` holds `encoded`, whole or not at all: a process killed in between leaves the old file.
-
-    Raises DiskFull.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")  # no other process or thread writes it
-    with writing(path, len(encoded)):
-        try:
-            temporary.write_bytes(encoded)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 R = TypeVar("R", bound=Record)

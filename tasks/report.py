@@ -23,7 +23,8 @@ from tasks.comparison import (
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions
-from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter, write_text
+from tasks.files import write_text
+from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
 from tasks.verdict import TITLES, capital
 
 if TYPE_CHECKING:

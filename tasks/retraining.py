@@ -15,6 +15,7 @@ from tasks.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.data import prepare
 from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions, run_offline
+from tasks.files import write_text
 from tasks.frozen import in_our_columns, paired_columns
 from tasks.gate import TO_BEAT, NewClasses, Trial, against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
@@ -30,7 +31,6 @@ from tasks.records import (
     RunResult,
     Source,
     digest,
-    write_text,
 )
 from tasks.references import ChampionLeftOut, among, check_champion
 from tasks.splits import training_classes

@@ -13,9 +13,10 @@ from tasks.comparison import caution, ends, markdown_table, plain, shown, shown_
 from tasks.config import RunConfig
 from tasks.duplicates import counted, listed
 from tasks.evaluation import paired_predictions
+from tasks.files import write_text
 from tasks.hub import NETWORK
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
-from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, write_text
+from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
 from tasks.verdict import NAMES, SHORT_TITLES, TITLES, Verdict, capital, standing

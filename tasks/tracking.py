@@ -23,10 +23,11 @@ from tasks.config import DEPLOYMENTS, STORE, InputError, RunConfig, checked, par
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
+from tasks.files import whole, write_text
 from tasks.hub import first_line, is_network_trouble, is_silence
 from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
 from tasks.progress import tell, warn
-from tasks.records import Record, RecordedRun, StoredRun, write_text
+from tasks.records import Record, RecordedRun, StoredRun
 from tasks.secrets import without_login
 from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
 
@@ -696,6 +697,10 @@ SENDERS: dict[str, Callable[["MlflowClient", Journal, Sequence[Line]], Sent]] = 
 }
 
 
+DATABASE_BYTES = 1_000_000
+"""An empty one has about 600 kB."""
+
+
 def make_database() -> None:
     """`mlruns/mlflow.db`, whole or not at all: MLflow makes one table after the other, and can never use a database
     whose making was killed or did not fit on the disk."""
@@ -709,15 +714,14 @@ def make_database() -> None:
     with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
         if database.exists():
             return
-        for leftover in STORE.glob(".mlflow.db.partial*"):
+        for leftover in STORE.glob(".mlflow.db.*"):  # SQLite's own files beside it too
             leftover.unlink()
-        partial = STORE / ".mlflow.db.partial"
-        engine = create_engine(f"sqlite:///{partial}")
-        try:
-            _initialize_tables(engine)
-        finally:
-            engine.dispose()
-        partial.replace(database)
+        with whole(database, DATABASE_BYTES) as staged:
+            engine = create_engine(f"sqlite:///{staged}")
+            try:
+                _initialize_tables(engine)
+            finally:
+                engine.dispose()
 
 
 def open_experiment(api: "MlflowClient", name: str) -> str:

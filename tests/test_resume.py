@@ -3,17 +3,15 @@
 import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks import checkpoint, resume, training
+from tasks import checkpoint, files, resume, training
 from tasks.checkpoint import newest_checkpoint, newest_first
 from tasks.config import AdapterMethod, RunConfig
 from tasks.data import prepare
@@ -236,7 +234,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     """Broken off at each of its files in turn."""
     one, calls = job({"training": {"epochs": 1}}), [0]
-    flush = checkpoint.flush
+    flush = files.flush
 
     def break_off(path: Path) -> None:
         calls[0] += "checkpoint-3" in str(path) or (path.name == "checkpoints" and calls[0] > 0)
@@ -245,7 +243,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         flush(path)
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(checkpoint, "flush", break_off)
+        patch.setattr(files, "flush", break_off)
         one.fit("cut")
     found = newest_checkpoint(one.root / "cut/checkpoints", one.said.append)
     assert found and found.step == (3 if number == 8 else 2) and one.said == []
@@ -414,18 +412,6 @@ def test_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpoint, "file_sha256", broken)
     found = checkpoint.newest_checkpoint(tmp_path, said.append)
     assert found and found.step == 1 and "cannot be read: Input/output error" in said[0]
-
-
-@pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_disk_that_flushes_no_folders_is_good_enough(
-    code: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fsync(handle: int) -> None:
-        raise OSError(code, "no")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="no") if fails else nullcontext():
-        checkpoint.flush(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,8 @@ def test_a_loss_that_is_no_number_stops_training_and_says_at_which_step(
 
 def test_leftovers_of_a_killed_run_do_not_matter_and_do_not_stay(fit: Any, tmp_path: Path) -> None:
     clean = fit(work="clean")
-    for leftover in ("checkpoints/checkpoint-6", "checkpoints/.checkpoint-8.partial", ".adapter.partial", "adapter"):
+    half = ("checkpoints/.checkpoint-8.training.partial", ".adapter.training.partial")
+    for leftover in ("checkpoints/checkpoint-6", "adapter", *half):
         (tmp_path / "run" / leftover).mkdir(parents=True)
         (tmp_path / "run" / leftover / "adapter_model.safetensors").write_bytes(b"half")
     again = fit(work="run")
