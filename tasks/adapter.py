@@ -15,11 +15,11 @@ from tasks import serving
 from tasks.blocks import find_blocks, is_inside, text_parts
 from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
 from tasks.files import whole, write_text
-from tasks.hub import first_line
 from tasks.methods import METHODS, Shape
 from tasks.model import base_model_settings, word_embeddings
 from tasks.options import check_attached, check_options, listed
 from tasks.records import PreparedData, Source
+from tasks.trouble import first_line
 
 SET_BY_US = {
     "task_type",

@@ -4,7 +4,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,17 +12,16 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tasks.config import WHAT_IS_READ, InputError, data_kind
-from tasks.disk import causes
 from tasks.files import write_text
 from tasks.records import Source
-from tasks.secrets import redact
+from tasks.trouble import ask_again, first_line, is_network_trouble, timed_out
 
 Kind = Literal["model", "dataset"]
 SECTION = {"model": "model", "dataset": "data"}
 """Where a run's configuration names each kind."""
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
-ATTEMPTS = 3
+PAUSES = (1.0, 2.0)
 TIMEOUT_SECONDS = 10
 
 SILENT_SECONDS = 30
@@ -134,65 +132,72 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
 
     The answer is remembered while `time_slice` stays the same.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def may_help(error: Exception) -> bool:
+        if isinstance(error, InputError | OfflineModeIsEnabled) or timed_out(error):  # a timeout takes long enough once
+            return False
+        return isinstance(error, json.JSONDecodeError) or is_network_trouble(error)
+
+    try:
+        return ask_again(lambda: answer_of_hub(kind, name, revision), PAUSES, may_help)
+    except OfflineModeIsEnabled:
+        raise ConnectionError("HF_HUB_OFFLINE is set") from None
+    except json.JSONDecodeError:
+        raise ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub") from None
+    except Exception as error:
+        if isinstance(error, InputError) or not is_network_trouble(error):
+            raise
+        raise ConnectionError(first_line(error)) from None
+
+
+def answer_of_hub(kind: Kind, name: str, revision: str) -> tuple[str, str]:
+    """As `ask_hub`, asked once; InputError for what no other try would change."""
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     section = SECTION[kind]
-    for attempt in range(ATTEMPTS):
-        try:
-            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
-            if kind == "model":
-                check_format(info.id, file_names(info))
-            # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
-            hf_hub_download(
-                info.id,
-                "README.md" if kind == "dataset" else "config.json",
-                repo_type=kind,
-                revision=revision,
-            )
-            return info.id, str(info.sha)
-        except RemoteEntryNotFoundError:
-            return info.id, str(info.sha)
-        except GatedRepoError:
-            raise InputError(
-                f"{section}.name: {name} is gated; accept its terms on the Hub, then run 'hf auth login'"
-            ) from None
-        except RevisionNotFoundError:
-            raise InputError(
-                f"{section}.revision: {name} has no revision {revision!r}; branches, tags and commits work"
-            ) from None
-        except RepositoryNotFoundError:
-            raise InputError(
-                f"{section}.name: {name} is neither a local path nor on the Hub, or private there; check the spelling"
-            ) from None
-        except HFValidationError:
-            raise InputError(f"{section}.name: {name!r} is neither a Hub id (owner/name) nor a local path") from None
-        except OfflineModeIsEnabled:
-            raise ConnectionError("HF_HUB_OFFLINE is set") from None
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status < 500 and status != 429:
-                raise InputError(f"{section}.name: the Hub refused {name}: {first_line(error)}") from None
-            trouble: Exception = error
-        except json.JSONDecodeError:
-            trouble = ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub")
-        except Exception as error:
-            if not is_network_trouble(error):
-                raise
-            trouble = error
-        if timed_out(trouble):  # it takes long enough once
-            break
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(2**attempt)
-    raise ConnectionError(first_line(trouble)) from None
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
+        if kind == "model":
+            check_format(info.id, file_names(info))
+        # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
+        hf_hub_download(
+            info.id,
+            "README.md" if kind == "dataset" else "config.json",
+            repo_type=kind,
+            revision=revision,
+        )
+        return info.id, str(info.sha)
+    except RemoteEntryNotFoundError:
+        return info.id, str(info.sha)
+    except GatedRepoError:
+        raise InputError(
+            f"{section}.name: {name} is gated; accept its terms on the Hub, then run 'hf auth login'"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(
+            f"{section}.revision: {name} has no revision {revision!r}; branches, tags and commits work"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{section}.name: {name} is neither a local path nor on the Hub, or private there; check the spelling"
+        ) from None
+    except HFValidationError:
+        raise InputError(f"{section}.name: {name!r} is neither a Hub id (owner/name) nor a local path") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500 and status != 429:
+            raise InputError(f"{section}.name: the Hub refused {name}: {first_line(error)}") from None
+        raise
 
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -295,6 +300,10 @@ def limit_waiting() -> None:
     set_client_factory(client)
 
 
+def broke_off(error: Exception) -> bool:
+    return isinstance(error, HubUnreachable) and is_network_trouble(error) and not timed_out(error)
+
+
 def patient(load: Callable[Concatenate[Source, P], Loaded]) -> Callable[Concatenate[Source, P], Loaded]:
     """`load(source, ...)`, called again when the Hub broke off: its client itself gives up at the first cut connection
     for most kinds of questions.
@@ -306,43 +315,20 @@ def patient(load: Callable[Concatenate[Source, P], Loaded]) -> Callable[Concaten
 
     @wraps(load)
     def loaded(source: Source, /, *arguments: P.args, **named: P.kwargs) -> Loaded:
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = load(source, *arguments, **named)
-                whole.add((source.name, source.revision))
-                return answer
-            except HubUnreachable as error:
-                trouble = error
-            if timed_out(trouble) or not is_network_trouble(trouble):
-                break
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(2**attempt)
+        def ask() -> Loaded:
+            answer = load(source, *arguments, **named)
+            whole.add((source.name, source.revision))
+            return answer
+
+        try:
+            return ask_again(ask, PAUSES, broke_off)
+        except HubUnreachable as error:
+            trouble = error
         if (source.name, source.revision) in whole:
             return load(source.model_copy(update={"local_files_only": True}), *arguments, **named)
         raise trouble
 
     return loaded
-
-
-def is_network_trouble(error: BaseException) -> bool:
-    """Whether waiting may help: a refused, cut or timed-out connection, or a server error."""
-    return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes(error))
-
-
-def is_silence(error: BaseException) -> bool:
-    """Whether nobody answered: who is asked next will not either. An error that a server answers with is none."""
-    return timed_out(error) or any(
-        isinstance(cause, ConnectionError) or (of_http_client(cause) and SILENT.search(type(cause).__name__))
-        for cause in causes(error)
-    )
-
-
-SILENT = re.compile("Connect|Protocol|Read|Write|Network")
-"""Names of the errors of HTTP clients where no answer came, or half of one."""
-
-
-def timed_out(error: BaseException) -> bool:
-    return any("Timeout" in type(cause).__name__ for cause in causes(error))
 
 
 def network_may_recover(task: object, run: object, state: Any) -> bool:
@@ -354,11 +340,6 @@ def network_may_recover(task: object, run: object, state: Any) -> bool:
 
 NETWORK: Any = {"retries": 3, "retry_delay_seconds": [2, 4, 8], "retry_condition_fn": network_may_recover}
 """For `@task(...)` of whatever speaks to Hub, MLflow or Prefect: its own tries come first, then these."""
-
-
-def of_http_client(error: BaseException) -> bool:
-    # the Hub client's httpx has been renamed between versions, so its errors are known by their module
-    return any(base.__module__.split(".")[0] in ("httpx", "httpx2", "requests") for base in type(error).__mro__)
 
 
 def find_cached(kind: Kind, name: str, revision: str) -> tuple[str, str] | None:
@@ -428,9 +409,3 @@ def visible_files(folder: Path) -> list[Path]:
                 f"{folder} holds more than {MOST_FILES:,} files; give the model's or data set's own folder"
             )
     return sorted(files)
-
-
-def first_line(error: BaseException | str) -> str:
-    """What an error says first; with the next line where that only announces it."""
-    first, *others = (redact(str(error)).strip() or type(error).__name__).splitlines()  # before half of one is cut off
-    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]

@@ -12,9 +12,10 @@ from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
-from tasks.hub import HubUnreachable, cached_data, first_line, is_network_trouble, local_path, note_cached, test_path
+from tasks.hub import HubUnreachable, cached_data, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
+from tasks.trouble import first_line, is_network_trouble
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from tasks import model as models
 from tasks.config import Reference, RunConfig
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
-from tasks.hub import NETWORK, first_line, is_network_trouble
+from tasks.hub import NETWORK
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
 from tasks.reading import numbers
@@ -28,6 +28,7 @@ from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
 from tasks.splits import stratified_rows
 from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
+from tasks.trouble import first_line, is_network_trouble
 from tasks.work import environment_key
 
 if TYPE_CHECKING:

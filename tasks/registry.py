@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from tasks.config import STORE, InputError
 from tasks.events import announce_decision
-from tasks.hub import first_line, is_network_trouble
 from tasks.journal import now
 from tasks.progress import warn
 from tasks.records import Record, digest, read_record
@@ -47,6 +46,7 @@ from tasks.tracking import (
 from tasks.tracking import (
     reason as why,
 )
+from tasks.trouble import first_line, is_network_trouble
 
 REGISTRY = STORE / "registry"
 

@@ -26,7 +26,6 @@ from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
 from tasks.config import DEPLOYMENTS, STORE, InputError
 from tasks.demo import demo_folder
 from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool
-from tasks.hub import is_network_trouble
 from tasks.processes import (
     Processes,
     Program,
@@ -38,6 +37,7 @@ from tasks.processes import (
 )
 from tasks.secrets import redact, without_login
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
+from tasks.trouble import is_network_trouble
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

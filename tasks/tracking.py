@@ -24,11 +24,11 @@ from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
 from tasks.files import whole, write_text
-from tasks.hub import first_line, is_network_trouble, is_silence
 from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
 from tasks.progress import tell, warn
 from tasks.records import Record, RecordedRun, StoredRun
 from tasks.secrets import without_login
+from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
 from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
@@ -414,16 +414,7 @@ T = TypeVar("T")
 
 def answered(ask: Callable[[], T], seconds: float, waiting: Callable[[Exception], None]) -> T:
     """What `ask` gives; where MLflow does not answer, `waiting` is told and it is asked again, for so many seconds."""
-    until, pause = time.monotonic() + seconds, 1.0
-    while True:
-        try:
-            return ask()
-        except Exception as error:
-            if why_refused(error) or not may_recover(error) or time.monotonic() + pause > until:
-                raise
-            waiting(error)
-        time.sleep(pause)
-        pause = min(2 * pause, 15)
+    return ask_again(ask, growing_pauses(seconds), lambda error: not why_refused(error) and may_recover(error), waiting)
 
 
 def may_recover(error: Exception) -> bool:

@@ -16,9 +16,10 @@ import pytest
 import requests
 from huggingface_hub import errors
 
-from tasks import hub
+from tasks import hub, trouble
 from tasks.config import InputError
-from tasks.hub import HubUnreachable, content_sha256, find, is_network_trouble
+from tasks.hub import HubUnreachable, content_sha256, find
+from tasks.trouble import is_network_trouble, is_silence
 from tests.conftest import ROOT, SHARED, Hub, sentences
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,7 +121,7 @@ def hub_raises(monkeypatch: pytest.MonkeyPatch, cache: Callable[[str], None]) ->
             raise error
 
         monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
-        monkeypatch.setattr(hub.time, "sleep", pauses.append)
+        monkeypatch.setattr(trouble.time, "sleep", pauses.append)
         return pauses
 
     return answer
@@ -440,4 +441,4 @@ def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.
     ],
 )
 def test_answer_that_is_an_error_is_no_silence(error: Exception, silent: bool) -> None:
-    assert hub.is_silence(error) is silent
+    assert is_silence(error) is silent
