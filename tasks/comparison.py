@@ -34,6 +34,7 @@ from tasks.statistics import (
     without_temperature,
 )
 from tasks.verdict import NAMES, SHORT_TITLES, TITLES, capital
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,11 +56,11 @@ def compare(
     from tasks import plots
     from tasks.report import write_report
 
-    folder = Path(work) / "comparison"
+    run = RunFolder(work)
     predictions = paired_predictions({name: evaluation.predictions for name, evaluation in evaluations.items()})
-    result = judge(config, data, check, predictions, trained, folder)
+    result = judge(config, data, check, predictions, trained, run.comparison)
     write_report(config, data, predictions, trained, result)
-    plots.draw_all(folder.parent / "plots", data, check, predictions, result, trained)
+    plots.draw_all(run.plots, data, check, predictions, result, trained)
     return result
 
 

@@ -49,7 +49,7 @@ from tasks.tracking import (
     runs_tagged,
 )
 from tasks.verdict import NAMES
-from tasks.work import WORK
+from tasks.work import WORK, RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,37 +177,37 @@ def judge_challenger(
     work: str,
 ) -> Gate:
     """What the gate says of the challenger, whose run is `result`."""
-    folder, gate = Path(result.adapter_path).parent, config.gate
-    comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    trained, here, gate = RunFolder.around(result.adapter_path), RunFolder(work), config.gate
+    comparison = Comparison.model_validate_json(trained.comparison_record.read_bytes())
     costs = gate.max_latency_ms is not None or gate.max_memory_mb is not None
     if not champion:
-        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
         return without_champion(gate, comparison, footprint)
     data = prepare(challenger, WORK)
-    settings = settings_of(champion.run_id, Path(work) / "own") if champion.run_id else None
+    settings = settings_of(champion.run_id, here.own) if champion.run_id else None
     forward = f"where that is meant: {promote_command(str(config.tracking.registered_model), str(result.version))}"
     if "champion" not in [rung.name for rung in comparison.ladder]:
         return incomparable(why_not_asked(challenger, data, champion, settings, forward))
-    own_rows = own_test(champion.run_id, settings, challenger, Path(work)) if champion.run_id and settings else None
+    own_rows = own_test(champion.run_id, settings, challenger, here) if champion.run_id and settings else None
     is_frozen = challenger.data.test_file != config.data.test_file
     known = settings["label_names"] if settings else data.label_names
     classes = new_classes(known, data, own_rows if is_frozen else None, forward)
     if is_frozen or is_measured_on(champion, data):
-        trial, own = trial_of(data, folder, known), None
-        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+        trial, own = trial_of(data, trained, known), None
+        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
     else:
-        seen = learned_by(champion, Path(work)) if champion.run_id else None
+        seen = learned_by(champion, here) if champion.run_id else None
         if own_rows is None or seen is None or settings is None:
             return incomparable(
                 f"the run of {champion.uri} does not say what it was tested on and has learned from, "
                 "so that new rows prove nothing"
             )
-        ours = read_keys(folder / "staged/seen.parquet")
+        ours = read_keys(trained.seen)
         their_columns = tuple(paired_columns(settings["text_columns"], data.text_columns).values())
-        trial = trial_of(data, folder, known, ((their_columns, seen), (data.text_columns, ours)))
-        own_rows.to_parquet(file := Path(work) / "own/rows.parquet", index=False)
-        footprint = measure_footprint(result, file, Path(work))
-        own = own_trial(champion, known, data, own_rows, ours, Path(work))
+        trial = trial_of(data, trained, known, ((their_columns, seen), (data.text_columns, ours)))
+        own_rows.to_parquet(here.own_rows, index=False)
+        footprint = measure_footprint(result, here.own_rows, here)
+        own = own_trial(champion, known, data, own_rows, ours, here)
     samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
     return against_champion(gate, trial, own, footprint, samples, seed, classes)
 
@@ -254,10 +254,10 @@ def is_measured_on(champion: Champion, data: PreparedData) -> bool:
     return facts is not None and facts.tags.get("test_fingerprint") == data.test_fingerprint
 
 
-def learned_by(champion: Champion, work: Path) -> set[int] | None:
+def learned_by(champion: Champion, here: RunFolder) -> set[int] | None:
     """Keys of the texts that the champion has learned from; None where its run does not say."""
     assert champion.run_id
-    file = download(champion.run_id, SEEN, work / "own")
+    file = download(champion.run_id, SEEN, here.own)
     return read_keys(file) if file else None
 
 
@@ -269,7 +269,7 @@ def read_keys(file: Path) -> set[int]:
 
 def trial_of(
     data: PreparedData,
-    folder: Path,
+    trained: RunFolder,
     known: Collection[str],
     seen: Sequence[tuple[Sequence[str], set[int]]] = (),
 ) -> Trial:
@@ -279,7 +279,7 @@ def trial_of(
     """
     import numpy as np
 
-    files = {"champion": folder / "staged/champion.parquet", "tuned": folder / "tuned.parquet"}
+    files = {"champion": trained.staged / "champion.parquet", "tuned": trained.predictions}
     predictions = paired_predictions({name: str(file) for name, file in files.items()})
     test = read_test_rows(data, predictions)
     slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
@@ -306,11 +306,11 @@ def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) ->
     return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
 
 
-def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, work: Path) -> "pd.DataFrame | None":
+def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, here: RunFolder) -> "pd.DataFrame | None":
     """The test rows of a run, with the text columns of `config` and the class in LABEL."""
     import pandas as pd
 
-    file = download(run_id, TEST_ROWS, work / "own")
+    file = download(run_id, TEST_ROWS, here.own)
     if file is None or len(settings["text_columns"]) != len(config.data.text_columns):
         return None
     data = config.data.model_copy(update={"label_column": LABEL})
@@ -327,16 +327,16 @@ def own_trial(
     data: PreparedData,
     own_rows: "pd.DataFrame",
     ours: set[int],
-    work: Path,
+    here: RunFolder,
 ) -> Trial:
     """Both on the champion's own test rows, less those that the challenger has learned from or has no class for."""
     import numpy as np
     import pandas as pd
 
     assert champion.run_id
-    predictions = download(champion.run_id, "comparison/tuned.parquet", work / "own")
+    predictions = download(champion.run_id, "comparison/tuned.parquet", here.own)
     assert predictions
-    answers, names = pd.read_parquet(work / ANSWERS), list(data.label_names)
+    answers, names = pd.read_parquet(here.answers), list(data.label_names)
     _, _, table = read_predictions(str(predictions))
     fresh = unseen(own_rows, data.text_columns, ours)
     inside = fresh & own_rows[LABEL].isin(names).to_numpy()
@@ -356,16 +356,12 @@ def settings_of(run_id: str, folder: Path) -> dict[str, Any] | None:
     return serving.read_settings(file.parent) if file else None
 
 
-ANSWERS = "answers.parquet"
-"""What the challenger says of the rows that its footprint was measured on."""
-
-
-def measure_footprint(result: RunResult, rows: Path, work: Path) -> Footprint:
-    """What the challenger costs to have answer, measured on `rows`, whose answers go to `work/ANSWERS`."""
-    out = work / "footprint.json"
-    request = {"adapter": result.adapter_path, "rows": str(rows), "out": str(out), "answers": str(work / ANSWERS)}
+def measure_footprint(result: RunResult, rows: Path, here: RunFolder) -> Footprint:
+    """What the challenger costs to have answer, measured on `rows`, whose answers are kept."""
+    files = {"rows": str(rows), "out": str(here.footprint), "answers": str(here.answers)}
+    request = {"adapter": result.adapter_path, **files}
     run_offline("tasks.footprint", request)
-    return Footprint.model_validate_json(out.read_bytes())
+    return Footprint.model_validate_json(here.footprint.read_bytes())
 
 
 @task(
@@ -381,7 +377,7 @@ def show_gate(config: RetrainConfig, result: RunResult, judged: Gate, work: str)
     text = page(
         name, f"Gate of {name}, version {result.version}: {'passed' if judged.passed else 'not passed'}", judged
     )
-    files = Path(work) / "gate.md", Path(work) / "gate.json"
+    files = RunFolder(work).gate_page, RunFolder(work).gate_record
     for file, content in zip(files, (text, judged.model_dump_json(indent=2) + "\n"), strict=True):
         write_text(file, content)
     attach(result.run_id, "gate", *files)

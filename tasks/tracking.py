@@ -24,12 +24,12 @@ from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
 from tasks.files import whole, write_text
-from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
+from tasks.journal import HEAD, LINES, Head, Journal, Kind, Line, Sent, now, waits
 from tasks.progress import tell, warn
 from tasks.records import Record, RecordedRun, StoredRun
 from tasks.secrets import without_login
 from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
-from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
+from tasks.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,9 +159,6 @@ def end_here(journal: Journal, status: str) -> None:
     warn("The next command will tell MLflow that this run has ended")
 
 
-LEFTOVERS = (LINES, HEAD, SENT, "trained.json", "tuned.json", "micro_batch.json", "checkpoints", "checkpoint")
-"""What says how far a run has come, the journal first."""
-
 _open: dict[str, Journal] = {}
 """Journals that this process writes to, by folder."""
 
@@ -176,7 +173,7 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
             what = "has just been finished; its result is used"
         tell("The same run %s (MLflow run %s, files in %s)", what, journal.sent.run_id or "to come", work)
     else:
-        forget(work, LEFTOVERS)
+        forget(work, (*journal.files, *RunFolder(work).progress))
         head = Head(
             key=uuid4().hex,
             name=config.run_name(),
@@ -223,7 +220,7 @@ def take_back(journal: Journal) -> None:
     if run_id := journal.sent.run_id:
         with suppress(Exception):
             client().set_terminated(run_id, "FAILED")
-    forget(str(journal.folder), (LINES, HEAD, SENT))
+    forget(str(journal.folder), journal.files)
     del _open[str(journal.folder)]
 
 

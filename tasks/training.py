@@ -26,6 +26,7 @@ from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha2
 from tasks.tracking import describe, log, log_files
 from tasks.trimming import trim_last_block
 from tasks.trunk import PLACE, Trunk
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +105,7 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
 
     What was trained before, in this folder and from the same configuration, goes on where it stopped.
     """
-    done = Path(work) / DONE
+    done = RunFolder(work).trained
     if (kept := read_record(TrainedAdapter, done)) and is_whole(kept):
         tell("The adapter was trained before the interruption")
         return kept
@@ -132,10 +133,6 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
         return trained
 
 
-DONE = "trained.json"
-"""File of the work folder that says that there is nothing left to train."""
-
-
 def is_whole(trained: TrainedAdapter) -> bool:
     file = Path(trained.folder) / "adapter_model.safetensors"
     return file.is_file() and file_sha256(file) == trained.sha256 and Path(trained.probe).is_file()
@@ -149,10 +146,11 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
     loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`, like
     a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
     """
+    run = RunFolder(work)
     while True:
-        micro = read_record(MicroBatch, work / MICRO_BATCH) or MicroBatch.asked_for(config)
+        micro = read_record(MicroBatch, run.micro_batch) or MicroBatch.asked_for(config)
         try:
-            return fit_with(micro, config, data, work, watcher)
+            return fit_with(micro, config, data, run, watcher)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -162,17 +160,14 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
                     "the GPU's memory is too small even for one row at a time; try a smaller data.max_length, "
                     "model.dtype bfloat16 or a smaller model"
                 ) from error
-            smaller.write(work / MICRO_BATCH)
-            step = newest_step(work / "checkpoints")
+            smaller.write(run.micro_batch)
+            step = newest_step(run.checkpoints)
         free_device_memory()  # not inside `except`: there the traceback holds the model
         watcher.say(
             f"The GPU's memory is too small for {micro.batch_size} rows at a time: training goes on with "
             f"{smaller.batch_size}, and {smaller.accumulation} of these batches make one step, as many rows as before"
         )
         watcher.too_big(smaller.batch_size, smaller.accumulation, step)
-
-
-MICRO_BATCH = "micro_batch.json"
 
 
 class MicroBatch(Record):
@@ -200,7 +195,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
+def fit_with(
+    micro: MicroBatch, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher
+) -> TrainedAdapter:
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -218,7 +215,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, work / "checkpoints", watcher)
+    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -235,8 +232,8 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
         whole.restore()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        adapters.save_adapter(model, tokenizer, config, data, work / "checkpoint", temperature=1.0)
-        watcher.stopped(work / "checkpoint", trainer.state.global_step)
+        adapters.save_adapter(model, tokenizer, config, data, run.stopped, temperature=1.0)
+        watcher.stopped(run.stopped, trainer.state.global_step)
         raise
     seconds, best = trainer.seconds, trainer.best
     # Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
@@ -245,16 +242,15 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     model.eval()
     temperature = fit_temperature(best.logits, best.labels)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
-    folder = work / "adapter"
-    adapters.save_adapter(model, tokenizer, config, data, folder, temperature)
-    save_file({"logits": probe}, work / "probe.safetensors")
+    adapters.save_adapter(model, tokenizer, config, data, run.adapter, temperature)
+    save_file({"logits": probe}, run.probe)
     trainable, total = model.get_nb_trainable_parameters()
-    for leftover in ("checkpoints", "checkpoint"):
-        shutil.rmtree(work / leftover, ignore_errors=True)
+    for leftover in (run.checkpoints, run.stopped):
+        shutil.rmtree(leftover, ignore_errors=True)
     return TrainedAdapter(
-        folder=str(folder),
-        sha256=file_sha256(folder / "adapter_model.safetensors"),
-        probe=str(work / "probe.safetensors"),
+        folder=str(run.adapter),
+        sha256=file_sha256(run.adapter / "adapter_model.safetensors"),
+        probe=str(run.probe),
         history=tuple(filter(None, map(curve_point, trainer.state.log_history))),
         trainable_parameters=trainable,
         total_parameters=total,
