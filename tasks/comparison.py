@@ -25,6 +25,7 @@ from tasks.records import (
     Scores,
     TrainedAdapter,
 )
+from tasks.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import (
     bootstrap,
     calibration_error,
@@ -33,7 +34,7 @@ from tasks.statistics import (
     wilson_interval,
     without_temperature,
 )
-from tasks.verdict import NAMES, SHORT_TITLES, TITLES, capital
+from tasks.verdict import capital
 from tasks.work import RunFolder
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from tasks.duplicates import counted
 from tasks.evaluation import Predictions
 from tasks.files import write_text
 from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
-from tasks.verdict import TITLES, capital
+from tasks.rivals import TITLES
+from tasks.verdict import capital
 
 if TYPE_CHECKING:
     import pandas as pd

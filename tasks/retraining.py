@@ -17,7 +17,7 @@ from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions, run_offline
 from tasks.files import write_text
 from tasks.frozen import in_our_columns, paired_columns
-from tasks.gate import TO_BEAT, NewClasses, Trial, against_champion, page, without_champion
+from tasks.gate import NewClasses, Trial, against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
 from tasks.progress import tell
 from tasks.recording import flow_tags
@@ -33,6 +33,7 @@ from tasks.records import (
     digest,
 )
 from tasks.references import ChampionLeftOut, among, check_champion
+from tasks.rivals import NAMES, to_beat
 from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,
@@ -48,7 +49,6 @@ from tasks.tracking import (
     run_url,
     runs_tagged,
 )
-from tasks.verdict import NAMES
 from tasks.work import WORK, RunFolder
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def choose_challenger(
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
     if champion is None:
-        rivals = " and ".join(NAMES[name] for name in TO_BEAT)
+        rivals = " and ".join(NAMES[name] for name in to_beat())
         tell("%s has no champion: the first must beat %s", config.tracking.registered_model, rivals)
-    needed = ("champion",) if champion else TO_BEAT
+    needed = ("champion",) if champion else to_beat()
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
     if champion and champion.run_id and not config.refresh_test and not data.test_file:

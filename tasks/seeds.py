@@ -17,9 +17,10 @@ from tasks.files import write_text
 from tasks.hub import NETWORK
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
 from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread
+from tasks.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
-from tasks.verdict import NAMES, SHORT_TITLES, TITLES, Verdict, capital, standing
+from tasks.verdict import Verdict, capital, standing
 from tasks.work import RunFolder
 
 
