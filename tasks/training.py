@@ -333,7 +333,7 @@ def build_trainer(
     from transformers.trainer_callback import PrinterCallback
 
     from tasks.metrics import score
-    from tasks.resume import resumable
+    from tasks.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
     if config.adapter.method == "adalora":
@@ -351,7 +351,7 @@ def build_trainer(
         train, validation = trunk.rows(splits, "train"), trunk.rows(splits, "validation")
         columns, collate = [*columns, PLACE], trunk.collator(collate)
     validation = validation.sort("length")  # batches of like length; scores do not depend on the order
-    trainer = resumable(
+    trainer = ResumableTrainer(
         folder,
         watcher.say,
         watcher.stop,
@@ -395,7 +395,7 @@ def training_arguments(
         # rows of like length share a batch: half the padding of random batches, still shuffled by seed
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
-        save_strategy="no",  # tasks/resume.py decides when
+        save_strategy="no",  # tasks/trainer.py decides when
         metric_for_best_model=f"eval_{training.selection_metric}",
         greater_is_better=training.selection_metric != "log_loss",
         logging_steps=max(1, steps // CURVE_POINTS),

@@ -203,7 +203,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_adapter_that_was_drawn_anew_is_refused(cut: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = cut
-    monkeypatch.setattr(resume, "put_back", lambda model, tensors: None)  # the weights stay as they were drawn
+    monkeypatch.setattr("tasks.trainer.put_back", lambda model, tensors: None)  # the weights stay as they were drawn
     with pytest.raises(NotContinued, match="is not the one that was trained"):
         one.fit("cut")
 
@@ -253,9 +253,9 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of the test's own: a step takes a second, a checkpoint two."""
     clock = [0.0]
-    monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tasks.trainer.time.monotonic", lambda: clock[0])
     written: list[int] = []
-    write = resume.write_checkpoint
+    write = checkpoint.write_checkpoint
 
     def write_slowly(folder: Path, step: int, *rest: Any) -> Any:
         written.append(step)
@@ -265,7 +265,7 @@ def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch:
     def report(progress: Progress) -> None:
         clock[0] += progress.point is None
 
-    monkeypatch.setattr(resume, "write_checkpoint", write_slowly)
+    monkeypatch.setattr("tasks.trainer.write_checkpoint", write_slowly)
     one = job({"training": {"epochs": 40}})
     fit_adapter(one.config, one.data, one.root / "run", Watcher(report))
     assert written[0] <= 6 and len(written) >= 2
