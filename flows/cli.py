@@ -42,8 +42,9 @@ from tasks.config import (
 from tasks.secrets import redact
 
 if TYPE_CHECKING:
-    from tasks.records import PredictionResult, RerunResult, RetrainResult, RunResult, SeedsResult
-    from tasks.registry import Decision
+    from tasks.decision import Decision
+    from tasks.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.records import RunResult
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 

@@ -16,7 +16,7 @@ from tasks.duplicates import counted
 from tasks.environment import hide_short_bars
 from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
 from tasks.files import whole, write_text
-from tasks.hub import looks_like_path
+from tasks.local import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.records import Record
 from tasks.registry import fetched_adapter

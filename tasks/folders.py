@@ -11,7 +11,7 @@ import yaml
 
 from tasks.config import SPLITS, InputError, data_kind
 from tasks.formats import notes_of
-from tasks.hub import visible_files
+from tasks.local import visible_files
 from tasks.trouble import first_line
 
 Piece = tuple[Path, ...]

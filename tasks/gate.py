@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.comparison import bounds, format_p, markdown_table, shown
 from tasks.config import GateConfig
 from tasks.duplicates import counted
-from tasks.records import Comparison, Difference, Finding, Footprint, Gate, Interval
+from tasks.outcomes import Finding, Footprint, Gate
+from tasks.records import Comparison, Difference, Interval
 from tasks.rivals import TITLES, to_beat
 from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
 

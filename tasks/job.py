@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks import serving
 from tasks.config import InputError, PredictionConfig
-from tasks.hub import content_sha256, looks_like_path
+from tasks.local import content_sha256, looks_like_path
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.records import Record, Source, digest
 from tasks.registry import fetched_adapter

@@ -11,8 +11,10 @@ from typing import Any
 from tasks.config import InputError
 from tasks.files import whole
 from tasks.folders import Piece
-from tasks.formats import TABLES, Broken, clean, kind_of, plain, read_rows, readable, table
+from tasks.formats import read_rows
+from tasks.opened import Broken, clean, kind_of, readable
 from tasks.records import digest, file_sha256
+from tasks.tables import TABLES, plain, table
 
 BATCH_ROWS = 10_000
 """Python objects of so many rows are in memory at once."""
@@ -35,12 +37,16 @@ def rows_of(pieces: Sequence[Piece], sep: str | None = None) -> Any:
     return together([on_disk(place_of(group, sep), group[0], partial(write_group, group, sep)) for group in groups])
 
 
+READERS = ("kept", "formats", "opened", "delimited", "jsonrows", "tables")
+"""Files of this program that decide what the rows of a file are."""
+
+
 def place_of(pieces: Sequence[Piece], sep: str | None) -> Path:
     """Where rows are kept: it is named by the content of their files and by how they are read."""
     import datasets
     import pyarrow
 
-    program = [Path(__file__).with_name(name).read_text() for name in ("kept.py", "formats.py")]
+    program = [Path(__file__).with_name(f"{name}.py").read_text() for name in READERS]
     files = [
         (kind_of(path), file_sha256(path), (path.parent.name, path.name) if path.suffix.lower() == ".txt" else "")
         for piece in pieces

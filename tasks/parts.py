@@ -17,7 +17,8 @@ from typing import Any
 from tasks.config import InputError
 from tasks.disk import check_space
 from tasks.files import whole, write_bytes
-from tasks.records import PredictionResult, Record, file_sha256, read_record
+from tasks.outcomes import PredictionResult
+from tasks.records import Record, file_sha256, read_record
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 

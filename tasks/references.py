@@ -17,13 +17,13 @@ from prefect.logging import get_run_logger
 from prefect.serializers import PickleSerializer
 
 from tasks import model as models
+from tasks.columns import numbers
 from tasks.config import RunConfig
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
 from tasks.hub import NETWORK
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
-from tasks.reading import numbers
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
 from tasks.splits import stratified_rows

@@ -1,6 +1,6 @@
 """Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,29 +10,19 @@ from prefect import task
 
 from tasks import registry
 from tasks.approval import Approval
-from tasks.comparison import slice_title
 from tasks.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.data import prepare
-from tasks.error_analysis import read_test_rows, slice_masks
-from tasks.evaluation import paired_predictions, read_predictions, run_offline
+from tasks.decision import MOVES, Decision, concerned, outcome
+from tasks.evaluation import run_offline
 from tasks.files import write_text
 from tasks.frozen import in_our_columns, paired_columns
-from tasks.gate import NewClasses, Trial, against_champion, page, without_champion
+from tasks.gate import against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
+from tasks.outcomes import Finding, Footprint, Gate, RetrainResult
 from tasks.progress import tell
 from tasks.recording import flow_tags
-from tasks.records import (
-    Comparison,
-    Finding,
-    Footprint,
-    Gate,
-    PreparedData,
-    RetrainResult,
-    RunResult,
-    Source,
-    digest,
-)
-from tasks.references import ChampionLeftOut, among, check_champion
+from tasks.records import Comparison, PreparedData, RunResult, Source, digest
+from tasks.references import ChampionLeftOut, check_champion
 from tasks.rivals import NAMES, to_beat
 from tasks.splits import training_classes
 from tasks.tracking import (
@@ -45,21 +35,27 @@ from tasks.tracking import (
     promote_command,
     register_again,
     registered_versions,
-    run_facts,
     run_url,
     runs_tagged,
+)
+from tasks.trials import (
+    TEST_ROWS,
+    is_measured_on,
+    learned_by,
+    new_classes,
+    own_test,
+    own_trial,
+    read_keys,
+    settings_of,
+    trial_of,
 )
 from tasks.work import WORK, RunFolder
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+    pass
 
 INPUTS_TAG = "peft_flow.inputs"
 """Of a challenger's run: what it was made from. Weeks later it says whether there is anything new."""
-
-TEST_ROWS, SEEN = "comparison/test.parquet", "comparison/seen.parquet"
-"""Artifacts of a run: its test rows, and what it has learned from."""
 
 
 def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
@@ -95,18 +91,18 @@ def skipped(name: str, inputs: str) -> RetrainResult | None:
     return None
 
 
-def is_settled(version: str, champion: str | None, decided: Sequence[registry.Decision]) -> bool:
+def is_settled(version: str, champion: str | None, decided: Sequence[Decision]) -> bool:
     """Whether another version, made from the same, would come to nothing else.
 
     This one is the champion, was judged against the present champion and not promoted, or somebody took it back.
     """
-    about = [decision for decision in decided if version in registry.concerned(decision)]
+    about = [decision for decision in decided if version in concerned(decision)]
     if not about:
         return False
     last = about[-1]
-    if version == champion or registry.outcome(last, version) == "rolled back":
+    if version == champion or outcome(last, version) == "rolled back":
         return True
-    return last.action not in registry.MOVES and last.previous == champion
+    return last.action not in MOVES and last.previous == champion
 
 
 @task(
@@ -223,137 +219,9 @@ def why_not_asked(
     return f"{champion.uri} could not be asked, and the log of the run says why; {forward}"
 
 
-def new_classes(
-    known: Sequence[str], data: PreparedData, frozen: "pd.DataFrame | None", forward: str
-) -> NewClasses | None:
-    """What the champion, which knows the classes `known`, and the challenger cannot be compared on; None for nothing.
-
-    `frozen` are the champion's test rows, where the challenger's are those of its classes.
-    """
-    came, went = (
-        tuple(name for name in names if name not in others)
-        for names, others in ((data.label_names, known), (known, data.label_names))
-    )
-    if not came and not went:
-        return None
-    rows = sum(data.class_counts["test"][data.label_names.index(name)] for name in came)
-    if frozen is not None:
-        rows += int(frozen[LABEL].isin(went).sum())
-        forward = f"--refresh_test draws test rows of all present classes; {forward}"
-    return NewClasses(came, went, tuple(name for name in data.label_names if name in known), rows, forward)
-
-
 def incomparable(told: str) -> Gate:
     findings = (Finding(rule="gain", passed=False, told=told),)
     return Gate(findings=findings, rows=0, champion=None, challenger=None, difference=None)
-
-
-def is_measured_on(champion: Champion, data: PreparedData) -> bool:
-    """Whether these test rows are the champion's own."""
-    facts = run_facts(champion.run_id) if champion.run_id else None
-    return facts is not None and facts.tags.get("test_fingerprint") == data.test_fingerprint
-
-
-def learned_by(champion: Champion, here: RunFolder) -> set[int] | None:
-    """Keys of the texts that the champion has learned from; None where its run does not say."""
-    assert champion.run_id
-    file = download(champion.run_id, SEEN, here.own)
-    return read_keys(file) if file else None
-
-
-def read_keys(file: Path) -> set[int]:
-    import pandas as pd
-
-    return set(pd.read_parquet(file)["text"].tolist())
-
-
-def trial_of(
-    data: PreparedData,
-    trained: RunFolder,
-    known: Collection[str],
-    seen: Sequence[tuple[Sequence[str], set[int]]] = (),
-) -> Trial:
-    """Champion and challenger on the challenger's test rows of classes that are `known` to the champion too.
-
-    Less those that one has learned from: whose text, of these columns, is among these keys.
-    """
-    import numpy as np
-
-    files = {"champion": trained.staged / "champion.parquet", "tuned": trained.predictions}
-    predictions = paired_predictions({name: str(file) for name, file in files.items()})
-    test = read_test_rows(data, predictions)
-    slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
-    shared = np.isin(predictions.labels, [i for i, name in enumerate(data.label_names) if name in known])
-    fresh = np.ones(len(test), dtype=bool)
-    for columns, keys in seen:
-        fresh &= unseen(test, columns, keys)
-    inside = fresh & shared
-    return Trial(
-        labels=predictions.labels[inside],
-        champion=predictions.tables["champion"][inside],
-        challenger=predictions.tables["tuned"][inside],
-        slices=[(title, part[inside]) for title, part in slices if part[inside].any()],
-        left_out=int((~fresh).sum()),
-    )
-
-
-def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) -> "np.ndarray":
-    """Mask, (rows,), of those whose text is not in `seen`."""
-    import numpy as np
-
-    from tasks.duplicates import stable_keys
-
-    return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
-
-
-def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, here: RunFolder) -> "pd.DataFrame | None":
-    """The test rows of a run, with the text columns of `config` and the class in LABEL."""
-    import pandas as pd
-
-    file = download(run_id, TEST_ROWS, here.own)
-    if file is None or len(settings["text_columns"]) != len(config.data.text_columns):
-        return None
-    data = config.data.model_copy(update={"label_column": LABEL})
-    return in_our_columns(pd.read_parquet(file), settings["text_columns"], data)
-
-
-LABEL = "label"
-"""Column of a champion's test rows, whatever it was called when they were logged; no text column can have the name."""
-
-
-def own_trial(
-    champion: Champion,
-    known: Sequence[str],
-    data: PreparedData,
-    own_rows: "pd.DataFrame",
-    ours: set[int],
-    here: RunFolder,
-) -> Trial:
-    """Both on the champion's own test rows, less those that the challenger has learned from or has no class for."""
-    import numpy as np
-    import pandas as pd
-
-    assert champion.run_id
-    predictions = download(champion.run_id, "comparison/tuned.parquet", here.own)
-    assert predictions
-    answers, names = pd.read_parquet(here.answers), list(data.label_names)
-    _, _, table = read_predictions(str(predictions))
-    fresh = unseen(own_rows, data.text_columns, ours)
-    inside = fresh & own_rows[LABEL].isin(names).to_numpy()
-    return Trial(
-        labels=np.asarray([names.index(label) for label in own_rows[LABEL][inside]]),
-        champion=among(table, known, names)[inside],
-        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[inside],
-        left_out=int((~fresh).sum()),
-    )
-
-
-def settings_of(run_id: str, folder: Path) -> dict[str, Any] | None:
-    """Of a run's adapter; None where the run does not have them."""
-    from tasks import serving
-
-    file = download(run_id, f"adapter/{serving.SETTINGS}", folder)
-    return serving.read_settings(file.parent) if file else None
 
 
 def measure_footprint(result: RunResult, rows: Path, here: RunFolder) -> Footprint:

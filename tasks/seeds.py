@@ -15,8 +15,9 @@ from tasks.duplicates import counted, listed
 from tasks.evaluation import paired_predictions
 from tasks.files import write_text
 from tasks.hub import NETWORK
+from tasks.outcomes import RungSpread, SeedRun, SeedsResult, Spread
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
-from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread
+from tasks.records import Comparison, RunResult
 from tasks.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all

@@ -25,8 +25,9 @@ from tasks.environment import describe_environment
 from tasks.events import announce
 from tasks.files import whole, write_text
 from tasks.journal import HEAD, LINES, Head, Journal, Kind, Line, Sent, now, waits
+from tasks.outcomes import RecordedRun, StoredRun
 from tasks.progress import tell, warn
-from tasks.records import Record, RecordedRun, StoredRun
+from tasks.records import Record
 from tasks.secrets import without_login
 from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
 from tasks.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered

@@ -38,7 +38,7 @@ POINTS = {
     "tasks.checkpoint:write_checkpoint": 12,
     "tasks.files:flush": 60,
     "tasks.training:fit_adapter": 1,
-    "tasks.training:curve_point": 60,
+    "tasks.watching:curve_point": 60,
     "tasks.adapter:save_adapter": 1,
     "tasks.evaluation:write_evaluation": 4,
     "tasks.evaluation:run_offline": 1,

@@ -16,7 +16,7 @@ from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import serving
 from tasks.config import InputError, validated
 from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
-from tasks.training import Watcher
+from tasks.watching import Watcher
 from tests.conftest import Trained
 
 TEXTS = ["i loved every minute of it", "dull", "a warm and funny film and " * 20]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.records import Footprint, Interval, Point, RunScores, Scores, digest, file_sha256, read_record
+from tasks.outcomes import Footprint, RunScores
+from tasks.records import Interval, Point, Scores, digest, file_sha256, read_record
 
 
 def test_record_reads_back_as_it_was_written(tmp_path: Path) -> None:

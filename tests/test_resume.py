@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from tasks import checkpoint, files, resume, training
+from tasks import checkpoint, files, resume, training, watching
 from tasks.checkpoint import newest_checkpoint, newest_first
 from tasks.config import AdapterMethod, RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
 from tasks.resume import NotContinued
-from tasks.training import Progress, Watcher, fit_adapter
+from tasks.training import fit_adapter
+from tasks.watching import Progress, Watcher
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
@@ -292,7 +293,7 @@ def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(job: Any) ->
 def test_first_ctrl_c_asks_and_the_second_stops(capsys: pytest.CaptureFixture[str]) -> None:
     import signal
 
-    with training.polite_stop() as stop:
+    with watching.polite_stop() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGINT)
         assert stop() and "again to stop at once" in capsys.readouterr().err

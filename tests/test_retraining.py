@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import retraining
+from tasks import retraining, trials
 from tasks.config import DataConfig, validated
 from tasks.duplicates import stable_keys
 from tasks.hub import find
 from tasks.records import PreparedData, Source
-from tasks.retraining import LABEL, new_classes, own_trial, trial_of
 from tasks.tracking import Champion
+from tasks.trials import LABEL, new_classes, own_trial, trial_of
 from tasks.work import RunFolder
 from tests.conftest import bare_data, made_up_data
 from tests.test_splits import film_reviews, write
@@ -107,7 +107,7 @@ def test_own_rows_of_a_class_that_went_are_not_compared(monkeypatch: pytest.Monk
     table = np.array([[0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.3, 0.2, 0.5]], np.float32)  # of bad, good, odd
     file = tmp_path / "tuned.parquet"
     pd.DataFrame({"row": range(3), "label": [1, 2, 0], "probabilities": list(table)}).to_parquet(file)
-    monkeypatch.setattr(retraining, "download", lambda *_: file)
+    monkeypatch.setattr(trials, "download", lambda *_: file)
     answers = pd.DataFrame({"probability_bad": [0.0, 0.5, 1.0], "probability_good": [1.0, 0.5, 0.0]})
     answers.assign(probability_late=0.0).to_parquet(RunFolder(tmp_path).answers)
     own = own_trial(CHAMPION, ["bad", "good", "odd"], data_of("bad", "good", "late"), rows, set(), RunFolder(tmp_path))

@@ -13,11 +13,12 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import model as models
-from tasks import serving, training
+from tasks import serving, training, watching
 from tasks.config import RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
-from tasks.training import Progress, Watcher, final_points, fit_adapter, planned_steps
+from tasks.training import fit_adapter, planned_steps
+from tasks.watching import Progress, Watcher, final_points
 from tests.conftest import Trained, sentences
 
 STEPS_PER_EPOCH = 6
@@ -337,7 +338,7 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
 def test_each_curve_has_strictly_rising_steps_and_finite_values(trained: Trained) -> None:
     history = trained.adapter.history
     names = {name for point in history for name in point.metrics}
-    assert names == set(training.CURVE_NAMES.values())
+    assert names == set(watching.CURVE_NAMES.values())
     for name in names:
         steps, values = zip(*final_points(history, name), strict=True)
         assert all(a < b for a, b in pairwise(steps)) and np.isfinite(values).all(), name
