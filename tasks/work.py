@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import tasks
 from tasks.config import STORE, RunConfig
 from tasks.files import write_text
 from tasks.liveness import if_free
@@ -102,12 +103,21 @@ def environment_key() -> str:
     return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
 
 
+ONLY_SHOWING = frozenset(
+    {"plots", "report", "card", "history", "timeline"} | {"servers", "stack", "doors", "deployments", "waiting"}
+)
+"""Files and folders of this program that draw, word or serve what others have computed."""
+
+
 @lru_cache
-def code_key() -> str:
-    """sha256 of this program: of all that decides how a step is done."""
+def code_key(program: Path = Path(tasks.__file__).parent) -> str:
+    """sha256 of this program, but for what only shows: of all that decides how a step is done."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(file.read_bytes())
+    for file in sorted(program.rglob("*.py")):
+        place = file.relative_to(program).with_suffix("")
+        if ONLY_SHOWING.isdisjoint(place.parts):
+            code.update(f"{place.as_posix()}\0{file.stat().st_size}\0".encode())
+            code.update(file.read_bytes())
     return code.hexdigest()
 
 
