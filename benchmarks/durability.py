@@ -22,7 +22,8 @@ from tasks.config import RunConfig, load_config
 from tasks.data import prepare
 from tasks.records import PreparedData
 from tasks.tracking import tracked_run, try_to_send
-from tasks.training import Watcher, fit_adapter, train_adapter
+from tasks.training import fit_adapter, train_adapter
+from tasks.watching import Watcher
 
 DEFAULT_SHARE = resume.MOST_SHARE
 

@@ -285,7 +285,7 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
     """The product as its command runs it."""
     from flows import cli
     from tasks.records import RunResult, TrainedAdapter, read_record
-    from tasks.training import DONE
+    from tasks.work import RunFolder
 
     get_ready = cli.get_ready_to_train
 
@@ -301,7 +301,7 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
     measured.end()
     result = RunResult.model_validate_json(said.getvalue())
     measured.accuracy, measured.laps = result.tuned.accuracy, result.seconds.model_dump()
-    trained = read_record(TrainedAdapter, Path(result.adapter_path).with_name(DONE))
+    trained = read_record(TrainedAdapter, RunFolder.around(result.adapter_path).trained)
     assert trained
     measured.padding, measured.trunk_seconds = trained.padding, trained.trunk_seconds
     time_evaluation(Path(result.adapter_path), config, measured)
@@ -312,7 +312,8 @@ def run_bare(config: RunConfig, measured: Measured) -> None:
     from tasks.data import prepare
     from tasks.evaluation import measure_adapter
     from tasks.references import ask_foundation
-    from tasks.training import Watcher, fit_adapter
+    from tasks.training import fit_adapter
+    from tasks.watching import Watcher
 
     measured.watch()
     work = Path("work")

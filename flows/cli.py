@@ -42,8 +42,9 @@ from tasks.config import (
 from tasks.secrets import redact
 
 if TYPE_CHECKING:
-    from tasks.records import PredictionResult, RerunResult, RetrainResult, RunResult, SeedsResult
-    from tasks.registry import Decision
+    from tasks.decision import Decision
+    from tasks.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.records import RunResult
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 
@@ -574,9 +575,10 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
     from tasks.records import Comparison
     from tasks.tracking import public_uri
+    from tasks.work import RunFolder
 
-    folder = Path(result.adapter_path).parent
-    comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    record = RunFolder.around(result.adapter_path).comparison_record
+    comparison = Comparison.model_validate_json(record.read_bytes())
     parts = [
         f"\n{comparison.verdict.upper()}  {config.run_name()}",
         headline(config, comparison),

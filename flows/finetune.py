@@ -27,9 +27,10 @@ from tasks.evaluation import evaluate_adapter, reload_at_hand
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
 from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.references import evaluate_baseline, evaluate_references
+from tasks.rivals import SHORT_TITLES
 from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
-from tasks.verdict import SHORT_TITLES, capital
+from tasks.verdict import capital
 from tasks.work import WORK, work_folder
 
 

@@ -13,9 +13,9 @@ from pydantic import Field
 from tasks.config import InputError, PredictionConfig, Revision, checked
 from tasks.device import claim_device
 from tasks.job import find_job
+from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
 from tasks.recording import live
-from tasks.records import PredictionResult
 from tasks.tracking import tidy_up
 
 

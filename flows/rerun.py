@@ -10,8 +10,8 @@ from pydantic import Field
 
 from flows.finetune import finetune
 from tasks.config import RunConfig
+from tasks.outcomes import RerunResult
 from tasks.recording import live
-from tasks.records import RerunResult
 from tasks.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.work import as_one
 

@@ -24,8 +24,8 @@ from tasks.config import (
     checked,
 )
 from tasks.history import publish
+from tasks.outcomes import RetrainResult
 from tasks.recording import found_input, live
-from tasks.records import RetrainResult
 from tasks.registry import settle
 from tasks.retraining import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.tracking import find_champion, make_store

@@ -22,8 +22,9 @@ from tasks.config import (
     TrainingConfig,
     validated,
 )
+from tasks.outcomes import SeedsResult
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live
-from tasks.records import RunResult, SeedsResult
+from tasks.records import RunResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run
 from tasks.verdict import capital

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import gcd
@@ -15,11 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from tasks import serving
 from tasks.blocks import find_blocks, is_inside, text_parts
 from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
-from tasks.hub import first_line
+from tasks.files import whole, write_text
 from tasks.methods import METHODS, Shape
 from tasks.model import base_model_settings, word_embeddings
 from tasks.options import check_attached, check_options, listed
-from tasks.records import PreparedData, Source, write_text
+from tasks.records import PreparedData, Source
+from tasks.trouble import first_line
 
 SET_BY_US = {
     "task_type",
@@ -290,11 +290,6 @@ def save_adapter(
     model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path, temperature: float
 ) -> None:
     """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole."""
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, safe_serialization=True)
-    (unfinished / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
-    tokenizer.save_pretrained(unfinished)
     settings = {
         "base_model": base_model_settings(data.model, config.model) | {"weights": model.base_weights},
         "label_names": data.label_names,
@@ -303,6 +298,9 @@ def save_adapter(
         "batch_size": config.evaluation.batch_size,
         "temperature": temperature,
     }
-    write_text(unfinished / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    with whole(folder, size, writer="training") as staged:
+        model.save_pretrained(staged, safe_serialization=True)
+        (staged / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
+        tokenizer.save_pretrained(staged)
+        write_text(staged / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

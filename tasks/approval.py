@@ -8,8 +8,9 @@ from tasks.config import InputError, RetrainConfig
 from tasks.events import announce_decision
 from tasks.gate import page
 from tasks.liveness import hold
+from tasks.outcomes import Gate
 from tasks.progress import tell
-from tasks.records import Gate, digest
+from tasks.records import digest
 
 POLL_SECONDS = 5
 

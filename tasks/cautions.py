@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from tasks.duplicates import counted, listed
 from tasks.evaluation import Predictions
 from tasks.records import Comparison, PreparedData
+from tasks.rivals import NAMES, learning_from_train
 from tasks.statistics import USEFUL_DIFFERENCE
-from tasks.verdict import NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def too_few_rows(result: Comparison) -> Iterator[str]:
 
 def learned(result: Comparison) -> set[str]:
     """The references that have learned from texts; the others guess."""
-    return set(result.rivals) & {"tfidf", "probe", "champion", *([] if result.untrained_head else ["baseline"])}
+    return set(result.rivals) & {*learning_from_train(), "champion", *([] if result.untrained_head else ["baseline"])}
 
 
 def only_chance(result: Comparison) -> Iterator[str]:

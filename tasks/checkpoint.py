@@ -3,17 +3,14 @@
 Tensors are safetensors, all else is JSON: nothing that is read back can run code.
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.disk import writing
+from tasks.files import whole
 from tasks.records import file_sha256
 
 if TYPE_CHECKING:
@@ -45,46 +42,19 @@ def write_checkpoint(folder: Path, step: int, groups: Mapping[str, Tensors], sta
     from safetensors.torch import save_file
 
     target = folder / f"checkpoint-{step}"
-    staged = folder / f".{target.name}.partial"
-    shutil.rmtree(staged, ignore_errors=True)
     size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
-    with writing(target, size), removed_on_failure(staged):
-        staged.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(target, size, writer="training") as staged:
+        staged.mkdir()
         for group, tensors in groups.items():
             if tensors:
                 save_file(tensors, staged / f"{group}.safetensors")
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         sums = {file.name: file_sha256(file) for file in sorted(staged.iterdir())}
         (staged / MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
-        for file in (*staged.iterdir(), staged):
-            flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        staged.rename(target)
-        flush(folder)
     for old in newest_first(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return Checkpoint(target, step)
-
-
-@contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Onto the disk: a name must not survive a power cut that its content does not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks take no folder
-            raise
-    finally:
-        os.close(handle)
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from filelock import FileLock
 
-from tasks.hub import first_line, is_silence
 from tasks.liveness import GATE, LIVE, Note, if_dead, living, notes
 from tasks.processes import flow_runs, has_worker
 from tasks.progress import warn
 from tasks.records import Record, digest
+from tasks.trouble import first_line, is_silence
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -25,6 +25,7 @@ from tasks.records import (
     Scores,
     TrainedAdapter,
 )
+from tasks.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import (
     bootstrap,
     calibration_error,
@@ -33,7 +34,8 @@ from tasks.statistics import (
     wilson_interval,
     without_temperature,
 )
-from tasks.verdict import NAMES, SHORT_TITLES, TITLES, capital
+from tasks.verdict import capital
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,11 +57,11 @@ def compare(
     from tasks import plots
     from tasks.report import write_report
 
-    folder = Path(work) / "comparison"
+    run = RunFolder(work)
     predictions = paired_predictions({name: evaluation.predictions for name, evaluation in evaluations.items()})
-    result = judge(config, data, check, predictions, trained, folder)
+    result = judge(config, data, check, predictions, trained, run.comparison)
     write_report(config, data, predictions, trained, result)
-    plots.draw_all(folder.parent / "plots", data, check, predictions, result, trained)
+    plots.draw_all(run.plots, data, check, predictions, result, trained)
     return result
 
 

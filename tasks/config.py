@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from tasks.methods import FEW_RATE, MATRICES_RATE, METHODS
+from tasks.rivals import ReferenceName
 from tasks.secrets import holds_secret, names_secret
 
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
@@ -54,8 +55,6 @@ RESERVED_COLUMNS = frozenset(
     }
 )
 """What the prepared data, and the tables of single rows, call their own columns."""
-
-Reference = Literal["majority", "tfidf", "probe", "champion"]
 
 
 def data_kind(name: str | Path) -> str | None:
@@ -320,8 +319,8 @@ class EvaluationConfig(Config):
     """How foundation model and adapter are measured and compared."""
 
     batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
-    references: tuple[Reference, ...] = Field(
-        ("majority", "tfidf", "probe", "champion"),
+    references: tuple[ReferenceName, ...] = Field(
+        get_args(ReferenceName),
         description="What else is measured on the same test rows: the majority class, TF-IDF with logistic regression, "
         "a linear probe on the frozen model, and the champion of tracking.registered_model where there is one.",
     )

@@ -11,13 +11,13 @@ from prefect import task
 
 from tasks import model as models
 from tasks.adapter import check_adapter
+from tasks.columns import numbers
 from tasks.config import DEMO_DATA, SPLITS, RunConfig
 from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
-from tasks.disk import writing
+from tasks.files import whole, write_text
 from tasks.frozen import file_revision
 from tasks.hub import NETWORK, find, patient
-from tasks.reading import numbers
-from tasks.records import PreparedData, Source, digest, write_text
+from tasks.records import PreparedData, Source, digest
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
 from tasks.trial import try_model
@@ -68,9 +68,12 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
     needed = bytes_of(splits.datasets)
     tokens_key = key_of_tokens(model, config.data)
     known = known_texts(work, tokens_key, config.data.text_columns)
-    with writing(folder, needed), tempfile.TemporaryDirectory(prefix=".data-", dir=work) as temporary:
+    shutil.rmtree(folder, ignore_errors=True)  # without its record it is of no use
+    with (
+        whole(folder, needed, replace=False) as finished,  # another run may prepare the same data meanwhile
+        tempfile.TemporaryDirectory(prefix=".data-", dir=work) as temporary,
+    ):
         tokenized = tokenize(splits.datasets, tokenizer, config.data, Path(temporary), known)
-        finished = Path(temporary) / "finished"
         tokenized.save_to_disk(str(finished))
         lengths = {name: numbers(split, "full_length") for name, split in tokenized.items()}
         check, page = make_check(splits, lengths, config.data)
@@ -94,12 +97,6 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
             notes=splits.notes,
         )
         prepared.write(finished / "prepared.json")
-        try:
-            finished.rename(folder)
-        except OSError:
-            if not (folder / "prepared.json").exists():  # else another run prepared the same data meanwhile
-                shutil.rmtree(folder, ignore_errors=True)
-                finished.rename(folder)
     return prepared
 
 

@@ -19,10 +19,12 @@ from tasks.duplicates import (
     named_rows,
     repeated_rows,
 )
+from tasks.files import write_text
 from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_many_numbers, same_word, several_labels
-from tasks.records import DataCheck, Place, PreparedData, SameText, write_text
+from tasks.records import DataCheck, Place, PreparedData, SameText
 from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +69,7 @@ def check_data(config: RunConfig, data: PreparedData, work: str) -> DataCheck:
         logger.info("%s", sentence)
     tables = (Path(data.folder) / PAGE_FILE).read_text(encoding="utf-8")
     page = check_page(config.data.name, check.warnings, sentence, tables)
-    folder = Path(work) / "data_check"
+    folder = RunFolder(work).data_check
     folder.mkdir(parents=True, exist_ok=True)
     check.write(folder / CHECK_FILE)
     write_text(folder / PAGE_FILE, page)

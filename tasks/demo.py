@@ -1,19 +1,16 @@
 """The embedded demo: film reviews and a small GPT-2, both made here, so that nothing is downloaded."""
 
-import contextlib
 import csv
 import hashlib
 import os
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from tasks.disk import check_space, writing
+from tasks.disk import check_space
+from tasks.files import whole
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -141,25 +138,11 @@ def _corpus(seed: int, documents: int) -> list[str]:
     return corpus
 
 
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` at the end, whole or not at all; one already there stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield scratch
-        try:
-            os.rename(scratch, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def write_reviews(folder: Path, seed: int = 0) -> None:
     """Write train.csv, validation.csv and test.csv, columns text and label, as a new folder."""
-    with writing(folder, REVIEWS_BYTES), _whole_folder(folder) as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole(folder, REVIEWS_BYTES, replace=False) as scratch:
+        scratch.mkdir()
         for split, rows in _reviews(seed).items():
             with open(scratch / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([("text", "label"), *rows])
@@ -236,7 +219,7 @@ def pretrain_model(folder: Path, seed: int = 0, steps: int = 1000, batch_size: i
         _fit(model, rows, batch_size)
     finally:
         torch.set_num_threads(threads)
-    with writing(folder, MODEL_BYTES), _whole_folder(folder) as scratch:
+    with whole(folder, MODEL_BYTES, replace=False) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 

@@ -17,8 +17,8 @@ import yaml
 from tasks.closing import NO_HEARTBEAT
 from tasks.config import DEPLOYMENTS
 from tasks.device import gpus
+from tasks.files import write_text
 from tasks.progress import tell
-from tasks.records import write_text
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

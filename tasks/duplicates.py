@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tasks.columns import BATCH_ROWS, numbers
 from tasks.config import SPLITS, InputError
-from tasks.reading import BATCH_ROWS, numbers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.evaluation import Predictions
 from tasks.records import PreparedData, Slice
+from tasks.rivals import learning_from_train
 from tasks.statistics import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ SMALL = 30
 NEGATION = re.compile(
     r"\b(?:not|no|never|neither|nor|none|nobody|nothing|nowhere|cannot|without)\b|n['’]t\b", re.IGNORECASE
 )
-
-JUDGES = ("tuned", "tfidf", "probe")
-"""Classifiers that learned from the run's own training rows, each in another way."""
 
 
 def read_test_rows(data: PreparedData, predictions: Predictions) -> "pd.DataFrame":
@@ -83,7 +81,8 @@ def likely_label_errors(
 
     labels, table = predictions.labels, predictions.tables["tuned"]
     chance = np.bincount(labels).max() / len(labels)
-    said = {name: predictions.tables[name].argmax(1) for name in JUDGES if name in predictions.tables}
+    judges = [name for name in ("tuned", *learning_from_train()) if name in predictions.tables]
+    said = {name: predictions.tables[name].argmax(1) for name in judges}
     able = [
         name
         for name, classes in said.items()

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 
 from tasks.config import RunConfig
-from tasks.disk import writing
+from tasks.files import whole
 from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,14 +48,9 @@ def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float
     if not np.isfinite(table).all():
         raise FloatingPointError(f"the model gives no finite probabilities for row {int(np.argmin(table.min(1)))}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # runs at the same time may share the file
     frame = pd.DataFrame({"row": np.asarray(split["row"]), "label": labels, "probabilities": list(table)})
-    with writing(path, table.nbytes + 16 * len(table)):
-        try:
-            frame.to_parquet(partial, index=False)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole(path, table.nbytes + 16 * len(table)) as staged:  # runs at the same time may share the file
+        frame.to_parquet(staged, index=False)
     return Evaluation(
         predictions=str(path),
         sha256=file_sha256(path),
@@ -102,7 +98,7 @@ def paired_predictions(files: Mapping[str, str]) -> Predictions:
     description="The adapter read back from disk in a fresh, offline process, on the test rows",
 )
 def evaluate_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> Evaluation:
-    done = Path(trained.folder).parent / "tuned.json"
+    done = RunFolder.around(trained.folder).evaluated
     kept = read_record(Evaluation, done)
     if kept and Path(kept.predictions).is_file() and file_sha256(Path(kept.predictions)) == kept.sha256:
         return kept
@@ -122,26 +118,25 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
 
     from tasks import serving
 
-    started = time.monotonic()
-    logits_file = Path(trained.folder).parent / "reloaded.safetensors"
+    started, run = time.monotonic(), RunFolder.around(trained.folder)
     request = {
         "adapter": trained.folder,
         "probe_rows": PROBE_ROWS,
         "data": data.folder,
         "batch_size": config.evaluation.batch_size,
-        "out": str(logits_file),
+        "out": str(run.reloaded),
     }
     run_offline(RELOAD, request)
-    reloaded, probe = load_file(logits_file), load_file(trained.probe)["logits"]
+    reloaded, probe = load_file(run.reloaded), load_file(trained.probe)["logits"]
     difference = float((reloaded["probe"] - probe).abs().max())
     if not difference <= PROBE_TOLERANCE[config.model.dtype]:
         raise ReloadMismatch(
             f"the adapter read back from {trained.folder} differs from the trained model by {difference:.3g} "
             "in its logits; it was not logged"
         )
-    test, out = load_from_disk(data.folder)["test"], Path(trained.folder).parent / "tuned.parquet"
+    test = load_from_disk(data.folder)["test"]
     table = serving.probabilities(reloaded["test"], trained.temperature)
-    return write_evaluation(table, test, out, time.monotonic() - started)
+    return write_evaluation(table, test, run.predictions, time.monotonic() - started)
 
 
 def start_offline(module: str) -> "subprocess.Popen[str]":

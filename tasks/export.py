@@ -2,14 +2,12 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from tasks import serving
 from tasks.config import InputError
@@ -17,9 +15,10 @@ from tasks.disk import writing
 from tasks.duplicates import counted
 from tasks.environment import hide_short_bars
 from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
-from tasks.hub import looks_like_path
+from tasks.files import whole, write_text
+from tasks.local import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
-from tasks.records import Record, write_text
+from tasks.records import Record
 from tasks.registry import fetched_adapter
 from tasks.tracking import find_test_table
 
@@ -74,7 +73,7 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         if not difference(serving.classify(plain, tokenizer, rows, BATCH_SIZE), expected) <= tolerance(settings):
             raise InputError(f"{name}: merging this adapter into the model's weights changes what it says; {ADVICE}")
         size = sum(weight.nbytes for weight in plain.parameters())
-        with unfinished(folder) as partial, writing(folder, size * (merged + onnx)):
+        with unfinished(folder, size * (merged + onnx)) as partial:
             tokenizer.save_pretrained(partial)
             if merged:
                 plain.save_pretrained(partial, safe_serialization=True)
@@ -140,23 +139,20 @@ def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:
 
 
 @contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
+def unfinished(folder: Path, bytes_needed: int) -> Iterator[Path]:
     """A folder beside `folder` that takes its name when all has gone well, and is gone otherwise.
 
     Where `folder` is there already, empty, it gets the files instead: it may be a disk of its own, or the current one.
     """
-    place = folder if folder.is_dir() else folder.absolute().parent
-    partial = place / f".{uuid4().hex[:8]}.partial"
-    partial.mkdir()
-    try:
-        yield partial
-        if place != folder:
-            partial.rename(folder)
-        else:
-            for file in partial.iterdir():
-                file.rename(folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if not folder.is_dir():
+        with whole(folder, bytes_needed) as staged:
+            staged.mkdir()
+            yield staged
+        return
+    with writing(folder, bytes_needed), TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as place:
+        yield Path(place)
+        for file in Path(place).iterdir():
+            file.rename(folder / file.name)
 
 
 def check(folder: Path, texts: Sequence[Sequence[str]], expected: "Tensor", settings: dict[str, Any]) -> float:

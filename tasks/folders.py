@@ -11,7 +11,8 @@ import yaml
 
 from tasks.config import SPLITS, InputError, data_kind
 from tasks.formats import notes_of
-from tasks.hub import first_line, visible_files
+from tasks.local import visible_files
+from tasks.trouble import first_line
 
 Piece = tuple[Path, ...]
 """A data file; or text files, each of which is a row."""

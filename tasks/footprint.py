@@ -19,7 +19,7 @@ def main() -> None:
 
     from tasks import serving
     from tasks.device import peak_memory_mb
-    from tasks.records import Footprint
+    from tasks.outcomes import Footprint
 
     request = json.load(sys.stdin)
     adapter, rows = Path(request["adapter"]), pd.read_parquet(request["rows"])

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.comparison import bounds, format_p, markdown_table, shown
 from tasks.config import GateConfig
 from tasks.duplicates import counted
-from tasks.records import Comparison, Difference, Finding, Footprint, Gate, Interval
+from tasks.outcomes import Finding, Footprint, Gate
+from tasks.records import Comparison, Difference, Interval
+from tasks.rivals import TITLES, to_beat
 from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
-from tasks.verdict import TITLES
 
 if TYPE_CHECKING:
     import numpy as np
-
-TO_BEAT = ("tfidf", "probe")
-"""References that the first model of a name must be better than: what neither of them needs, it need not be for."""
 
 
 class Trial(NamedTuple):
@@ -89,7 +87,7 @@ def against_champion(
 def without_champion(config: GateConfig, result: Comparison, footprint: Footprint | None) -> Gate:
     """The first model of a name against TF-IDF and the linear probe, on its own test rows."""
     measured = {rung.name: rung.adapter_gain for rung in result.ladder}
-    findings = [judge_reference(config, name, measured.get(name)) for name in TO_BEAT]
+    findings = [judge_reference(config, name, measured.get(name)) for name in to_beat()]
     return Gate(
         findings=(*findings, *judge_footprint(config, footprint)),
         rows=result.rows,

@@ -1,35 +1,27 @@
 """Find a model or data set, on the Hub or on disk, and pin the exact content that the run will use."""
 
 import glob
-import hashlib
 import json
-import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tasks.config import WHAT_IS_READ, InputError, data_kind
-from tasks.disk import causes
-from tasks.records import Source, write_text
-from tasks.secrets import redact
-
-Kind = Literal["model", "dataset"]
-SECTION = {"model": "model", "dataset": "data"}
-"""Where a run's configuration names each kind."""
+from tasks.config import InputError
+from tasks.files import write_text
+from tasks.local import SECTION, Kind, content_sha256, local_path
+from tasks.records import Source
+from tasks.trouble import ask_again, first_line, is_network_trouble, timed_out
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
-ATTEMPTS = 3
+PAUSES = (1.0, 2.0)
 TIMEOUT_SECONDS = 10
 
 SILENT_SECONDS = 30
 """A Hub that has answered nothing for this long is given up: libraries would go on asking for minutes, file by file."""
 
-MOST_FILES = 10_000
-"""In a local folder, besides texts, each of which may be a row. Every one is read to know its content."""
 
 REMEMBERED_SECONDS = 300
 """A run asks for the same model and data set several times, and must be told the same; the next run asks anew."""
@@ -73,125 +65,78 @@ def find(kind: Kind, name: str, revision: str, offline: bool) -> Source:
     return Source(name=cached[0], revision=cached[1], is_local=False, local_files_only=True)
 
 
-def local_path(kind: Kind, name: str) -> Path | None:
-    """The file or folder `name`; None where it is a name on the Hub. InputError for a path that leads nowhere."""
-    field = f"{SECTION[kind]}.name"
-    try:
-        path = Path(name).expanduser()
-        if path.exists():
-            (check_model_folder if kind == "model" else check_data_path)(path)
-            return path
-    except OSError as error:  # no permission; a name longer than names can be
-        raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(f"{field}: {name} cannot be read: there is no such user; check the path") from None
-    if looks_like_path(name):
-        raise InputError(f"{field}: there is no file or folder {name}; check the path")
-    return None
-
-
-def check_model_folder(path: Path) -> None:
-    """Refuses what is no model before all of it is read: somebody's home folder takes hours."""
-    if path.is_file():
-        raise InputError(f"model.name: {path} is a file; give the folder that holds config.json and the weights")
-    if not (path / "config.json").is_file():
-        raise InputError(f"model.name: {path} holds no config.json; give the folder with config.json and the weights")
-
-
-def check_data_path(path: Path) -> None:
-    """Refuses what holds no data before all of it is read, and before a pipe is waited for."""
-    if not path.is_file() and not path.is_dir():
-        raise InputError(f"data.name: {path} is neither a file nor a folder")
-    if path.is_file() and not data_kind(path):
-        raise InputError(f"data.name: {path} is not a data file; what is read: {WHAT_IS_READ}")
-    if path.is_dir() and not any(data_kind(file) or file.suffix.lower() == ".txt" for file in visible_files(path)):
-        raise InputError(f"data.name: {path} holds no file of data; what is read: {WHAT_IS_READ}")
-
-
-def test_path(name: str) -> Path:
-    """Of the test file `name`; InputError where it is no file that can be read."""
-    try:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise InputError(f"data.test_file: there is no file {name}; check the path")
-    except OSError as error:  # no permission; a name longer than names can be
-        raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(f"data.test_file: {name} cannot be read: there is no such user; check the path") from None
-    if not data_kind(path):
-        raise InputError(f"data.test_file: {name} is not a data file; what is read: {WHAT_IS_READ}")
-    return path
-
-
-def looks_like_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~", "\\")) or name.count("/") > 1 or data_kind(name) is not None
-
-
 @lru_cache
 def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str, str]:
     """Full id and commit of `name`; ConnectionError when the Hub does not answer after a few tries.
 
     The answer is remembered while `time_slice` stays the same.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def may_help(error: Exception) -> bool:
+        if isinstance(error, InputError | OfflineModeIsEnabled) or timed_out(error):  # a timeout takes long enough once
+            return False
+        return isinstance(error, json.JSONDecodeError) or is_network_trouble(error)
+
+    try:
+        return ask_again(lambda: answer_of_hub(kind, name, revision), PAUSES, may_help)
+    except OfflineModeIsEnabled:
+        raise ConnectionError("HF_HUB_OFFLINE is set") from None
+    except json.JSONDecodeError:
+        raise ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub") from None
+    except Exception as error:
+        if isinstance(error, InputError) or not is_network_trouble(error):
+            raise
+        raise ConnectionError(first_line(error)) from None
+
+
+def answer_of_hub(kind: Kind, name: str, revision: str) -> tuple[str, str]:
+    """As `ask_hub`, asked once; InputError for what no other try would change."""
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     section = SECTION[kind]
-    for attempt in range(ATTEMPTS):
-        try:
-            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
-            if kind == "model":
-                check_format(info.id, file_names(info))
-            # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
-            hf_hub_download(
-                info.id,
-                "README.md" if kind == "dataset" else "config.json",
-                repo_type=kind,
-                revision=revision,
-            )
-            return info.id, str(info.sha)
-        except RemoteEntryNotFoundError:
-            return info.id, str(info.sha)
-        except GatedRepoError:
-            raise InputError(
-                f"{section}.name: {name} is gated; accept its terms on the Hub, then run 'hf auth login'"
-            ) from None
-        except RevisionNotFoundError:
-            raise InputError(
-                f"{section}.revision: {name} has no revision {revision!r}; branches, tags and commits work"
-            ) from None
-        except RepositoryNotFoundError:
-            raise InputError(
-                f"{section}.name: {name} is neither a local path nor on the Hub, or private there; check the spelling"
-            ) from None
-        except HFValidationError:
-            raise InputError(f"{section}.name: {name!r} is neither a Hub id (owner/name) nor a local path") from None
-        except OfflineModeIsEnabled:
-            raise ConnectionError("HF_HUB_OFFLINE is set") from None
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status < 500 and status != 429:
-                raise InputError(f"{section}.name: the Hub refused {name}: {first_line(error)}") from None
-            trouble: Exception = error
-        except json.JSONDecodeError:
-            trouble = ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub")
-        except Exception as error:
-            if not is_network_trouble(error):
-                raise
-            trouble = error
-        if timed_out(trouble):  # it takes long enough once
-            break
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(2**attempt)
-    raise ConnectionError(first_line(trouble)) from None
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=timeout_seconds())
+        if kind == "model":
+            check_format(info.id, file_names(info))
+        # leaves the name of the commit in the cache, which is how the next run finds it without the Hub
+        hf_hub_download(
+            info.id,
+            "README.md" if kind == "dataset" else "config.json",
+            repo_type=kind,
+            revision=revision,
+        )
+        return info.id, str(info.sha)
+    except RemoteEntryNotFoundError:
+        return info.id, str(info.sha)
+    except GatedRepoError:
+        raise InputError(
+            f"{section}.name: {name} is gated; accept its terms on the Hub, then run 'hf auth login'"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(
+            f"{section}.revision: {name} has no revision {revision!r}; branches, tags and commits work"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{section}.name: {name} is neither a local path nor on the Hub, or private there; check the spelling"
+        ) from None
+    except HFValidationError:
+        raise InputError(f"{section}.name: {name!r} is neither a Hub id (owner/name) nor a local path") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < 500 and status != 429:
+            raise InputError(f"{section}.name: the Hub refused {name}: {first_line(error)}") from None
+        raise
 
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -294,6 +239,10 @@ def limit_waiting() -> None:
     set_client_factory(client)
 
 
+def broke_off(error: Exception) -> bool:
+    return isinstance(error, HubUnreachable) and is_network_trouble(error) and not timed_out(error)
+
+
 def patient(load: Callable[Concatenate[Source, P], Loaded]) -> Callable[Concatenate[Source, P], Loaded]:
     """`load(source, ...)`, called again when the Hub broke off: its client itself gives up at the first cut connection
     for most kinds of questions.
@@ -305,43 +254,20 @@ def patient(load: Callable[Concatenate[Source, P], Loaded]) -> Callable[Concaten
 
     @wraps(load)
     def loaded(source: Source, /, *arguments: P.args, **named: P.kwargs) -> Loaded:
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = load(source, *arguments, **named)
-                whole.add((source.name, source.revision))
-                return answer
-            except HubUnreachable as error:
-                trouble = error
-            if timed_out(trouble) or not is_network_trouble(trouble):
-                break
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(2**attempt)
+        def ask() -> Loaded:
+            answer = load(source, *arguments, **named)
+            whole.add((source.name, source.revision))
+            return answer
+
+        try:
+            return ask_again(ask, PAUSES, broke_off)
+        except HubUnreachable as error:
+            trouble = error
         if (source.name, source.revision) in whole:
             return load(source.model_copy(update={"local_files_only": True}), *arguments, **named)
         raise trouble
 
     return loaded
-
-
-def is_network_trouble(error: BaseException) -> bool:
-    """Whether waiting may help: a refused, cut or timed-out connection, or a server error."""
-    return any(isinstance(cause, ConnectionError | TimeoutError) or of_http_client(cause) for cause in causes(error))
-
-
-def is_silence(error: BaseException) -> bool:
-    """Whether nobody answered: who is asked next will not either. An error that a server answers with is none."""
-    return timed_out(error) or any(
-        isinstance(cause, ConnectionError) or (of_http_client(cause) and SILENT.search(type(cause).__name__))
-        for cause in causes(error)
-    )
-
-
-SILENT = re.compile("Connect|Protocol|Read|Write|Network")
-"""Names of the errors of HTTP clients where no answer came, or half of one."""
-
-
-def timed_out(error: BaseException) -> bool:
-    return any("Timeout" in type(cause).__name__ for cause in causes(error))
 
 
 def network_may_recover(task: object, run: object, state: Any) -> bool:
@@ -353,11 +279,6 @@ def network_may_recover(task: object, run: object, state: Any) -> bool:
 
 NETWORK: Any = {"retries": 3, "retry_delay_seconds": [2, 4, 8], "retry_condition_fn": network_may_recover}
 """For `@task(...)` of whatever speaks to Hub, MLflow or Prefect: its own tries come first, then these."""
-
-
-def of_http_client(error: BaseException) -> bool:
-    # the Hub client's httpx has been renamed between versions, so its errors are known by their module
-    return any(base.__module__.split(".")[0] in ("httpx", "httpx2", "requests") for base in type(error).__mro__)
 
 
 def find_cached(kind: Kind, name: str, revision: str) -> tuple[str, str] | None:
@@ -394,42 +315,3 @@ def cached_data(source: Source) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"datasets--{source.name.replace('/', '--')}"
-
-
-def content_sha256(path: Path) -> str:
-    """`sha256:` over names and bytes of the file, or of each file in the folder."""
-    total = hashlib.sha256()
-    for file in [path] if path.is_file() else visible_files(path):
-        total.update(f"{file.relative_to(path) if file != path else file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
-    return f"sha256:{total.hexdigest()}"
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot,
-    and those that Excel writes beside a file that is open.
-
-    Raises InputError where they are so many that this is another folder than was meant, and for what is no file: a
-    library that opens a pipe waits for ever.
-    """
-    files, count = [], 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]  # .git alone may hold more files, and sockets
-        for path in (Path(place, name) for name in names if not name.startswith((".", "~$"))):  # ~$: open in Excel
-            if path.is_file():
-                files.append(path)
-                count += path.suffix.lower() != ".txt"
-            elif path.exists():
-                raise InputError(f"{path} is a pipe or device, not a file; remove it")
-        if count > MOST_FILES:
-            raise InputError(
-                f"{folder} holds more than {MOST_FILES:,} files; give the model's or data set's own folder"
-            )
-    return sorted(files)
-
-
-def first_line(error: BaseException | str) -> str:
-    """What an error says first; with the next line where that only announces it."""
-    first, *others = (redact(str(error)).strip() or type(error).__name__).splitlines()  # before half of one is cut off
-    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]

@@ -9,11 +9,12 @@ from typing import Any
 
 from tasks import serving
 from tasks.config import InputError, PredictionConfig
-from tasks.hub import content_sha256, first_line, looks_like_path
+from tasks.local import content_sha256, looks_like_path
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.records import Record, Source, digest
 from tasks.registry import fetched_adapter
 from tasks.rows import find_rows, read_rows
+from tasks.trouble import first_line
 from tasks.work import WORK, environment_key
 
 SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")

@@ -103,6 +103,10 @@ class Journal:
             self.known.add(line.identity)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.folder / name for name in (LINES, HEAD, SENT))
+
+    @property
     def waiting(self) -> list[Line]:
         return self.lines[self.sent.lines :]
 

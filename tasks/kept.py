@@ -1,7 +1,6 @@
 """The rows of a data file as Arrow on disk: each file is read once, and known by its content from then on."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import InputError
-from tasks.disk import writing
+from tasks.files import whole
 from tasks.folders import Piece
-from tasks.formats import TABLES, Broken, clean, kind_of, plain, read_rows, readable, table
+from tasks.formats import read_rows
+from tasks.opened import Broken, clean, kind_of, readable
 from tasks.records import digest, file_sha256
+from tasks.tables import TABLES, plain, table
 
 BATCH_ROWS = 10_000
 """Python objects of so many rows are in memory at once."""
@@ -36,12 +37,16 @@ def rows_of(pieces: Sequence[Piece], sep: str | None = None) -> Any:
     return together([on_disk(place_of(group, sep), group[0], partial(write_group, group, sep)) for group in groups])
 
 
+READERS = ("kept", "formats", "opened", "delimited", "jsonrows", "tables")
+"""Files of this program that decide what the rows of a file are."""
+
+
 def place_of(pieces: Sequence[Piece], sep: str | None) -> Path:
     """Where rows are kept: it is named by the content of their files and by how they are read."""
     import datasets
     import pyarrow
 
-    program = [Path(__file__).with_name(name).read_text() for name in ("kept.py", "formats.py")]
+    program = [Path(__file__).with_name(f"{name}.py").read_text() for name in READERS]
     files = [
         (kind_of(path), file_sha256(path), (path.parent.name, path.name) if path.suffix.lower() == ".txt" else "")
         for piece in pieces
@@ -56,13 +61,8 @@ def on_disk(place: Path, piece: Piece, write: Callable[[Path], None]) -> Any:
 
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        half = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            with writing(place, 2 * sum(path.stat().st_size for path in piece)):
-                write(half)
-                half.replace(place)
-        finally:
-            half.unlink(missing_ok=True)
+        with whole(place, 2 * sum(path.stat().st_size for path in piece)) as staged:
+            write(staged)
     return Dataset.from_file(str(place))
 
 

@@ -7,9 +7,10 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.columns import column_values
 from tasks.config import DataConfig, InputError
 from tasks.duplicates import counted, listed, named_rows, normal
-from tasks.reading import class_names, column_values, labelled_instead
+from tasks.reading import class_names, labelled_instead
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,10 @@ from typing import Any
 from tasks import serving
 from tasks.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.environment import hide_short_bars
-from tasks.hub import HubUnreachable, check_format, find, first_line, is_network_trouble, patient
+from tasks.hub import HubUnreachable, check_format, find, patient
 from tasks.methods import VIRTUAL_TOKENS
 from tasks.records import Source
+from tasks.trouble import first_line, is_network_trouble
 
 model_texts = serving.model_texts
 

@@ -9,14 +9,16 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tasks.checkpoint import flush
 from tasks.config import InputError
-from tasks.disk import check_space, writing
-from tasks.records import PredictionResult, Record, file_sha256, read_record, write_bytes
+from tasks.disk import check_space
+from tasks.files import whole, write_bytes
+from tasks.outcomes import PredictionResult
+from tasks.records import Record, file_sha256, read_record
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
@@ -122,38 +124,29 @@ class Parts:
         """The first `count` parts as the output, which appears whole, and what was set aside beside it."""
         self.check_free(overwrite)
         names = [f"{number:06}" for number in range(count)]
-        output = self.join(self.output, [self.folder / f"{name}{self.kind}" for name in names])
         files = [file for name in names if (file := self.folder / f"{name}.rejected").exists()]
-        rejected = self.join(self.rejected_output, files) if files else None
-        result = result.model_copy(update={"sha256": file_sha256(output)})
-        published = Published(result=result, rejected_sha256=file_sha256(rejected) if rejected else None)
-        # before anything gets its name: whoever finds it must know whose it is
-        published.write(self.work / "published.json")
-        if rejected:
-            rejected.replace(self.rejected_output)
-        else:
-            self.rejected_output.unlink(missing_ok=True)
-        output.replace(self.output)
-        flush(self.output.absolute().parent)
+        with self.joined(self.output, [self.folder / f"{name}{self.kind}" for name in names]) as output:
+            result = result.model_copy(update={"sha256": file_sha256(output)})
+            with self.joined(self.rejected_output, files) if files else nullcontext() as rejected:
+                published = Published(result=result, rejected_sha256=file_sha256(rejected) if rejected else None)
+                # before anything gets its name: whoever finds it must know whose it is
+                published.write(self.work / "published.json")
+            if not rejected:
+                self.rejected_output.unlink(missing_ok=True)
         self.clear()
         return result.model_copy(update={"rejected_path": self.aside()})
 
-    def join(self, target: Path, parts: Sequence[Path]) -> Path:
-        """A hidden file beside `target` with the content of all parts."""
-        joined = target.with_name(f".{target.name}.{self.work.name}.partial")
+    @contextmanager
+    def joined(self, target: Path, parts: Sequence[Path]) -> Iterator[Path]:
+        """A hidden file beside `target` with the content of all parts, which becomes `target` at the end."""
         needed = sum(part.stat().st_size for part in parts)
-        with writing(target, needed):
-            try:
-                check_space(joined, needed)
-                if target.suffix.lower() == ".parquet":
-                    join_parquet(joined, parts)
-                else:
-                    join_lines(joined, parts)
-                flush(joined)
-            except Exception:
-                joined.unlink(missing_ok=True)
-                raise
-        return joined
+        with whole(target, needed, writer=self.work.name) as staged:
+            check_space(staged, needed)
+            if target.suffix.lower() == ".parquet":
+                join_parquet(staged, parts)
+            else:
+                join_lines(staged, parts)
+            yield staged
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

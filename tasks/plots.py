@@ -9,9 +9,10 @@ from tasks.comparison import confusion, ends, shown_share, signed
 from tasks.config import SPLITS
 from tasks.evaluation import Predictions
 from tasks.records import Comparison, DataCheck, Interval, PreparedData, TrainedAdapter
+from tasks.rivals import NAMES, TITLES
 from tasks.statistics import BINS, reliability, wilson_interval, without_temperature
-from tasks.training import final_points
-from tasks.verdict import NAMES, TITLES, capital
+from tasks.verdict import capital
+from tasks.watching import final_points
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import serving
 from tasks.config import InputError
-from tasks.hub import first_line
+from tasks.trouble import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,20 +8,21 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.columns import column_values
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
-from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
-from tasks.hub import HubUnreachable, cached_data, first_line, is_network_trouble, local_path, note_cached, test_path
+from tasks.formats import columns_of, read_rows
+from tasks.hub import HubUnreachable, cached_data, note_cached
 from tasks.kept import as_kinds, rows_of
+from tasks.local import local_path, test_path
+from tasks.opened import kind_of
 from tasks.records import Source, digest
+from tasks.tables import TABLES, table
+from tasks.trouble import first_line, is_network_trouble
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset, DatasetDict
-
-BATCH_ROWS = 10_000
-"""Looked at in one go: a column of a million rows as Python objects would be most of the memory of preparing it."""
 
 
 def load(source: Source, config: DataConfig) -> "DatasetDict":
@@ -289,24 +290,6 @@ def check_class_names(loaded: "DatasetDict", folder: Folder, config: DataConfig)
 def class_names(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """What the label numbers stand for; empty where the column says nothing about it."""
     return tuple(getattr(features.get(column), "names", ()) or ())
-
-
-def numbers(split: "Dataset", column: str) -> "np.ndarray":
-    """A column of whole numbers, int64 (rows,).
-
-    By batches, because `datasets` makes an object and a table of each row that it looks up in a cut or selected split.
-    """
-    import numpy as np
-
-    batches = split.select_columns([column]).with_format("numpy").iter(batch_size=BATCH_ROWS)
-    parts = [np.empty(0, np.int64), *(batch[column] for batch in batches)]
-    return np.concatenate(parts, dtype=np.int64, casting="unsafe")
-
-
-def column_values(split: "Dataset", column: str) -> Iterator[Any]:
-    """A column of anything, a batch of it in memory at a time."""
-    for batch in split.select_columns([column]).iter(batch_size=BATCH_ROWS):
-        yield from batch[column]
 
 
 def reason(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from tasks.config import SPLITS, RunConfig
 from tasks.data import find_input
 from tasks.duplicates import stable_keys
 from tasks.evaluation import paired_predictions
+from tasks.files import write_text
 from tasks.frozen import frozen_rows
 from tasks.hub import NETWORK
 from tasks.liveness import hold
@@ -27,7 +28,6 @@ from tasks.records import (
     PreparedData,
     Source,
     TrainedAdapter,
-    write_text,
 )
 from tasks.tracking import (
     FLOW_RUN_TAG,
@@ -41,7 +41,7 @@ from tasks.tracking import (
     send_all,
     tracked_run,
 )
-from tasks.work import work_folder
+from tasks.work import RunFolder, work_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,21 +152,20 @@ def log_comparison(
     `test.parquet` are the test rows, for a later run's `data.test_file`.
     Not `mlflow.log_table`: it appends to what is there, so that a retried task would log every line twice.
     """
-    folder, staged = Path(result.folder), Path(work) / "staged"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+    folder, run, judged = Path(result.folder), RunFolder(work), RunFolder.around(result.folder)
+    shutil.rmtree(run.staged, ignore_errors=True)
+    run.staged.mkdir()
     for file in (*folder.glob("*.*"), *folder.glob("tables/*.json")):
-        shutil.copy(file, staged)
+        shutil.copy(file, run.staged)
     for name, evaluation in evaluations.items():
-        shutil.copyfile(evaluation.predictions, staged / f"{name}.parquet")
-    table.to_json(staged / "predictions.json", orient="split", index=False)
-    test.to_parquet(staged / "test.parquet", index=False)
-    log_files(work, "comparison", staged)
+        shutil.copyfile(evaluation.predictions, run.staged / f"{name}.parquet")
+    table.to_json(run.test_table, orient="split", index=False)
+    test.to_parquet(run.test_rows, index=False)
+    log_files(work, "comparison", run.staged)
     log(work, "tags", {TABLES_TAG: tables_tag(TABLES)})
-    plots = folder.parent / "plots"
-    log_files(work, "plots", plots)
+    log_files(work, "plots", judged.plots)
     # once more at the top: the compare page shows these next to each other, and no files in folders
-    log_files(work, "", folder / "comparison.md", plots / "ladder.png")
+    log_files(work, "", judged.comparison_page, judged.plots / "ladder.png")
 
 
 def log_seen(work: str, data: PreparedData) -> None:
@@ -180,7 +179,7 @@ def log_seen(work: str, data: PreparedData) -> None:
         for role in ("train", "validation")
         for key in stable_keys([splits[role][name][:] for name in data.text_columns])
     }
-    file = Path(work) / "staged/seen.parquet"
+    file = RunFolder(work).seen
     pd.DataFrame({"text": sorted(keys)}).to_parquet(file, index=False)
     log_files(work, "comparison", file)
 

@@ -8,26 +8,27 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 from prefect.logging import get_run_logger
 from prefect.serializers import PickleSerializer
 
 from tasks import model as models
-from tasks.config import Reference, RunConfig
+from tasks.columns import numbers
+from tasks.config import RunConfig
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
-from tasks.hub import NETWORK, first_line, is_network_trouble
+from tasks.hub import NETWORK
 from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
-from tasks.reading import numbers
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
 from tasks.splits import stratified_rows
 from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
+from tasks.trouble import first_line, is_network_trouble
 from tasks.work import environment_key
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def refuse_pickle(self: PickleSerializer, blob: bytes) -> Any:
 
 
 PickleSerializer.loads = refuse_pickle  # type: ignore[method-assign]
-
-Name = Literal["baseline"] | Reference
 
 PROBE_TRAINING_ROWS = 3_000
 """The foundation model reads about 300 short texts a second on two cores: all 8,530 of Rotten Tomatoes took 28 s."""
@@ -111,7 +110,7 @@ CHAMPION_SECONDS = 60
 
 
 def evaluated(
-    name: Name, config: RunConfig, data: PreparedData, work: str, champion: Champion | None = None
+    name: str, config: RunConfig, data: PreparedData, work: str, champion: Champion | None = None
 ) -> Evaluation | None:
     """The cached result, unless the file that it points to is gone."""
     gone = not prediction_file(name, config, data, Path(work), champion).exists()
@@ -135,7 +134,7 @@ def cache_key(context: Any, parameters: dict[str, Any]) -> str:
     description="A classifier that the adapter is compared with, on the test rows",
 )
 def evaluate(
-    name: Name, config: RunConfig, data: PreparedData, work: str, champion: Champion | None
+    name: str, config: RunConfig, data: PreparedData, work: str, champion: Champion | None
 ) -> dict[str, Any] | None:
     """An Evaluation as plain values: Prefect keeps it as JSON, never as pickle. None where there is nothing to say."""
     try:
@@ -145,49 +144,46 @@ def evaluate(
         return None
 
 
-def measurement_key(name: Name, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
+def measurement_key(name: str, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
     """Name of a measurement by all that it depends on; runs that differ in nothing else share it."""
     # the fingerprint says which texts, source and settings say which places in the source they have
     settings = config.data.model_dump(exclude={"name", "revision", "test_file", "max_length"})
     texts = [data.fingerprint, data.source.content, settings]
-    tokens = [Path(data.folder).name, data.model.revision, config.model.model_dump(), config.evaluation.batch_size]
     texts.append(environment_key())  # what other packages, code or threads gave may be a little different
-    match name:
-        case "baseline":
-            return digest([*texts, *tokens, config.seed])
-        case "probe":
-            return digest([*texts, *tokens])
-        case "champion":
-            return digest([*texts, champion and champion.source])
-    return digest(texts)
+    return digest([*texts, *MEASURES[name].depends_on(config, data, champion)])
+
+
+def nothing_else(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
+    return []
+
+
+def on_the_model(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
+    return [Path(data.folder).name, data.model.revision, config.model.model_dump(), config.evaluation.batch_size]
+
+
+def on_the_model_and_its_head(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
+    return [*on_the_model(config, data, champion), config.seed]
+
+
+def on_the_champion(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
+    return [champion and champion.source]
 
 
 def prediction_file(
-    name: Name, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
+    name: str, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
 ) -> Path:
     key = measurement_key(name, config, data, champion)
     return (work / f"{name}-{key}").resolve() / f"{name}.parquet"
 
 
 def measure(
-    name: Name, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
+    name: str, config: RunConfig, data: PreparedData, work: Path, champion: Champion | None = None
 ) -> Evaluation:
     """Scores of classifier `name`, and its predictions in a file under `work`."""
     from datasets import load_from_disk
 
     started = time.monotonic()
-    match name:
-        case "baseline":
-            table = ask_foundation(config, data)
-        case "majority":
-            table = ask_majority(data)
-        case "tfidf":
-            table = ask_tfidf(config, data)
-        case "probe":
-            table = ask_probe(config, data)
-        case "champion":
-            assert champion
-            table = ask_champion(config, data, champion)
+    table = MEASURES[name].ask(config, data, champion)
     file = prediction_file(name, config, data, work, champion)
     return write_evaluation(table, load_from_disk(data.folder)["test"], file, time.monotonic() - started)
 
@@ -321,13 +317,14 @@ def class_probabilities(
     return table
 
 
-def ask_champion(config: RunConfig, data: PreparedData, champion: Champion) -> "np.ndarray":
+def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | None) -> "np.ndarray":
     """The registered adapter, as it is served; ChampionLeftOut where it answers another question or cannot be read."""
     import pandas as pd
     from datasets import load_from_disk
 
     from tasks import serving
 
+    assert champion
     with tempfile.TemporaryDirectory() as folder:
         try:
             adapter = download_adapter(champion.uri, Path(folder))
@@ -373,3 +370,21 @@ def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: di
         raise ChampionLeftOut(f"{uri} reads the columns {', '.join(columns)}, not {', '.join(data.text_columns)}")
     if settings["base_model"]["trust_remote_code"] and not config.model.trust_remote_code:
         raise ChampionLeftOut(f"{uri} brings its own Python code and model.trust_remote_code is not set")
+
+
+class Measure(NamedTuple):
+    """How a classifier of tasks/rivals.py is measured."""
+
+    ask: Callable[[RunConfig, PreparedData, Champion | None], "np.ndarray"]
+    """Its probabilities (test rows, classes)."""
+    depends_on: Callable[[RunConfig, PreparedData, Champion | None], list[Any]] = nothing_else
+    """Besides texts, environment and this program."""
+
+
+MEASURES: dict[str, Measure] = {
+    "baseline": Measure(lambda config, data, champion: ask_foundation(config, data), on_the_model_and_its_head),
+    "majority": Measure(lambda config, data, champion: ask_majority(data)),
+    "tfidf": Measure(lambda config, data, champion: ask_tfidf(config, data)),
+    "probe": Measure(lambda config, data, champion: ask_probe(config, data), on_the_model),
+    "champion": Measure(lambda config, data, champion: ask_champion(config, data, champion), on_the_champion),
+}

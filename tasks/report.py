@@ -23,8 +23,10 @@ from tasks.comparison import (
 from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions
-from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter, write_text
-from tasks.verdict import TITLES, capital
+from tasks.files import write_text
+from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
+from tasks.rivals import TITLES
+from tasks.verdict import capital
 
 if TYPE_CHECKING:
     import pandas as pd

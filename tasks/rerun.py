@@ -12,9 +12,10 @@ from tasks.config import InputError, RunConfig
 from tasks.data import find_data
 from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
+from tasks.files import write_text
 from tasks.hub import NETWORK, HubUnreachable
 from tasks.model import find_model
-from tasks.records import Change, Outcome, RecordedRun, RerunResult, RunComparison, write_text
+from tasks.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
 from tasks.runs import compare_runs
 from tasks.tracking import fetched, note_outcome, recorded_run, run_url
 from tasks.work import WORK

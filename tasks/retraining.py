@@ -1,6 +1,6 @@
 """Retraining: whether there is anything new, what the challenger is trained on, and what its trial says."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,29 +10,20 @@ from prefect import task
 
 from tasks import registry
 from tasks.approval import Approval
-from tasks.comparison import slice_title
 from tasks.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.data import prepare
-from tasks.error_analysis import read_test_rows, slice_masks
-from tasks.evaluation import paired_predictions, read_predictions, run_offline
+from tasks.decision import MOVES, Decision, concerned, outcome
+from tasks.evaluation import run_offline
+from tasks.files import write_text
 from tasks.frozen import in_our_columns, paired_columns
-from tasks.gate import TO_BEAT, NewClasses, Trial, against_champion, page, without_champion
+from tasks.gate import against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
+from tasks.outcomes import Finding, Footprint, Gate, RetrainResult
 from tasks.progress import tell
 from tasks.recording import flow_tags
-from tasks.records import (
-    Comparison,
-    Finding,
-    Footprint,
-    Gate,
-    PreparedData,
-    RetrainResult,
-    RunResult,
-    Source,
-    digest,
-    write_text,
-)
-from tasks.references import ChampionLeftOut, among, check_champion
+from tasks.records import Comparison, PreparedData, RunResult, Source, digest
+from tasks.references import ChampionLeftOut, check_champion
+from tasks.rivals import NAMES, to_beat
 from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,
@@ -44,22 +35,27 @@ from tasks.tracking import (
     promote_command,
     register_again,
     registered_versions,
-    run_facts,
     run_url,
     runs_tagged,
 )
-from tasks.verdict import NAMES
-from tasks.work import WORK
+from tasks.trials import (
+    TEST_ROWS,
+    is_measured_on,
+    learned_by,
+    new_classes,
+    own_test,
+    own_trial,
+    read_keys,
+    settings_of,
+    trial_of,
+)
+from tasks.work import WORK, RunFolder
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+    pass
 
 INPUTS_TAG = "peft_flow.inputs"
 """Of a challenger's run: what it was made from. Weeks later it says whether there is anything new."""
-
-TEST_ROWS, SEEN = "comparison/test.parquet", "comparison/seen.parquet"
-"""Artifacts of a run: its test rows, and what it has learned from."""
 
 
 def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
@@ -95,18 +91,18 @@ def skipped(name: str, inputs: str) -> RetrainResult | None:
     return None
 
 
-def is_settled(version: str, champion: str | None, decided: Sequence[registry.Decision]) -> bool:
+def is_settled(version: str, champion: str | None, decided: Sequence[Decision]) -> bool:
     """Whether another version, made from the same, would come to nothing else.
 
     This one is the champion, was judged against the present champion and not promoted, or somebody took it back.
     """
-    about = [decision for decision in decided if version in registry.concerned(decision)]
+    about = [decision for decision in decided if version in concerned(decision)]
     if not about:
         return False
     last = about[-1]
-    if version == champion or registry.outcome(last, version) == "rolled back":
+    if version == champion or outcome(last, version) == "rolled back":
         return True
-    return last.action not in registry.MOVES and last.previous == champion
+    return last.action not in MOVES and last.previous == champion
 
 
 @task(
@@ -120,9 +116,9 @@ def choose_challenger(
     """The challenger's run: on the champion's test rows, where they are kept, and against what it must beat."""
     run = config.run_config()
     if champion is None:
-        rivals = " and ".join(NAMES[name] for name in TO_BEAT)
+        rivals = " and ".join(NAMES[name] for name in to_beat())
         tell("%s has no champion: the first must beat %s", config.tracking.registered_model, rivals)
-    needed = ("champion",) if champion else TO_BEAT
+    needed = ("champion",) if champion else to_beat()
     references = tuple(dict.fromkeys((*run.evaluation.references, *needed)))
     data = run.data
     if champion and champion.run_id and not config.refresh_test and not data.test_file:
@@ -177,37 +173,37 @@ def judge_challenger(
     work: str,
 ) -> Gate:
     """What the gate says of the challenger, whose run is `result`."""
-    folder, gate = Path(result.adapter_path).parent, config.gate
-    comparison = Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes())
+    trained, here, gate = RunFolder.around(result.adapter_path), RunFolder(work), config.gate
+    comparison = Comparison.model_validate_json(trained.comparison_record.read_bytes())
     costs = gate.max_latency_ms is not None or gate.max_memory_mb is not None
     if not champion:
-        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
         return without_champion(gate, comparison, footprint)
     data = prepare(challenger, WORK)
-    settings = settings_of(champion.run_id, Path(work) / "own") if champion.run_id else None
+    settings = settings_of(champion.run_id, here.own) if champion.run_id else None
     forward = f"where that is meant: {promote_command(str(config.tracking.registered_model), str(result.version))}"
     if "champion" not in [rung.name for rung in comparison.ladder]:
         return incomparable(why_not_asked(challenger, data, champion, settings, forward))
-    own_rows = own_test(champion.run_id, settings, challenger, Path(work)) if champion.run_id and settings else None
+    own_rows = own_test(champion.run_id, settings, challenger, here) if champion.run_id and settings else None
     is_frozen = challenger.data.test_file != config.data.test_file
     known = settings["label_names"] if settings else data.label_names
     classes = new_classes(known, data, own_rows if is_frozen else None, forward)
     if is_frozen or is_measured_on(champion, data):
-        trial, own = trial_of(data, folder, known), None
-        footprint = measure_footprint(result, folder / "staged/test.parquet", Path(work)) if costs else None
+        trial, own = trial_of(data, trained, known), None
+        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
     else:
-        seen = learned_by(champion, Path(work)) if champion.run_id else None
+        seen = learned_by(champion, here) if champion.run_id else None
         if own_rows is None or seen is None or settings is None:
             return incomparable(
                 f"the run of {champion.uri} does not say what it was tested on and has learned from, "
                 "so that new rows prove nothing"
             )
-        ours = read_keys(folder / "staged/seen.parquet")
+        ours = read_keys(trained.seen)
         their_columns = tuple(paired_columns(settings["text_columns"], data.text_columns).values())
-        trial = trial_of(data, folder, known, ((their_columns, seen), (data.text_columns, ours)))
-        own_rows.to_parquet(file := Path(work) / "own/rows.parquet", index=False)
-        footprint = measure_footprint(result, file, Path(work))
-        own = own_trial(champion, known, data, own_rows, ours, Path(work))
+        trial = trial_of(data, trained, known, ((their_columns, seen), (data.text_columns, ours)))
+        own_rows.to_parquet(here.own_rows, index=False)
+        footprint = measure_footprint(result, here.own_rows, here)
+        own = own_trial(champion, known, data, own_rows, ours, here)
     samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
     return against_champion(gate, trial, own, footprint, samples, seed, classes)
 
@@ -223,149 +219,17 @@ def why_not_asked(
     return f"{champion.uri} could not be asked, and the log of the run says why; {forward}"
 
 
-def new_classes(
-    known: Sequence[str], data: PreparedData, frozen: "pd.DataFrame | None", forward: str
-) -> NewClasses | None:
-    """What the champion, which knows the classes `known`, and the challenger cannot be compared on; None for nothing.
-
-    `frozen` are the champion's test rows, where the challenger's are those of its classes.
-    """
-    came, went = (
-        tuple(name for name in names if name not in others)
-        for names, others in ((data.label_names, known), (known, data.label_names))
-    )
-    if not came and not went:
-        return None
-    rows = sum(data.class_counts["test"][data.label_names.index(name)] for name in came)
-    if frozen is not None:
-        rows += int(frozen[LABEL].isin(went).sum())
-        forward = f"--refresh_test draws test rows of all present classes; {forward}"
-    return NewClasses(came, went, tuple(name for name in data.label_names if name in known), rows, forward)
-
-
 def incomparable(told: str) -> Gate:
     findings = (Finding(rule="gain", passed=False, told=told),)
     return Gate(findings=findings, rows=0, champion=None, challenger=None, difference=None)
 
 
-def is_measured_on(champion: Champion, data: PreparedData) -> bool:
-    """Whether these test rows are the champion's own."""
-    facts = run_facts(champion.run_id) if champion.run_id else None
-    return facts is not None and facts.tags.get("test_fingerprint") == data.test_fingerprint
-
-
-def learned_by(champion: Champion, work: Path) -> set[int] | None:
-    """Keys of the texts that the champion has learned from; None where its run does not say."""
-    assert champion.run_id
-    file = download(champion.run_id, SEEN, work / "own")
-    return read_keys(file) if file else None
-
-
-def read_keys(file: Path) -> set[int]:
-    import pandas as pd
-
-    return set(pd.read_parquet(file)["text"].tolist())
-
-
-def trial_of(
-    data: PreparedData,
-    folder: Path,
-    known: Collection[str],
-    seen: Sequence[tuple[Sequence[str], set[int]]] = (),
-) -> Trial:
-    """Champion and challenger on the challenger's test rows of classes that are `known` to the champion too.
-
-    Less those that one has learned from: whose text, of these columns, is among these keys.
-    """
-    import numpy as np
-
-    files = {"champion": folder / "staged/champion.parquet", "tuned": folder / "tuned.parquet"}
-    predictions = paired_predictions({name: str(file) for name, file in files.items()})
-    test = read_test_rows(data, predictions)
-    slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
-    shared = np.isin(predictions.labels, [i for i, name in enumerate(data.label_names) if name in known])
-    fresh = np.ones(len(test), dtype=bool)
-    for columns, keys in seen:
-        fresh &= unseen(test, columns, keys)
-    inside = fresh & shared
-    return Trial(
-        labels=predictions.labels[inside],
-        champion=predictions.tables["champion"][inside],
-        challenger=predictions.tables["tuned"][inside],
-        slices=[(title, part[inside]) for title, part in slices if part[inside].any()],
-        left_out=int((~fresh).sum()),
-    )
-
-
-def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) -> "np.ndarray":
-    """Mask, (rows,), of those whose text is not in `seen`."""
-    import numpy as np
-
-    from tasks.duplicates import stable_keys
-
-    return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
-
-
-def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, work: Path) -> "pd.DataFrame | None":
-    """The test rows of a run, with the text columns of `config` and the class in LABEL."""
-    import pandas as pd
-
-    file = download(run_id, TEST_ROWS, work / "own")
-    if file is None or len(settings["text_columns"]) != len(config.data.text_columns):
-        return None
-    data = config.data.model_copy(update={"label_column": LABEL})
-    return in_our_columns(pd.read_parquet(file), settings["text_columns"], data)
-
-
-LABEL = "label"
-"""Column of a champion's test rows, whatever it was called when they were logged; no text column can have the name."""
-
-
-def own_trial(
-    champion: Champion,
-    known: Sequence[str],
-    data: PreparedData,
-    own_rows: "pd.DataFrame",
-    ours: set[int],
-    work: Path,
-) -> Trial:
-    """Both on the champion's own test rows, less those that the challenger has learned from or has no class for."""
-    import numpy as np
-    import pandas as pd
-
-    assert champion.run_id
-    predictions = download(champion.run_id, "comparison/tuned.parquet", work / "own")
-    assert predictions
-    answers, names = pd.read_parquet(work / ANSWERS), list(data.label_names)
-    _, _, table = read_predictions(str(predictions))
-    fresh = unseen(own_rows, data.text_columns, ours)
-    inside = fresh & own_rows[LABEL].isin(names).to_numpy()
-    return Trial(
-        labels=np.asarray([names.index(label) for label in own_rows[LABEL][inside]]),
-        champion=among(table, known, names)[inside],
-        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[inside],
-        left_out=int((~fresh).sum()),
-    )
-
-
-def settings_of(run_id: str, folder: Path) -> dict[str, Any] | None:
-    """Of a run's adapter; None where the run does not have them."""
-    from tasks import serving
-
-    file = download(run_id, f"adapter/{serving.SETTINGS}", folder)
-    return serving.read_settings(file.parent) if file else None
-
-
-ANSWERS = "answers.parquet"
-"""What the challenger says of the rows that its footprint was measured on."""
-
-
-def measure_footprint(result: RunResult, rows: Path, work: Path) -> Footprint:
-    """What the challenger costs to have answer, measured on `rows`, whose answers go to `work/ANSWERS`."""
-    out = work / "footprint.json"
-    request = {"adapter": result.adapter_path, "rows": str(rows), "out": str(out), "answers": str(work / ANSWERS)}
+def measure_footprint(result: RunResult, rows: Path, here: RunFolder) -> Footprint:
+    """What the challenger costs to have answer, measured on `rows`, whose answers are kept."""
+    files = {"rows": str(rows), "out": str(here.footprint), "answers": str(here.answers)}
+    request = {"adapter": result.adapter_path, **files}
     run_offline("tasks.footprint", request)
-    return Footprint.model_validate_json(out.read_bytes())
+    return Footprint.model_validate_json(here.footprint.read_bytes())
 
 
 @task(
@@ -381,7 +245,7 @@ def show_gate(config: RetrainConfig, result: RunResult, judged: Gate, work: str)
     text = page(
         name, f"Gate of {name}, version {result.version}: {'passed' if judged.passed else 'not passed'}", judged
     )
-    files = Path(work) / "gate.md", Path(work) / "gate.json"
+    files = RunFolder(work).gate_page, RunFolder(work).gate_record
     for file, content in zip(files, (text, judged.model_dump_json(indent=2) + "\n"), strict=True):
         write_text(file, content)
     attach(result.run_id, "gate", *files)

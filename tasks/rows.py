@@ -15,11 +15,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tasks import formats
 from tasks.config import DataConfig, InputError, PredictionConfig, data_kind
+from tasks.delimited import lines
 from tasks.folders import Folder, data_files, how_read, look_into, names, saved_by_datasets
-from tasks.formats import BATCH_ROWS, Broken, Read, clean
 from tasks.hub import find
+from tasks.jsonrows import objects
+from tasks.opened import Broken, Read, clean
 from tasks.reading import load, name_columns
 from tasks.records import Source
+from tasks.tables import BATCH_ROWS
 
 
 class Row(NamedTuple):
@@ -211,14 +214,14 @@ def read_batches(split: Any, columns: Sequence[str]) -> Read:
 def read_stdin(columns: Sequence[str]) -> tuple[Read, bool]:
     """JSON objects, where the first line that is not empty is one; else each line is a text. And whether it is so."""
     stream = io.TextIOWrapper(buffered(sys.stdin.buffer), "utf-8-sig", "surrogateescape", newline="")
-    source, first = formats.lines(stream, "standard input"), list[str]()
+    source, first = lines(stream, "standard input"), list[str]()
     for line in source:
         first.append(line)
         if line.strip():
             break
     rest = chain(first, source)
     if first and first[-1].lstrip().startswith("{"):
-        return ((raw, None) for raw in formats.objects(rest)), True
+        return ((raw, None) for raw in objects(rest)), True
     if len(columns) > 1:
         raise InputError(f"input: the model reads {' and '.join(columns)}; give JSON objects with both, one a line")
     return (({columns[0]: line.rstrip("\r\n")}, None) for line in rest), False

@@ -7,7 +7,8 @@ from tasks.comparison import bounds, format_p, markdown_table, shown, shown_shar
 from tasks.config import EvaluationConfig, InputError
 from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
-from tasks.records import RunComparison, RunScores, Scores, StoredRun, Verdict
+from tasks.outcomes import RunComparison, RunScores, StoredRun
+from tasks.records import Scores, Verdict
 from tasks.statistics import bootstrap, difference, wilson_interval
 
 if TYPE_CHECKING:

@@ -13,12 +13,16 @@ from tasks.comparison import caution, ends, markdown_table, plain, shown, shown_
 from tasks.config import RunConfig
 from tasks.duplicates import counted, listed
 from tasks.evaluation import paired_predictions
+from tasks.files import write_text
 from tasks.hub import NETWORK
+from tasks.outcomes import RungSpread, SeedRun, SeedsResult, Spread
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
-from tasks.records import Comparison, RungSpread, RunResult, SeedRun, SeedsResult, Spread, write_text
+from tasks.records import Comparison, RunResult
+from tasks.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
-from tasks.verdict import NAMES, SHORT_TITLES, TITLES, Verdict, capital, standing
+from tasks.verdict import Verdict, capital, standing
+from tasks.work import RunFolder
 
 
 @task(
@@ -43,7 +47,7 @@ def summarize_seeds(work: str, config: RunConfig, results: tuple[RunResult, ...]
 
 def log_seeds(work: str, result: SeedsResult, page: str) -> None:
     """Complete the parent of several seeds' runs: means under the names that single runs use, and their spread."""
-    folder = Path(work) / "staged"
+    folder = RunFolder(work).staged
     folder.mkdir(exist_ok=True)
     write_text(folder / "comparison.md", page)
     write_text(folder / "ladder.json", json.dumps(ladder_means(result)))
@@ -77,10 +81,8 @@ def seed_metrics(result: SeedsResult) -> dict[str, float]:
 
 def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) -> SeedsResult:
     """`results` are the runs of `config` with seeds config.seed, config.seed + 1 and so on; two at least."""
-    folders = [Path(result.adapter_path).parent for result in results]
-    comparisons = [
-        Comparison.model_validate_json((folder / "comparison/comparison.json").read_bytes()) for folder in folders
-    ]
+    folders = [RunFolder.around(result.adapter_path) for result in results]
+    comparisons = [Comparison.model_validate_json(folder.comparison_record.read_bytes()) for folder in folders]
     confidence = config.evaluation.confidence
     pairs = list(combinations(range(len(results)), 2))
     ladder = ladder_spread(comparisons, confidence)
@@ -102,7 +104,7 @@ def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) ->
         ladder=ladder,
         noise=min(1.0, seed_noise([result.tuned.accuracy for result in results], confidence)),
         pairs=len(pairs),
-        told_apart=count_told_apart([folder / "tuned.parquet" for folder in folders], pairs, config),
+        told_apart=count_told_apart([folder.predictions for folder in folders], pairs, config),
         data_fingerprint=results[0].data_fingerprint,
         seconds=round(sum(result.seconds.total for result in results), 3),
     )

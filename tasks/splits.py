@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.columns import column_values, numbers
 from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_conflicts, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
@@ -13,11 +14,9 @@ from tasks.reading import (
     check_letters,
     choose_splits,
     class_names,
-    column_values,
     files_by_row,
     how_found,
     load,
-    numbers,
     split_names,
     split_owner,
 )

@@ -28,13 +28,12 @@ def wilson_interval(right: int, rows: int, confidence: float) -> Interval:
 
     Wilson, Journal of the American Statistical Association 22 (1927).
     """
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    share, z = right / rows, float(norm.ppf((1 + confidence) / 2))
-    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * (share * (1 - share) / rows + z**2 / (4 * rows**2)) ** 0.5
+    share = right / rows
+    low, high = map(float, binomtest(right, rows).proportion_ci(confidence, method="wilson"))
     # rounding may put an end on the wrong side of the share where that is 0 or 1
-    return Interval(value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)))
+    return Interval(value=share, low=min(share, max(0.0, low)), high=max(share, min(1.0, high)))
 
 
 def mcnemar_p_value(fixed: int, broken: int) -> float:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.config import InputError
+from tasks.decision import Decision
 from tasks.history import History, VersionHistory
 from tasks.plots import AFTER, BEFORE, NEUTRAL, STYLE, THIRD, legend_below, new_figure, reach, short
-from tasks.registry import Decision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from tasks.columns import BATCH_ROWS
 from tasks.config import DataConfig
 from tasks.model import model_texts
-from tasks.reading import BATCH_ROWS
 from tasks.records import PreparedData, Source, digest, read_record
 from tasks.work import code_key
 

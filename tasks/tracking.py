@@ -23,12 +23,14 @@ from tasks.config import DEPLOYMENTS, STORE, InputError, RunConfig, checked, par
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
-from tasks.hub import first_line, is_network_trouble, is_silence
-from tasks.journal import HEAD, LINES, SENT, Head, Journal, Kind, Line, Sent, now, waits
+from tasks.files import whole, write_text
+from tasks.journal import HEAD, LINES, Head, Journal, Kind, Line, Sent, now, waits
+from tasks.outcomes import RecordedRun, StoredRun
 from tasks.progress import tell, warn
-from tasks.records import Record, RecordedRun, StoredRun, write_text
+from tasks.records import Record
 from tasks.secrets import without_login
-from tasks.work import WORK, as_one, enclosing, forget, if_unused, is_delivered
+from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
+from tasks.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,6 +55,13 @@ NOT_COMPARED: Any = {
 
 def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or default_store()
+
+
+def client() -> "MlflowClient":
+    """MLflow's client for the store of `tracking_uri`, which may be another one than a moment ago."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri())
 
 
 def default_store() -> str:
@@ -96,11 +105,9 @@ def serve_command() -> list[str]:
 
 
 def experiment_of(run_id: str) -> str:
-    from mlflow import MlflowClient
-
     if run_id in _experiments:
         return _experiments[run_id]
-    return str(MlflowClient(tracking_uri()).get_run(run_id).info.experiment_id)
+    return str(client().get_run(run_id).info.experiment_id)
 
 
 @contextmanager
@@ -153,9 +160,6 @@ def end_here(journal: Journal, status: str) -> None:
     warn("The next command will tell MLflow that this run has ended")
 
 
-LEFTOVERS = (LINES, HEAD, SENT, "trained.json", "tuned.json", "micro_batch.json", "checkpoints", "checkpoint")
-"""What says how far a run has come, the journal first."""
-
 _open: dict[str, Journal] = {}
 """Journals that this process writes to, by folder."""
 
@@ -170,7 +174,7 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
             what = "has just been finished; its result is used"
         tell("The same run %s (MLflow run %s, files in %s)", what, journal.sent.run_id or "to come", work)
     else:
-        forget(work, LEFTOVERS)
+        forget(work, (*journal.files, *RunFolder(work).progress))
         head = Head(
             key=uuid4().hex,
             name=config.run_name(),
@@ -214,12 +218,10 @@ def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
 
 def take_back(journal: Journal) -> None:
     """Leave nothing of a run that was refused: it would be tried again with every command."""
-    from mlflow import MlflowClient
-
     if run_id := journal.sent.run_id:
         with suppress(Exception):
-            MlflowClient(tracking_uri()).set_terminated(run_id, "FAILED")
-    forget(str(journal.folder), (LINES, HEAD, SENT))
+            client().set_terminated(run_id, "FAILED")
+    forget(str(journal.folder), journal.files)
     del _open[str(journal.folder)]
 
 
@@ -304,9 +306,7 @@ def end_dead_run(note: liveness.Note, how: closing.End) -> bool:
 
 def close_silent_runs() -> None:
     """End in MLflow what has ended in Prefect, for runs that left no note in this folder: they ran elsewhere."""
-    from mlflow import MlflowClient
-
-    api, here = MlflowClient(tracking_uri()), {note.flow_run_id for note in liveness.notes()}
+    api, here = client(), {note.flow_run_id for note in liveness.notes()}
     experiments = [experiment.experiment_id for experiment in api.search_experiments()]
     for run in api.search_runs(experiments, "attributes.status = 'RUNNING'"):
         flow_run = run.data.tags.get(FLOW_RUN_TAG)
@@ -412,16 +412,7 @@ T = TypeVar("T")
 
 def answered(ask: Callable[[], T], seconds: float, waiting: Callable[[Exception], None]) -> T:
     """What `ask` gives; where MLflow does not answer, `waiting` is told and it is asked again, for so many seconds."""
-    until, pause = time.monotonic() + seconds, 1.0
-    while True:
-        try:
-            return ask()
-        except Exception as error:
-            if why_refused(error) or not may_recover(error) or time.monotonic() + pause > until:
-                raise
-            waiting(error)
-        time.sleep(pause)
-        pause = min(2 * pause, 15)
+    return ask_again(ask, growing_pauses(seconds), lambda error: not why_refused(error) and may_recover(error), waiting)
 
 
 def may_recover(error: Exception) -> bool:
@@ -474,13 +465,12 @@ class Deleted(Exception):
 
 def send_lines(journal: Journal) -> None:
     import mlflow
-    from mlflow import MlflowClient
 
     waiting = journal.waiting
     if not waiting:
         return
     mlflow.set_tracking_uri(tracking_uri())
-    api = MlflowClient(tracking_uri())
+    api = client()
     if journal.sent.run_id is None:
         journal.mark(created(api, journal))
     begun = journal.sent
@@ -696,6 +686,10 @@ SENDERS: dict[str, Callable[["MlflowClient", Journal, Sequence[Line]], Sent]] = 
 }
 
 
+DATABASE_BYTES = 1_000_000
+"""An empty one has about 600 kB."""
+
+
 def make_database() -> None:
     """`mlruns/mlflow.db`, whole or not at all: MLflow makes one table after the other, and can never use a database
     whose making was killed or did not fit on the disk."""
@@ -709,15 +703,14 @@ def make_database() -> None:
     with FileLock(STORE / ".mlflow.lock"):  # two first runs at once would both create it
         if database.exists():
             return
-        for leftover in STORE.glob(".mlflow.db.partial*"):
+        for leftover in STORE.glob(".mlflow.db.*"):  # SQLite's own files beside it too
             leftover.unlink()
-        partial = STORE / ".mlflow.db.partial"
-        engine = create_engine(f"sqlite:///{partial}")
-        try:
-            _initialize_tables(engine)
-        finally:
-            engine.dispose()
-        partial.replace(database)
+        with whole(database, DATABASE_BYTES) as staged:
+            engine = create_engine(f"sqlite:///{staged}")
+            try:
+                _initialize_tables(engine)
+            finally:
+                engine.dispose()
 
 
 def open_experiment(api: "MlflowClient", name: str) -> str:
@@ -813,13 +806,12 @@ def check_store() -> None:
 
 def stored_run(run_id: str, folder: Path) -> StoredRun:
     """A finished run, with its adapter's predictions downloaded into `folder`; InputError where it has none."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     check_store()
     with in_one_line():
         try:
-            run = MlflowClient(tracking_uri()).get_run(run_id)
+            run = client().get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -860,10 +852,8 @@ def fetched(run_id: str, artifact: str, folder: Path) -> Path:
 
 def recorded_run(run_id: str, folder: Path) -> RecordedRun:
     """All that a finished run needs to be done again; InputError where something of it is missing."""
-    from mlflow import MlflowClient
-
     stored = stored_run(run_id, folder)
-    tags = MlflowClient(tracking_uri()).get_run(run_id).data.tags
+    tags = client().get_run(run_id).data.tags
     needed = ("data_fingerprint", "adapter_sha256")
     if not {*needed} <= tags.keys() or not {"model.revision", "data.revision"} <= stored.parameters.keys():
         raise InputError(f"run {run_id} is of an older version, which did not record all that a rerun needs")
@@ -880,9 +870,7 @@ def recorded_run(run_id: str, folder: Path) -> RecordedRun:
 
 def note_outcome(run_id: str, tags: Mapping[str, str], line: str, page: Path) -> None:
     """What became known of a run after it had ended: tags, a file, and the first line of its description."""
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
+    api = client()
     text = api.get_run(run_id).data.tags.get(NOTE, "")
     if not text.startswith(line):  # else it has been said before
         tags = {**tags, NOTE: f"{line}  \n{text}"}  # two spaces: a line break in markdown
@@ -911,13 +899,12 @@ class Champion(Record):
 
 def find_champion(name: str) -> Champion | None:
     """What carries the alias among the versions of registered model `name`, where there is one."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     if not is_there():
         return None
     try:
-        found = MlflowClient(tracking_uri()).get_model_version_by_alias(name, CHAMPION)
+        found = client().get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code in ABSENT:  # no such model; no such alias
             return None
@@ -956,13 +943,12 @@ class Renamed(InputError):
 def registered_versions(name: str) -> list[RegisteredVersion]:
     """All versions of registered model `name`, oldest first; InputError where it, or store or server, is missing:
     NoModel, or Renamed."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     if not name.strip() or {"/", ":"}.intersection(name):
         raise InputError(f"registered models have a name without '/' and ':', not {name!r:.80}")
     check_store()
-    api = MlflowClient(tracking_uri())
+    api = client()
     with in_one_line():
         try:
             aliases = api.get_registered_model(name).aliases  # a search leaves them out
@@ -1017,26 +1003,20 @@ def register_again(name: str, model_uri: str) -> str:
 
 
 def set_alias(name: str, alias: str, version: str) -> None:
-    from mlflow import MlflowClient
-
     with in_one_line():
-        MlflowClient(tracking_uri()).set_registered_model_alias(name, alias, version)
+        client().set_registered_model_alias(name, alias, version)
 
 
 def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
+    api = client()
     with in_one_line():
         for tag, value in tags.items():
             api.set_model_version_tag(name, version, tag, value)
 
 
 def describe_version(name: str, version: str, text: str) -> None:
-    from mlflow import MlflowClient
-
     with in_one_line():
-        MlflowClient(tracking_uri()).update_model_version(name, version, text)
+        client().update_model_version(name, version, text)
 
 
 class RunFacts(Record):
@@ -1057,12 +1037,11 @@ class RunFacts(Record):
 
 def run_facts(run_id: str) -> RunFacts | None:
     """None for a run that is not there any more."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     with in_one_line():
         try:
-            run = MlflowClient(tracking_uri()).get_run(run_id)
+            run = client().get_run(run_id)
         except MlflowException as error:
             if error.error_code in ABSENT:
                 return None
@@ -1084,10 +1063,9 @@ def what_is_gone(run_id: str) -> str:
 
     MLflow keeps what was deleted until `mlflow gc` removes it.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    api = MlflowClient(tracking_uri())
+    api = client()
     with in_one_line():
         try:
             run = api.get_run(run_id)
@@ -1111,29 +1089,24 @@ def restore(command: str, what: str) -> str:
 
 def runs_tagged(tag: str, value: str) -> set[str]:
     """Ids of the runs, of all experiments, that carry the tag with this value."""
-    from mlflow import MlflowClient
-
-    api = MlflowClient(tracking_uri())
+    api = client()
     experiments = [experiment.experiment_id for experiment in api.search_experiments()]
     return {run.info.run_id for run in api.search_runs(experiments, f"tags.`{tag}` = '{value}'")}
 
 
 def attach(run_id: str, to: str, *files: Path) -> None:
     """Files for the artifacts of a run that has ended, in its folder `to`."""
-    from mlflow import MlflowClient
-
     for file in files:
-        MlflowClient(tracking_uri()).log_artifact(run_id, str(file), to)
+        client().log_artifact(run_id, str(file), to)
 
 
 def download(run_id: str, path: str, folder: Path) -> Path | None:
     """A copy of one artifact of a run under `folder`; None where the run has none of this name."""
-    from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     parent = path.rpartition("/")[0] or None
-    api = MlflowClient(tracking_uri())
+    api = client()
     try:
         if path not in [file.path for file in api.list_artifacts(run_id, parent)]:
             return None
@@ -1152,11 +1125,10 @@ def find_adapter(name: str) -> tuple[str, str]:
 
     NAME alone is its champion; NAME@ALIAS and NAME/3 may stand after `models:/`. Raises InputError where there is none.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     check_store()
-    api, asked = MlflowClient(tracking_uri()), name.removeprefix("models:/")
+    api, asked = client(), name.removeprefix("models:/")
     with in_one_line():
         try:
             if re.fullmatch("[0-9a-f]{32}", asked):
@@ -1223,13 +1195,11 @@ def download_adapter(uri: str, folder: Path) -> Path:
 
 def run_of(uri: str) -> str | None:
     """Id of the run that trained the model at an address of `find_adapter`; None where MLflow does not say."""
-    from mlflow import MlflowClient
-
     kind, name, *number = uri.split("/")
     if kind == "runs:":
         return name
     with in_one_line():
-        api = MlflowClient(tracking_uri())
+        api = client()
         found = api.get_model_version(name, *number).run_id if number else api.get_logged_model(name).source_run_id
     return found or None
 

@@ -2,14 +2,10 @@
 
 import math
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
@@ -21,11 +17,13 @@ from tasks.device import peak_memory_mb
 from tasks.dropout import quick_dropout
 from tasks.evaluation import PROBE_ROWS, free_device_memory
 from tasks.precision import quick_autocast, use_bfloat16
-from tasks.progress import amount, progress_artifact, tell, warn
-from tasks.records import Point, PreparedData, Record, TrainedAdapter, file_sha256, read_record
+from tasks.progress import progress_artifact, tell, warn
+from tasks.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.tracking import describe, log, log_files
 from tasks.trimming import trim_last_block
 from tasks.trunk import PLACE, Trunk
+from tasks.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
+from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,69 +32,6 @@ if TYPE_CHECKING:
 CURVE_POINTS = 100
 """Training loss is reported about this many times a run: enough for a curve, few enough to cost nothing."""
 
-CURVE_NAMES = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/gradient_norm",
-    "eval_loss": "validation/loss",
-    "eval_accuracy": "validation/accuracy",
-    "eval_macro_f1": "validation/macro_f1",
-    "eval_log_loss": "validation/log_loss",
-}
-"""Trainer's names for what is worth a curve, and ours."""
-
-
-class Progress(NamedTuple):
-    step: int
-    total_steps: int
-    seconds_left: float
-    point: Point | None
-    """New metrics, when this step brought any."""
-
-    def sentence(self) -> str:
-        if self.step == self.total_steps:
-            return f"all {self.step} steps done"
-        return f"step {self.step} of {self.total_steps}, about {amount(self.seconds_left)} left"
-
-
-class Watcher(NamedTuple):
-    """Who is told how training goes."""
-
-    report: Callable[[Progress], None]
-    stopped: Callable[[Path, int], None] = lambda folder, step: None
-    """The weights of a training that was told to stop are in `folder`, after `step`."""
-    too_big: Callable[[int, int, int], None] = lambda batch_size, accumulation, step: None
-    """Batches had to become smaller: rows in one, batches in a step, and the step that training goes on from."""
-    say: Callable[[str], None] = lambda line: None
-    stop: Callable[[], bool] = lambda: False
-    """Whether to stop when the step at hand is done and saved."""
-
-
-@contextmanager
-def polite_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, once: training then stops when the step at hand is saved. Twice: at once."""
-    pressed = False
-
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        print("\nStopping when this step is saved. Press Ctrl-C again to stop at once", file=sys.stderr)
-
-    # where Ctrl-C does something else than usual, or in a thread, it is somebody else's
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 @task(name="train adapter", task_run_name="train adapter")
 def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAdapter:
@@ -104,7 +39,7 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
 
     What was trained before, in this folder and from the same configuration, goes on where it stopped.
     """
-    done = Path(work) / DONE
+    done = RunFolder(work).trained
     if (kept := read_record(TrainedAdapter, done)) and is_whole(kept):
         tell("The adapter was trained before the interruption")
         return kept
@@ -132,10 +67,6 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
         return trained
 
 
-DONE = "trained.json"
-"""File of the work folder that says that there is nothing left to train."""
-
-
 def is_whole(trained: TrainedAdapter) -> bool:
     file = Path(trained.folder) / "adapter_model.safetensors"
     return file.is_file() and file_sha256(file) == trained.sha256 and Path(trained.probe).is_file()
@@ -149,10 +80,11 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
     loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`, like
     a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
     """
+    run = RunFolder(work)
     while True:
-        micro = read_record(MicroBatch, work / MICRO_BATCH) or MicroBatch.asked_for(config)
+        micro = read_record(MicroBatch, run.micro_batch) or MicroBatch.asked_for(config)
         try:
-            return fit_with(micro, config, data, work, watcher)
+            return fit_with(micro, config, data, run, watcher)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -162,17 +94,14 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
                     "the GPU's memory is too small even for one row at a time; try a smaller data.max_length, "
                     "model.dtype bfloat16 or a smaller model"
                 ) from error
-            smaller.write(work / MICRO_BATCH)
-            step = newest_step(work / "checkpoints")
+            smaller.write(run.micro_batch)
+            step = newest_step(run.checkpoints)
         free_device_memory()  # not inside `except`: there the traceback holds the model
         watcher.say(
             f"The GPU's memory is too small for {micro.batch_size} rows at a time: training goes on with "
             f"{smaller.batch_size}, and {smaller.accumulation} of these batches make one step, as many rows as before"
         )
         watcher.too_big(smaller.batch_size, smaller.accumulation, step)
-
-
-MICRO_BATCH = "micro_batch.json"
 
 
 class MicroBatch(Record):
@@ -200,7 +129,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
+def fit_with(
+    micro: MicroBatch, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher
+) -> TrainedAdapter:
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -218,7 +149,7 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, work / "checkpoints", watcher)
+    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -235,8 +166,8 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
         whole.restore()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        adapters.save_adapter(model, tokenizer, config, data, work / "checkpoint", temperature=1.0)
-        watcher.stopped(work / "checkpoint", trainer.state.global_step)
+        adapters.save_adapter(model, tokenizer, config, data, run.stopped, temperature=1.0)
+        watcher.stopped(run.stopped, trainer.state.global_step)
         raise
     seconds, best = trainer.seconds, trainer.best
     # Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
@@ -245,16 +176,15 @@ def fit_with(micro: MicroBatch, config: RunConfig, data: PreparedData, work: Pat
     model.eval()
     temperature = fit_temperature(best.logits, best.labels)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
-    folder = work / "adapter"
-    adapters.save_adapter(model, tokenizer, config, data, folder, temperature)
-    save_file({"logits": probe}, work / "probe.safetensors")
+    adapters.save_adapter(model, tokenizer, config, data, run.adapter, temperature)
+    save_file({"logits": probe}, run.probe)
     trainable, total = model.get_nb_trainable_parameters()
-    for leftover in ("checkpoints", "checkpoint"):
-        shutil.rmtree(work / leftover, ignore_errors=True)
+    for leftover in (run.checkpoints, run.stopped):
+        shutil.rmtree(leftover, ignore_errors=True)
     return TrainedAdapter(
-        folder=str(folder),
-        sha256=file_sha256(folder / "adapter_model.safetensors"),
-        probe=str(work / "probe.safetensors"),
+        folder=str(run.adapter),
+        sha256=file_sha256(run.adapter / "adapter_model.safetensors"),
+        probe=str(run.probe),
         history=tuple(filter(None, map(curve_point, trainer.state.log_history))),
         trainable_parameters=trainable,
         total_parameters=total,
@@ -337,7 +267,7 @@ def build_trainer(
     from transformers.trainer_callback import PrinterCallback
 
     from tasks.metrics import score
-    from tasks.resume import resumable
+    from tasks.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
     if config.adapter.method == "adalora":
@@ -355,7 +285,7 @@ def build_trainer(
         train, validation = trunk.rows(splits, "train"), trunk.rows(splits, "validation")
         columns, collate = [*columns, PLACE], trunk.collator(collate)
     validation = validation.sort("length")  # batches of like length; scores do not depend on the order
-    trainer = resumable(
+    trainer = ResumableTrainer(
         folder,
         watcher.say,
         watcher.stop,
@@ -399,7 +329,7 @@ def training_arguments(
         # rows of like length share a batch: half the padding of random batches, still shuffled by seed
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
-        save_strategy="no",  # tasks/resume.py decides when
+        save_strategy="no",  # tasks/trainer.py decides when
         metric_for_best_model=f"eval_{training.selection_metric}",
         greater_is_better=training.selection_metric != "log_loss",
         logging_steps=max(1, steps // CURVE_POINTS),
@@ -442,48 +372,6 @@ def planned_steps(config: RunConfig, rows: int) -> int:
     return training.max_steps or per_epoch * training.epochs
 
 
-def progress_callback(report: Callable[[Progress], None]) -> "TrainerCallback":
-    from tqdm import tqdm
-    from transformers import TrainerCallback
-
-    class ProgressCallback(TrainerCallback):
-        """A bar with the time left on standard error, and `report` for everyone else."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="training",
-                unit="step",
-                file=sys.stderr,
-                mininterval=0.5,
-            )
-            self.begun, self.started = state.global_step, time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar.update(state.global_step - self.bar.n)
-            report(self.progress(state, None))
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            if "loss" in logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-            point = curve_point({**logs, "step": state.global_step})
-            if point:
-                report(self.progress(state, point))
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar.close()
-            # early stopping: done is done
-            report(Progress(state.global_step, state.global_step, 0.0, None))
-
-        def progress(self, state: Any, point: Point | None) -> Progress:
-            done = max(state.global_step - self.begun, 1)
-            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
-            return Progress(state.global_step, state.max_steps, left, point)
-
-    return ProgressCallback()
-
-
 def adalora_callback() -> "TrainerCallback":
     from transformers import TrainerCallback
 
@@ -494,14 +382,3 @@ def adalora_callback() -> "TrainerCallback":
             model.base_model.update_and_allocate(state.global_step)
 
     return AdaLoraCallback()
-
-
-def curve_point(logs: dict[str, Any]) -> Point | None:
-    """The part of Trainer's log line that belongs in a curve."""
-    metrics = {ours: float(logs[theirs]) for theirs, ours in CURVE_NAMES.items() if theirs in logs}
-    return Point(step=int(logs["step"]), metrics=metrics) if metrics else None
-
-
-def final_points(history: Sequence[Point], name: str) -> list[tuple[int, float]]:
-    """Step and value of each point of one curve."""
-    return [(point.step, point.metrics[name]) for point in history if name in point.metrics]

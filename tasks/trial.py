@@ -14,11 +14,11 @@ from tasks.blocks import evaluating, find_blocks
 from tasks.config import InputError, RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import free_device_memory
-from tasks.hub import first_line
 from tasks.model import load_foundation, load_tokenizer
 from tasks.progress import warn
 from tasks.records import Source, digest
 from tasks.trimming import stirred
+from tasks.trouble import first_line
 from tasks.trunk import entering
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tasks import serving
 from tasks.blocks import Blocks, evaluating, find_blocks
 from tasks.config import STORE, InputError, RunConfig
-from tasks.disk import check_space, size, writing
+from tasks.disk import check_space, size
 from tasks.duplicates import counted
 from tasks.evaluation import PROBE_TOLERANCE
+from tasks.files import whole
 from tasks.records import PreparedData, digest
 from tasks.work import environment_key
 
@@ -76,13 +77,8 @@ class Trunk:
             make_room(self.limit - self.bytes)
             check_space(self.file, self.bytes)
             say(f"{counted(self.first, 'lower block')} computed once and kept: {size(self.bytes)} in {self.file}")
-            partial = self.file.with_suffix(".partial")
-            with writing(self.file, self.bytes):
-                try:
-                    self.fill(partial, model, tokenizer, splits, batch_size)
-                    partial.replace(self.file)
-                finally:
-                    partial.unlink(missing_ok=True)
+            with whole(self.file, self.bytes, writer="trunk") as staged:
+                self.fill(staged, model, tokenizer, splits, batch_size)
 
     def fill(self, file: Path, model: Any, tokenizer: Any, splits: Any, batch_size: int) -> None:
         """Rows of like length together, so that little padding is computed."""

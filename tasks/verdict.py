@@ -3,24 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from tasks.rivals import NAMES
+
 Verdict = Literal["improved", "no evidence", "worse"]
 """Of one classifier against one other."""
-
-TITLES = {
-    "tuned": "adapter",
-    "baseline": "foundation model",
-    "majority": "majority class",
-    "tfidf": "TF-IDF + logistic regression",
-    "probe": "linear probe",
-    "champion": "champion",
-}
-"""What people read for each rung of the ladder."""
-
-NAMES = TITLES | {"tfidf": "TF-IDF"}
-"""The same in a sentence."""
-
-SHORT_TITLES = NAMES | {"baseline": "foundation", "majority": "majority", "probe": "probe"}
-"""The same where there is little room."""
 
 
 def standing(said: Sequence[tuple[str, Verdict]]) -> tuple[str, str]:

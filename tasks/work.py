@@ -6,23 +6,75 @@ The same command finds it again, so that a run which was interrupted goes on in 
 import atexit
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import tasks
 from tasks.config import STORE, RunConfig
+from tasks.files import write_text
 from tasks.liveness import if_free
 from tasks.precision import cpu_multiplies_bfloat16
 from tasks.progress import tell
-from tasks.records import Source, digest, write_text
+from tasks.records import Source, digest
 
 WORK = STORE / "work"
 
-DELIVERED = "delivered"
-"""File that says that the process which finished the run has ended in good order."""
+
+class RunFolder:
+    """The paths inside the folder of a run."""
+
+    def __init__(self, path: str | Path) -> None:
+        folder = Path(path)
+        self.adapter = folder / "adapter"
+        """The trained one, with its head, tokenizer and settings."""
+        self.probe = folder / "probe.safetensors"
+        """Its logits for the probe rows, as they were in memory."""
+        self.reloaded = folder / "reloaded.safetensors"
+        """The same, and those of the test rows, from a fresh process."""
+        self.predictions = folder / "tuned.parquet"
+        """Of the adapter, about the test rows."""
+        self.data_check = folder / "data_check"
+        self.comparison = folder / "comparison"
+        self.comparison_record, self.comparison_page = (
+            self.comparison / name for name in ("comparison.json", "comparison.md")
+        )
+        self.plots = folder / "plots"
+        self.staged = folder / "staged"
+        """What MLflow gets under `comparison`."""
+        self.test_rows, self.test_table, self.seen = (
+            self.staged / name for name in ("test.parquet", "predictions.json", "seen.parquet")
+        )
+        self.delivered = folder / "delivered"
+        """Says that the process which finished the run has ended in good order."""
+        self.lock = Path(f"{folder}.lock")
+
+        # how far the run has come
+        self.trained, self.evaluated = folder / "trained.json", folder / "tuned.json"
+        """Results of its two long steps; where one is, the step is done."""
+        self.micro_batch = folder / "micro_batch.json"
+        """How many rows fit into memory."""
+        self.checkpoints = folder / "checkpoints"
+        self.stopped = folder / "checkpoint"
+        """The weights of a training that was told to stop."""
+        self.progress = (self.trained, self.evaluated, self.micro_batch, self.checkpoints, self.stopped)
+
+        # of a retraining
+        self.own = folder / "own"
+        """What the champion's run has left."""
+        self.own_rows = self.own / "rows.parquet"
+        self.footprint, self.answers = folder / "footprint.json", folder / "answers.parquet"
+        """Of the challenger, and what it says of the rows that its footprint is measured on."""
+        self.gate_page, self.gate_record = folder / "gate.md", folder / "gate.json"
+
+    @classmethod
+    def around(cls, part: str) -> "RunFolder":
+        """The one that a trained adapter, or a comparison, lies in."""
+        return cls(Path(part).parent)
+
 
 _enclosing: ContextVar[str | None] = ContextVar("work", default=None)
 """The folder of the run that this thread is in."""
@@ -51,12 +103,21 @@ def environment_key() -> str:
     return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
 
 
+ONLY_SHOWING = frozenset(
+    {"plots", "report", "card", "history", "timeline"} | {"servers", "stack", "doors", "deployments", "waiting"}
+)
+"""Files and folders of this program that draw, word or serve what others have computed."""
+
+
 @lru_cache
-def code_key() -> str:
-    """sha256 of this program: of all that decides how a step is done."""
+def code_key(program: Path = Path(tasks.__file__).parent) -> str:
+    """sha256 of this program, but for what only shows: of all that decides how a step is done."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        code.update(file.read_bytes())
+    for file in sorted(program.rglob("*.py")):
+        place = file.relative_to(program).with_suffix("")
+        if ONLY_SHOWING.isdisjoint(place.parts):
+            code.update(f"{place.as_posix()}\0{file.stat().st_size}\0".encode())
+            code.update(file.read_bytes())
     return code.hexdigest()
 
 
@@ -65,7 +126,7 @@ def sole_user(work: str) -> Iterator[bool]:
     """Hold `work` while its files are written; a second run of the same configuration waits, says so, and knows it."""
     from filelock import FileLock, Timeout
 
-    lock, waited = FileLock(lock_file(work)), False
+    lock, waited = FileLock(RunFolder(work).lock), False
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -94,11 +155,7 @@ def as_one(work: str) -> Iterator[bool]:
 
 def if_unused(work: str) -> AbstractContextManager[bool]:
     """Whether no process holds `work`; none does while the block lasts, but this one."""
-    return if_free(lock_file(work))
-
-
-def lock_file(work: str) -> Path:
-    return Path(f"{work}.lock")
+    return if_free(RunFolder(work).lock)
 
 
 def finished(work: str) -> None:
@@ -124,21 +181,20 @@ _handed_over = set[str]()
 
 
 def is_delivered(work: str) -> bool:
-    return work in _handed_over or (Path(work) / DELIVERED).exists()
+    return work in _handed_over or RunFolder(work).delivered.exists()
 
 
 @atexit.register
 def _note_deliveries() -> None:
     for work in _handed_over:
         if Path(work).is_dir():
-            write_text(Path(work) / DELIVERED, "")
+            write_text(RunFolder(work).delivered, "")
 
 
-def forget(work: str, names: tuple[str, ...]) -> None:
+def forget(work: str, paths: Iterable[Path]) -> None:
     """Remove what an earlier run of the same configuration has left, in this order."""
     _handed_over.discard(work)
-    for name in (*names, DELIVERED):
-        path = Path(work) / name
+    for path in (*paths, RunFolder(work).delivered):
         if path.is_dir():
             shutil.rmtree(path)
         else:

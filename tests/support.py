@@ -163,7 +163,8 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     from tasks.config import validated
     from tasks.data import prepare
     from tasks.evaluation import PROBE_TOLERANCE
-    from tasks.training import Watcher, fit_adapter
+    from tasks.training import fit_adapter
+    from tasks.watching import Watcher
 
     config = validated(
         {

@@ -8,6 +8,7 @@ import pytest
 from tasks import adapter as adapters
 from tasks import serving
 from tasks.config import validated
+from tasks.disk import DiskFull
 from tests.conftest import sentences, write_model
 from tests.support import small_configuration
 from tests.test_model import attach, build, check, refusal, save, train
@@ -236,7 +237,7 @@ def test_a_save_that_fails_leaves_the_old_adapter_and_the_next_one_works(
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(DiskFull, match="adapter: the disk is full"):
         patch.setattr(adapters, "write_text", fail)
         save(model, built, config, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

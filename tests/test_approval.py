@@ -12,7 +12,7 @@ import pytest
 
 from tasks import approval, closing
 from tasks.config import InputError, RetrainConfig, checked
-from tasks.records import Finding, Gate
+from tasks.outcomes import Finding, Gate
 
 
 def config(**gate: Any) -> RetrainConfig:

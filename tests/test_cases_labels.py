@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import retraining
+from tasks import retraining, trials
 from tasks.config import DataConfig, InputError
 from tasks.hub import find
 from tasks.serving import check_request, keep_words_of_csv
@@ -86,7 +86,7 @@ def test_classes_come_and_go_and_the_others_are_compared(
     data = bare_data(source, splits.label_names)
     counts = Counter(splits.datasets["test"]["label"])
     data = data.model_copy(update={"class_counts": {"test": tuple(counts[i] for i in range(len(data.label_names)))}})
-    found = retraining.new_classes(base.label_names, data, frame, "")
+    found = trials.new_classes(base.label_names, data, frame, "")
     assert found and found[:4] == classes
 
 

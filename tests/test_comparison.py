@@ -27,8 +27,8 @@ from tasks.comparison import (
 from tasks.evaluation import Predictions
 from tasks.metrics import score
 from tasks.records import DataCheck, Interval
+from tasks.rivals import SHORT_TITLES, TITLES
 from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
-from tasks.verdict import SHORT_TITLES, TITLES
 from tests.conftest import Judged, made_up_classifier
 
 

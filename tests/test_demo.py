@@ -159,23 +159,6 @@ def test_pretraining_lowers_the_loss(tmp_path: Path) -> None:
     assert network(input_ids=ids, labels=ids).loss.item() < before / 2
 
 
-def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half way"), demo._whole_folder(tmp_path / "model") as scratch:
-        (scratch / "config.json").write_text("{}")
-        assert not (tmp_path / "model").exists()
-        raise RuntimeError("half way")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_who_comes_second_keeps_what_is_there(tmp_path: Path) -> None:
-    with demo._whole_folder(tmp_path / "model") as late:
-        (late / "who").write_text("late")
-        with demo._whole_folder(tmp_path / "model") as early:
-            (early / "who").write_text("early")
-    assert (tmp_path / "model" / "who").read_text() == "early"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
 def test_the_cache_is_made_once_and_named_by_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = demo.demo_reviews()

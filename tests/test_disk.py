@@ -18,7 +18,7 @@ from flows import cli
 from tasks import disk
 from tasks.config import InputError
 from tasks.disk import DiskFull, check_space, describe, is_disk_full, size, writing
-from tasks.records import write_text
+from tasks.files import write_text
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, fail_write, full_disk
 

@@ -16,7 +16,7 @@ from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import serving
 from tasks.config import InputError, validated
 from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
-from tasks.training import Watcher
+from tasks.watching import Watcher
 from tests.conftest import Trained
 
 TEXTS = ["i loved every minute of it", "dull", "a warm and funny film and " * 20]
@@ -244,7 +244,7 @@ def test_folder_of_any_kind_gets_the_files_and_nothing_else(
     folder = Path(name)
     before = folder.stat().st_ino if folder.exists() else None
     check_folder(folder)
-    with unfinished(folder) as partial:
+    with unfinished(folder, 0) as partial:
         (partial / "sub").mkdir()
         (partial / "sub/model").touch()
         assert not (folder / "sub").exists()
@@ -257,7 +257,7 @@ def test_export_that_fails_leaves_the_folder_as_it_was(workplace: Path) -> None:
     (workplace / "there").mkdir()
     (workplace / ".new.partial").mkdir()  # somebody's own
     for folder in (Path("there"), Path("new")):
-        with pytest.raises(RuntimeError), unfinished(folder) as partial:
+        with pytest.raises(RuntimeError), unfinished(folder, 0) as partial:
             (partial / "model").touch()
             raise RuntimeError
     assert sorted(path.name for path in workplace.rglob("*")) == [".new.partial", "there"]

@@ -46,7 +46,7 @@ def test_without_a_fault_it_is_the_command(tmp_path: Path) -> None:
 # `find_model` is called as `models.find_model`; of `find` its callers hold copies
 @pytest.mark.endurance
 @pytest.mark.parametrize(
-    "point", ["tasks.model:find_model", "tasks.hub:find:1:before", "tasks.hub:looks_like_path:1:after"]
+    "point", ["tasks.model:find_model", "tasks.hub:find:1:before", "tasks.local:looks_like_path:1:after"]
 )
 def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
     done = run("--kill", point, *BAD, folder=tmp_path)

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pytest
 
 from tasks.config import InputError
-from tasks.formats import Broken, columns_of, notes_of, read_rows, separator
+from tasks.delimited import separator
+from tasks.formats import columns_of, notes_of, read_rows
 from tasks.kept import rows_of
+from tasks.opened import Broken
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "2026-01-02", "NA", "007"]
 LABELS = ["0100", "007.1", "1", "01", "null", "None"]

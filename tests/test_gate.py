@@ -7,7 +7,8 @@ import pytest
 
 from tasks.config import GateConfig
 from tasks.gate import NewClasses, Trial, against_champion, page, without_champion
-from tasks.records import Comparison, Difference, Footprint, Gate, Interval, Rung, Scores
+from tasks.outcomes import Footprint, Gate
+from tasks.records import Comparison, Difference, Interval, Rung, Scores
 
 ROWS, CLASSES, SAMPLES = 400, 2, 500
 

@@ -16,9 +16,11 @@ import pytest
 import requests
 from huggingface_hub import errors
 
-from tasks import hub
+from tasks import hub, local, trouble
 from tasks.config import InputError
-from tasks.hub import HubUnreachable, content_sha256, find, is_network_trouble
+from tasks.hub import HubUnreachable, find
+from tasks.local import content_sha256
+from tasks.trouble import is_network_trouble, is_silence
 from tests.conftest import ROOT, SHARED, Hub, sentences
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,7 +122,7 @@ def hub_raises(monkeypatch: pytest.MonkeyPatch, cache: Callable[[str], None]) ->
             raise error
 
         monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
-        monkeypatch.setattr(hub.time, "sleep", pauses.append)
+        monkeypatch.setattr(trouble.time, "sleep", pauses.append)
         return pauses
 
     return answer
@@ -407,7 +409,7 @@ def test_hub_that_never_recovers_is_refused_by_the_command_in_one_line(hub_root:
 
 def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A .git of its own holds thousands of files, and a socket where an editor watches it."""
-    monkeypatch.setattr(hub, "MOST_FILES", 3)
+    monkeypatch.setattr(local, "MOST_FILES", 3)
     (workplace / ".git/objects").mkdir(parents=True)
     for number in range(9):
         (workplace / f".git/objects/{number}").touch()
@@ -416,14 +418,14 @@ def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.
     (workplace / "sub").mkdir()
     for name in ("b.csv", "a.csv", "sub/c.csv", "~$a.xlsx"):  # the last is Excel's, while a.xlsx is open
         (workplace / name).touch()
-    assert [str(file.relative_to(workplace)) for file in hub.visible_files(workplace)] == [
+    assert [str(file.relative_to(workplace)) for file in local.visible_files(workplace)] == [
         "a.csv",
         "b.csv",
         "sub/c.csv",
     ]
     (workplace / "d.csv").touch()
     with pytest.raises(InputError, match="more than 3 files"):
-        hub.visible_files(workplace)
+        local.visible_files(workplace)
 
 
 @pytest.mark.parametrize(
@@ -440,4 +442,4 @@ def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.
     ],
 )
 def test_answer_that_is_an_error_is_no_silence(error: Exception, silent: bool) -> None:
-    assert hub.is_silence(error) is silent
+    assert is_silence(error) is silent

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from tasks import hub
+from tasks import hub, trouble
 from tasks.config import InputError
 from tasks.hub import HubUnreachable, Silence, find, patient
 from tasks.records import Source
@@ -29,7 +29,7 @@ SOURCE = Source(name="a/b", revision="c" * 40, is_local=False, local_files_only=
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
-    monkeypatch.setattr(hub.time, "sleep", made.append)
+    monkeypatch.setattr(trouble.time, "sleep", made.append)
     return made
 
 

@@ -8,7 +8,8 @@ import pytest
 from tasks import serving
 from tasks.data import prepare
 from tasks.precision import quick_autocast, use_bfloat16
-from tasks.training import Watcher, fit_adapter
+from tasks.training import fit_adapter
+from tasks.watching import Watcher
 
 
 @pytest.mark.parametrize(

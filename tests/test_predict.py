@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
+from tasks import files, prediction
 from tasks import parts as storing
-from tasks import prediction
 from tasks.config import InputError, PredictionConfig
 from tasks.evaluation import read_predictions
 from tasks.job import Job, find_job
+from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
-from tasks.records import Evaluation, PredictionResult
+from tasks.records import Evaluation
 from tests.conftest import ROOT, Trained, sentences
 
 REVIEWS = sentences(3)[0]
@@ -305,7 +306,7 @@ POINTS = [
     *((prediction, "label", number) for number in (1, 2, 5)),
     *((storing, "write_bytes", number) for number in (1, 2, 4)),
     *((storing, "file_sha256", number) for number in (3, 8, 9)),
-    *((storing, "flush", number) for number in (1, 2, 3)),
+    *((files, "flush", number) for number in (1, 2, 3, 4)),
     *((storing, "join_lines", number) for number in (1, 2)),
     (storing.Part, "write", 2),
     (storing.Published, "write", 1),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.records import Footprint, Interval, Point, RunScores, Scores, digest, file_sha256, read_record, write_text
+from tasks.outcomes import Footprint, RunScores
+from tasks.records import Interval, Point, Scores, digest, file_sha256, read_record
 
 
 def test_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
@@ -40,18 +41,6 @@ def test_record_cannot_be_changed_or_extended() -> None:
         scores.accuracy = 0.5  # type: ignore[misc]
     with pytest.raises(ValidationError):
         Scores(accuracy=1, macro_f1=1, log_loss=0, f2=1)  # type: ignore[call-arg]
-
-
-def test_broken_off_write_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "note", "old")
-
-    def fail(*arguments: object) -> None:
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(Path, "replace", fail)
-        write_text(tmp_path / "note", "new")
-    assert (tmp_path / "note").read_text() == "old"
 
 
 def test_digest_depends_on_content_and_not_on_order() -> None:

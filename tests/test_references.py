@@ -16,7 +16,6 @@ from tasks import references, serving, tracking
 from tasks.config import RunConfig, validated
 from tasks.data import prepare
 from tasks.evaluation import paired_predictions, read_predictions
-from tasks.hub import is_network_trouble
 from tasks.recording import model_values
 from tasks.records import Evaluation, PreparedData, file_sha256
 from tasks.references import (
@@ -37,6 +36,7 @@ from tasks.references import (
     words_recur,
 )
 from tasks.tracking import Champion, download_adapter, find_champion
+from tasks.trouble import is_network_trouble
 from tasks.work import WORK
 from tests.conftest import Trained, sentences, tracked
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tasks import registry
+from tasks import decision, registry
 from tasks.config import InputError
+from tasks.decision import Decision
 from tasks.recording import flow_tags
-from tasks.registry import Decision, Overtaken, decisions, keep, promote, rollback, settle
+from tasks.registry import Overtaken, decisions, keep, promote, rollback, settle
 from tests.conftest import ROOT, register
 
 Change = Callable[[], Decision]
@@ -86,8 +87,8 @@ def test_older_record_of_a_rejected_version_is_read(api: Any) -> None:
     old = Decision(name="reviews", version="1", action="kept", reason="a tie", by="gate", at=5, previous=None)
     api.set_model_version_tag("reviews", "1", "decision.1", old.model_dump_json())
     assert decisions("reviews") == [old]
-    assert registry.outcome(old, "1") == "rejected"
-    assert registry.outcome(old.model_copy(update={"previous": "3"}), "1") == "kept"
+    assert decision.outcome(old, "1") == "rejected"
+    assert decision.outcome(old.model_copy(update={"previous": "3"}), "1") == "kept"
     keep("reviews", "1", "still a tie", "gate")
     assert [decision.action for decision in decisions("reviews")] == ["kept", "rejected"]
 
@@ -462,11 +463,11 @@ def check_settled(api: Any, champion: str, previous: str, action: str) -> None:
     last = decisions("reviews")[-1]
     assert (last.version, last.previous, last.action, last.reason) == (champion, previous, action, "on purpose")
     assert aliases(api) == {"champion": champion, "previous": previous}
-    for version in registry.concerned(last):
+    for version in decision.concerned(last):
         found = api.get_model_version("reviews", version)
         mine = [tag for tag, value in found.tags.items() if value == last.model_dump_json()]
         assert len(mine) == 1
-        assert found.tags["decision"] == registry.outcome(last, version)
+        assert found.tags["decision"] == decision.outcome(last, version)
         assert found.tags["decision.reason"] == "on purpose"
         assert found.description.count("on purpose") == 1
     assert registry.notes("reviews") == []

@@ -52,6 +52,10 @@ def test_mlflow_is_spoken_to_in_one_place() -> None:
     assert speakers == {"tracking.py", "serving.py", "artifacts.py"}
 
 
+def test_one_function_makes_the_mlflow_client() -> None:
+    assert sum(file.read_text(encoding="utf-8").count(" MlflowClient(") for file in SOURCES) == 1
+
+
 def test_package_files_are_empty() -> None:
     assert (ROOT / "flows/__init__.py").read_text() == ""
     assert (ROOT / "tasks/__init__.py").read_text() == ""

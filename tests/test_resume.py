@@ -3,23 +3,22 @@
 import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks import checkpoint, resume, training
+from tasks import checkpoint, files, resume, training, watching
 from tasks.checkpoint import newest_checkpoint, newest_first
 from tasks.config import AdapterMethod, RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
 from tasks.resume import NotContinued
-from tasks.training import Progress, Watcher, fit_adapter
+from tasks.training import fit_adapter
+from tasks.watching import Progress, Watcher
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
@@ -205,7 +204,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_adapter_that_was_drawn_anew_is_refused(cut: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = cut
-    monkeypatch.setattr(resume, "put_back", lambda model, tensors: None)  # the weights stay as they were drawn
+    monkeypatch.setattr("tasks.trainer.put_back", lambda model, tensors: None)  # the weights stay as they were drawn
     with pytest.raises(NotContinued, match="is not the one that was trained"):
         one.fit("cut")
 
@@ -236,7 +235,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     """Broken off at each of its files in turn."""
     one, calls = job({"training": {"epochs": 1}}), [0]
-    flush = checkpoint.flush
+    flush = files.flush
 
     def break_off(path: Path) -> None:
         calls[0] += "checkpoint-3" in str(path) or (path.name == "checkpoints" and calls[0] > 0)
@@ -245,7 +244,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         flush(path)
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(checkpoint, "flush", break_off)
+        patch.setattr(files, "flush", break_off)
         one.fit("cut")
     found = newest_checkpoint(one.root / "cut/checkpoints", one.said.append)
     assert found and found.step == (3 if number == 8 else 2) and one.said == []
@@ -255,9 +254,9 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of the test's own: a step takes a second, a checkpoint two."""
     clock = [0.0]
-    monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tasks.trainer.time.monotonic", lambda: clock[0])
     written: list[int] = []
-    write = resume.write_checkpoint
+    write = checkpoint.write_checkpoint
 
     def write_slowly(folder: Path, step: int, *rest: Any) -> Any:
         written.append(step)
@@ -267,7 +266,7 @@ def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch:
     def report(progress: Progress) -> None:
         clock[0] += progress.point is None
 
-    monkeypatch.setattr(resume, "write_checkpoint", write_slowly)
+    monkeypatch.setattr("tasks.trainer.write_checkpoint", write_slowly)
     one = job({"training": {"epochs": 40}})
     fit_adapter(one.config, one.data, one.root / "run", Watcher(report))
     assert written[0] <= 6 and len(written) >= 2
@@ -294,7 +293,7 @@ def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(job: Any) ->
 def test_first_ctrl_c_asks_and_the_second_stops(capsys: pytest.CaptureFixture[str]) -> None:
     import signal
 
-    with training.polite_stop() as stop:
+    with watching.polite_stop() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGINT)
         assert stop() and "again to stop at once" in capsys.readouterr().err
@@ -414,18 +413,6 @@ def test_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpoint, "file_sha256", broken)
     found = checkpoint.newest_checkpoint(tmp_path, said.append)
     assert found and found.step == 1 and "cannot be read: Input/output error" in said[0]
-
-
-@pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_disk_that_flushes_no_folders_is_good_enough(
-    code: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fsync(handle: int) -> None:
-        raise OSError(code, "no")
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="no") if fails else nullcontext():
-        checkpoint.flush(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from tasks import registry
 from tasks.config import RetrainConfig, checked
-from tasks.records import RetrainResult
+from tasks.decision import Decision
+from tasks.outcomes import RetrainResult
 from tests.conftest import only_run, sentences
 
 NAME = "reviews"
@@ -145,7 +146,7 @@ def test_why_is_on_record_with_run_and_version(story: Story) -> None:
         "1": "rejected", "2": "champion again", "3": "rolled back", "4": "kept",
     }  # fmt: skip
     assert [version.tags["decision.by"] for version in versions.values()].count("gate") == 2
-    first_promotion = registry.Decision.model_validate_json(versions["2"].tags["decision.1"])
+    first_promotion = Decision.model_validate_json(versions["2"].tags["decision.1"])
     assert (first_promotion.by, first_promotion.action, first_promotion.previous) == ("force", "promoted", None)
     assert first_promotion.flow_run_id
 

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import retraining
+from tasks import retraining, trials
 from tasks.config import DataConfig, validated
 from tasks.duplicates import stable_keys
 from tasks.hub import find
 from tasks.records import PreparedData, Source
-from tasks.retraining import LABEL, new_classes, own_trial, trial_of
 from tasks.tracking import Champion
+from tasks.trials import LABEL, new_classes, own_trial, trial_of
+from tasks.work import RunFolder
 from tests.conftest import bare_data, made_up_data
 from tests.test_splits import film_reviews, write
 
@@ -106,10 +107,10 @@ def test_own_rows_of_a_class_that_went_are_not_compared(monkeypatch: pytest.Monk
     table = np.array([[0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.3, 0.2, 0.5]], np.float32)  # of bad, good, odd
     file = tmp_path / "tuned.parquet"
     pd.DataFrame({"row": range(3), "label": [1, 2, 0], "probabilities": list(table)}).to_parquet(file)
-    monkeypatch.setattr(retraining, "download", lambda *_: file)
+    monkeypatch.setattr(trials, "download", lambda *_: file)
     answers = pd.DataFrame({"probability_bad": [0.0, 0.5, 1.0], "probability_good": [1.0, 0.5, 0.0]})
-    answers.assign(probability_late=0.0).to_parquet(tmp_path / retraining.ANSWERS)
-    own = own_trial(CHAMPION, ["bad", "good", "odd"], data_of("bad", "good", "late"), rows, set(), tmp_path)
+    answers.assign(probability_late=0.0).to_parquet(RunFolder(tmp_path).answers)
+    own = own_trial(CHAMPION, ["bad", "good", "odd"], data_of("bad", "good", "late"), rows, set(), RunFolder(tmp_path))
     assert own.labels.tolist() == [1, 0] and own.left_out == 0
     assert own.challenger.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert own.champion == pytest.approx(np.array([[2 / 9, 7 / 9, 0], [0.6, 0.4, 0]]))
@@ -124,10 +125,10 @@ def test_rows_of_new_classes_and_rows_that_either_has_learned_are_no_trial(tmp_p
     said = pd.DataFrame({"row": range(6), "label": frame["labels"], "probabilities": list(table)})
     said.to_parquet(tmp_path / "staged/champion.parquet")
     said.to_parquet(tmp_path / "tuned.parquet")
-    whole = trial_of(data, tmp_path, ["bad", "good", "odd"])
+    whole = trial_of(data, RunFolder(tmp_path), ["bad", "good", "odd"])
     assert whole.labels.tolist() == [0, 1, 0, 1] and whole.left_out == 0
     assert (whole.challenger == table[[0, 1, 3, 4]]).all() and (whole.champion == whole.challenger).all()
     assert {title for title, _ in whole.slices if title.startswith("class")} == {"class bad", "class good"}
     theirs, ours = (set(stable_keys([texts[rows]])) for rows in ([0, 2], [1]))
-    less = trial_of(data, tmp_path, ["bad", "good", "odd"], ((("text",), theirs), (("text",), ours)))
+    less = trial_of(data, RunFolder(tmp_path), ["bad", "good", "odd"], ((("text",), theirs), (("text",), ours)))
     assert less.labels.tolist() == [0, 1] and less.left_out == 3

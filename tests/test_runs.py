@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.config import InputError
-from tasks.records import StoredRun
+from tasks.outcomes import StoredRun
 from tasks.runs import compare_runs, comparison_text
 from tests.conftest import tracked
 

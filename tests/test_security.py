@@ -18,8 +18,8 @@ import pytest
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from tasks import environment
 from tasks.config import InputError, validated
-from tasks.hub import first_line
 from tasks.secrets import HIDDEN, redact
+from tasks.trouble import first_line
 from tests.conftest import ROOT, Trained
 
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/*.py")])

@@ -12,18 +12,8 @@ import pytest
 
 from flows.cli import USER_MUST_CHANGE, main
 from tasks.config import MOST_SEEDS, InputError, RunConfig, validated
-from tasks.records import (
-    Calibration,
-    Comparison,
-    Delta,
-    Difference,
-    Interval,
-    Rung,
-    RunResult,
-    Scores,
-    Seconds,
-    SeedsResult,
-)
+from tasks.outcomes import SeedsResult
+from tasks.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
 from tasks.statistics import SCORES
 from tasks.verdict import capital
 
@@ -432,7 +422,7 @@ def test_single_run_with_a_seed_gives_the_adapter_that_it_has_among_several(fami
 
 
 def test_children_can_be_compared_and_the_parent_cannot(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
-    from tasks.records import RunComparison
+    from tasks.outcomes import RunComparison
 
     first, second = family.result.runs
     capsys.readouterr()

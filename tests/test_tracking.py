@@ -309,7 +309,7 @@ def test_result_that_nobody_has_seen_is_given_once_more(workplace: Path) -> None
     with tracked() as second:
         assert second == first
     work._handed_over.discard(folder)
-    work.write_text(Path(folder) / work.DELIVERED, "")  # as in another process, and the first ended in good order
+    work.write_text(work.RunFolder(folder).delivered, "")  # as in another process, and the first ended in good order
     with tracked() as third:
         assert third != first
 
@@ -331,7 +331,7 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
     with tracked() as first:
         pass
     folder = str((work.WORK / "a").resolve())
-    work.write_text(Path(folder) / work.DELIVERED, "")
+    work.write_text(work.RunFolder(folder).delivered, "")
     with ThreadPoolExecutor(1) as pool:
         with work.sole_user(folder):
             second = pool.submit(run_again)
@@ -347,7 +347,7 @@ def test_retry_that_waited_for_the_first_attempt_takes_its_result(
 
     with tracked() as first:
         pass
-    work.write_text((work.WORK / "a").resolve() / work.DELIVERED, "")
+    work.write_text(work.RunFolder((work.WORK / "a").resolve()).delivered, "")
     monkeypatch.setattr(liveness, "followed", lambda flow_run_id: True)
     with tracked() as second:
         assert second == first

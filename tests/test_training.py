@@ -13,11 +13,12 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import model as models
-from tasks import serving, training
+from tasks import serving, training, watching
 from tasks.config import RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
-from tasks.training import Progress, Watcher, final_points, fit_adapter, planned_steps
+from tasks.training import fit_adapter, planned_steps
+from tasks.watching import Progress, Watcher, final_points
 from tests.conftest import Trained, sentences
 
 STEPS_PER_EPOCH = 6
@@ -337,7 +338,7 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
 def test_each_curve_has_strictly_rising_steps_and_finite_values(trained: Trained) -> None:
     history = trained.adapter.history
     names = {name for point in history for name in point.metrics}
-    assert names == set(training.CURVE_NAMES.values())
+    assert names == set(watching.CURVE_NAMES.values())
     for name in names:
         steps, values = zip(*final_points(history, name), strict=True)
         assert all(a < b for a, b in pairwise(steps)) and np.isfinite(values).all(), name
@@ -421,7 +422,8 @@ def test_a_loss_that_is_no_number_stops_training_and_says_at_which_step(
 
 def test_leftovers_of_a_killed_run_do_not_matter_and_do_not_stay(fit: Any, tmp_path: Path) -> None:
     clean = fit(work="clean")
-    for leftover in ("checkpoints/checkpoint-6", "checkpoints/.checkpoint-8.partial", ".adapter.partial", "adapter"):
+    half = ("checkpoints/.checkpoint-8.training.partial", ".adapter.training.partial")
+    for leftover in ("checkpoints/checkpoint-6", "adapter", *half):
         (tmp_path / "run" / leftover).mkdir(parents=True)
         (tmp_path / "run" / leftover / "adapter_model.safetensors").write_bytes(b"half")
     again = fit(work="run")

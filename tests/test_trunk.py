@@ -152,7 +152,8 @@ def test_file_with_other_content_is_refused(job: Callable[..., Job], own_trunks:
 def test_training_learns_and_what_it_saves_is_an_adapter_like_any(
     small_config: Any, tmp_path: Path, own_trunks: Path
 ) -> None:
-    from tasks.training import Watcher, fit_adapter
+    from tasks.training import fit_adapter
+    from tasks.watching import Watcher
 
     changes = {"adapter": {"layers": 1}, "training": {"epochs": 8, "learning_rate": 0.02}}
     config = small_config(changes)

@@ -16,9 +16,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks import runlist
-from tasks.comparison import TITLES
 from tasks.config import EvaluationConfig, RunConfig, choices, sections
 from tasks.processes import flow_runs
+from tasks.rivals import TITLES
 from tests.stacks import Stack, until
 from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row
 

@@ -11,7 +11,8 @@ import pytest
 
 from tasks import registry
 from tasks.config import SPLITS, RetrainConfig, checked
-from tasks.records import RetrainResult
+from tasks.decision import Decision
+from tasks.outcomes import RetrainResult
 from tests.conftest import SHARED
 
 pytestmark = [pytest.mark.endurance, pytest.mark.hub, pytest.mark.timeout(3000)]
@@ -37,7 +38,7 @@ class Year(NamedTuple):
     champions: dict[int, str | None]
     """After each month."""
     rollback_seconds: float
-    decisions: list[registry.Decision]
+    decisions: list[Decision]
 
 
 def write(rows: pd.DataFrame, file: Path) -> None:

@@ -1,0 +1,224 @@
+"""What retrainings, studies and predictions hand each other."""
+
+from typing import Literal
+
+from tasks.config import RunConfig
+from tasks.records import Difference, Interval, Record, Scores
+
+Outcome = Literal["bit-identical", "equal within noise", "different"]
+"""Of a run that was done again."""
+
+
+class Footprint(Record):
+    """What it costs to have an adapter answer, on this machine."""
+
+    latency_ms: float
+    """Median milliseconds for one text."""
+    memory_mb: float
+    """Peak memory of the process, in MiB; with a GPU, of the GPU."""
+
+
+class Finding(Record):
+    """One rule of the gate, and what came of it."""
+
+    rule: str
+    passed: bool
+    told: str
+    """In a sentence."""
+
+
+class Gate(Record):
+    """Everything that the decision rests on."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+    champion: Interval | None
+    """Accuracy on these rows; Wilson. None where there was no champion to compare with."""
+    challenger: Interval | None
+    difference: Difference | None
+    """Challenger minus champion."""
+
+    @property
+    def passed(self) -> bool:
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def reason(self) -> str:
+        """What stood against it; where nothing did, what it has shown."""
+        against = [finding.told for finding in self.findings if not finding.passed]
+        return "; ".join(against or [self.findings[0].told])
+
+
+class RetrainResult(Record):
+    """What `peft-flow retrain --json` prints."""
+
+    name: str
+    """Of the registered model."""
+    action: Literal["promoted", "kept", "rejected", "skipped"]
+    """`kept`: the champion, and not the challenger; `rejected`: the challenger, and there is no champion."""
+    reason: str
+    champion: str | None
+    """Version that is the champion now."""
+    version: str | None
+    """The challenger's; None where nothing was trained."""
+    run_id: str | None
+    gate: Gate | None
+
+    @property
+    def subject(self) -> str:
+        """What the action was done to: a kept champion, or else the challenger."""
+        if self.action == "kept":
+            return f"{self.name} version {self.champion}, not version {self.version}"
+        return f"{self.name} version {self.version}" if self.version else self.name
+
+
+class StoredRun(Record):
+    """A finished run, as the MLflow store has it."""
+
+    run_id: str
+    name: str
+    verdict: str
+    parameters: dict[str, str]
+    test_fingerprint: str
+    predictions: str
+    """Parquet file with the adapter's predictions for the test rows, downloaded."""
+
+
+class RunScores(Record):
+    run_id: str
+    name: str
+    scores: Scores
+    accuracy: Interval
+    """Wilson."""
+
+
+class RunComparison(Record):
+    """What `peft-flow compare --json` prints: two runs' adapters on the same test rows."""
+
+    rows: int
+    confidence: float
+    first: RunScores
+    second: RunScores
+    difference: Difference
+    """The second minus the first."""
+    parameters: dict[str, tuple[str | None, str | None]]
+    """Those in which the runs differ; None where a run has no such parameter."""
+
+
+class RecordedRun(Record):
+    """A finished run with all that it needs to be done again."""
+
+    run: StoredRun
+    config: RunConfig
+    environment: str
+    """As tasks/environment.py describes it."""
+    data_fingerprint: str
+    adapter_sha256: str
+
+
+class Change(Record):
+    """Something that was not the same when a run was done again; None where it was not recorded, or is not there."""
+
+    kind: Literal["packages", "code", "hardware", "data", "model"]
+    name: str
+    first: str | None
+    second: str | None
+
+
+class RerunResult(Record):
+    """What `peft-flow rerun --json` prints."""
+
+    run_id: str
+    """The new run."""
+    rerun_of: str
+    outcome: Outcome
+    changes: tuple[Change, ...]
+    """A run can be bit-identical all the same."""
+    adapters: tuple[str, str]
+    """sha256 of both, the first run's first."""
+    comparison: RunComparison | None
+    """None where the test rows are not the same."""
+
+
+class Spread(Record):
+    """A number over runs that differ only by seed."""
+
+    mean: Interval
+    """Student's t interval."""
+    deviation: float
+    """Standard deviation of single runs."""
+    smallest: float
+    largest: float
+
+
+class RungSpread(Record):
+    """One classifier of the ladder, over the seeds."""
+
+    name: str
+    accuracy: Spread
+    macro_f1: Spread
+    log_loss: Spread
+
+
+class SeedRun(Record):
+    seed: int
+    run_id: str
+    verdict: str
+    accuracy: float
+    gain: float
+    """Accuracy of the adapter minus that of the foundation model."""
+    lead: float
+    """The same against the reference that the verdict over all seeds is about."""
+    adapter_path: str
+
+
+class SeedsResult(Record):
+    """What `peft-flow finetune --seeds 3 --json` prints."""
+
+    run_id: str
+    """The parent of the seeds' runs."""
+    experiment: str
+    status: str
+    verdict: str
+    """Better or worse only where every seed's run says so of the same reference."""
+    against: str
+    """The reference that it is about; where the adapters are better than every one, the strongest."""
+    confidence: float
+    rows: int
+    """Test rows of each run."""
+    runs: tuple[SeedRun, ...]
+    gain: Spread
+    """Accuracy of the adapter minus that of the foundation model."""
+    lead: Spread
+    """The same against the reference that the verdict is about."""
+    cautions: tuple[str, ...]
+    """What a reader of the verdict must know besides, with the seeds of which it is true."""
+    ladder: tuple[RungSpread, ...]
+    """Best mean accuracy first."""
+    noise: float
+    """How far apart the accuracies of two runs stay that differ only by seed."""
+    pairs: int
+    told_apart: int
+    """Pairs of seeds whose adapters a paired test tells apart."""
+    data_fingerprint: str
+    seconds: float
+
+    def rung(self, name: str) -> RungSpread:
+        return next(rung for rung in self.ladder if rung.name == name)
+
+
+class PredictionResult(Record):
+    """What `peft-flow predict --json` prints."""
+
+    output: str
+    rows: int
+    """Rows in the output; those that were set aside are not."""
+    rejected: int
+    rejected_path: str | None
+    """Where they are, if there are any."""
+    abstained: int
+    labels: dict[str, int]
+    """Rows that got each label, in the order of the classes."""
+    model_version: str
+    sha256: str | None
+    """Of the output; None for standard output."""

@@ -1,0 +1,286 @@
+"""A Trainer that can be stopped anywhere: it goes on from its newest checkpoint, bit for bit as if nothing had been.
+
+What Trainer's own checkpoints lack for that, see tasks/resume.py. Imported only where a training begins: it is built on
+transformers.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState, TrainerState
+
+from tasks import resume
+from tasks.checkpoint import (
+    Checkpoint,
+    newest_checkpoint,
+    pack_optimizer,
+    put_back,
+    random_state,
+    set_random_state,
+    tensors_sha256,
+    trained_tensors,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from tasks.resume import (
+    FIRST_GUESS_SECONDS,
+    PROBE_ROWS,
+    Best,
+    NotContinued,
+    averages,
+    is_same,
+    rank_pattern,
+    set_averages,
+    set_rank_pattern,
+)
+
+
+class ResumableTrainer(Trainer):
+    """`go_on()` trains from the newest intact checkpoint in `folder`.
+
+    `best` are its best weights, `seconds` and `examples` count all attempts. Where `stop()` is true it writes a
+    checkpoint at the end of the step and raises KeyboardInterrupt. `say` is told what it finds. Raises
+    FloatingPointError where a loss or a weight stops being a number, NotContinued where a checkpoint does not give
+    back what was trained.
+    """
+
+    state: TrainerState
+
+    def __init__(self, folder: Path, say: Callable[[str], None], stop: Callable[[], bool], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.folder, self.say, self.stop = folder, say, stop
+        self.best = Best()
+        self.latest: tuple[Any, Any] = (None, None)
+        """Logits and labels of the validation rows, set by whoever computes the metrics."""
+        self.found: Checkpoint | None = None
+        self.seconds_before = self.examples_before = 0.0
+        self.tokens = self.tokens_with_padding = 0
+        """Of the training batches."""
+        self.started = self.saved = time.monotonic()
+        self.cost = FIRST_GUESS_SECONDS
+        self.step_loss, self.finite_loss = 0.0, ""
+        self.epoch_state = random_state()
+        self.add_callback(Saving(self))
+
+    # --- stopping and going on
+
+    def go_on(self) -> None:
+        """Train from the newest intact checkpoint of `folder`, else from the start, to the end."""
+        self.found = newest_checkpoint(self.folder, self.say)
+        if self.found:
+            self.read(self.found)
+            self.say(f"Training goes on from step {self.found.step}")
+        self.started = self.saved = time.monotonic()
+        self.train()
+
+    def _inner_training_loop(self, *positional: Any, **keywords: Any) -> Any:
+        # not told to `train`, which would look for Trainer's own files
+        path = str(self.found.folder) if self.found else None
+        return super()._inner_training_loop(*positional, **(keywords | {"resume_from_checkpoint": path}))
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    @property
+    def examples(self) -> float:
+        """Training rows that went through the model."""
+        begun, now, per_epoch = self.found.step if self.found else 0, self.state.global_step, self.steps_per_epoch()
+        epochs = now // per_epoch - begun // per_epoch
+        missing = per_epoch * self.step_rows() - len(self.train_dataset)  # in the last step of an epoch
+        return self.examples_before + (now - begun) * self.step_rows() - epochs * missing
+
+    def step_rows(self) -> int:
+        return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
+
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train_dataset) / self.step_rows())
+
+    def is_due(self) -> bool:
+        return self.cost <= resume.MOST_SHARE * (time.monotonic() - self.saved)
+
+    # --- writing
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.control.should_training_stop:  # it is over; what comes next takes moments
+            return
+        import torch
+
+        begun = time.monotonic()
+        weights = trained_tensors(self.model)
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise FloatingPointError(self.advice(f"a weight is not a number after step {self.state.global_step}"))
+        optimizer, optimizer_values = pack_optimizer(self.optimizer)
+        generators, generator_values = random_state()
+        state = {
+            "weights_sha256": tensors_sha256(weights),
+            "probe_loss": self.probe_loss(),
+            "optimizer": optimizer_values,
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": generator_values,
+            "epoch_random": self.epoch_state[1],
+            "trainer": vars(self.state) | {"stateful_callbacks": self.callback_states()},
+            "loss_since_log": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "seconds": self.seconds,
+            "examples": self.examples,
+            "tokens": [self.tokens, self.tokens_with_padding],
+            "best_step": self.best.step,
+            "best_rank_pattern": self.best.rank_pattern,
+            "rank_pattern": rank_pattern(self.model),
+        }
+        groups = {
+            "weights": weights,
+            "optimizer": optimizer,
+            "random": generators,
+            "epoch_random": self.epoch_state[0],
+            "averages": averages(self.model),
+        }
+        if self.best.step:
+            groups["best"] = self.best.tensors
+            logits, labels = torch.from_numpy(self.best.logits.copy()), torch.from_numpy(self.best.labels.copy())
+            groups["validation"] = {"logits": logits, "labels": labels}
+        write_checkpoint(self.folder, self.state.global_step, groups, state)
+        self.saved = time.monotonic()
+        self.cost = self.saved - begun
+
+    def callback_states(self) -> dict[str, Any]:
+        kept = [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
+        return {type(callback).__name__: callback.state() for callback in kept}
+
+    def probe_loss(self) -> float:
+        """Of the first validation rows; draws no random number."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        rows = [self.eval_dataset[index] for index in range(min(PROBE_ROWS, len(self.eval_dataset)))]
+        batch = self._prepare_inputs(self.data_collator(rows))
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            labels = batch.pop("labels")
+            logits = self.model(**batch)["logits"]
+        self.model.train(training)
+        return float(cross_entropy(logits.float(), labels))
+
+    # --- reading
+
+    def read(self, found: Checkpoint) -> None:
+        state = found.state()
+        put_back(self.model, found.tensors("weights"))
+        set_rank_pattern(self.model, state["rank_pattern"])
+        set_averages(self.model, found.tensors("averages"))
+        if tensors_sha256(trained_tensors(self.model)) != state["weights_sha256"]:
+            raise NotContinued(f"the adapter read from {found.folder} is not the one that was trained")
+        loss, before = self.probe_loss(), state["probe_loss"]
+        if not is_same(loss, before):
+            raise NotContinued(
+                f"the model read from {found.folder} has a loss of {loss:.6f} on the first validation rows; it was "
+                f"{before:.6f} when that was written"
+            )
+        self.seconds_before, self.examples_before = state["seconds"], state["examples"]
+        self.tokens, self.tokens_with_padding = state["tokens"]
+        if state["best_step"]:
+            self.best.step, self.best.rank_pattern = state["best_step"], state["best_rank_pattern"]
+            self.best.tensors, validation = found.tensors("best"), found.tensors("validation")
+            self.best.logits, self.best.labels = validation["logits"].numpy(), validation["labels"].numpy()
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        super()._init_training_state(max_steps, steps_per_epoch, epochs, None, trial)
+        if not self.found:
+            return 0, 0
+        stored = self.found.state()["trainer"]
+        callbacks = stored.pop("stateful_callbacks")
+        self.state = TrainerState(**stored, stateful_callbacks=self.state.stateful_callbacks)
+        self.state.init_training_references(self, max_steps, epochs, trial)
+        for callback in self.callback_handler.callbacks:
+            for name, value in callbacks.get(type(callback).__name__, {}).get("attributes", {}).items():
+                setattr(callback, name, value)
+        done, left = divmod(self.state.global_step, steps_per_epoch)
+        return done, left * self.args.gradient_accumulation_steps
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.found:
+            state = self.found.state()
+            unpack_optimizer(self.optimizer, self.found.tensors("optimizer"), state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.found:
+            set_random_state(self.found.tensors("random"), self.found.state()["random"])
+
+    # --- watching
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nobody reads the count, and Trainer would walk through all weights for it in every step."""
+        return 0
+
+    def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
+        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens_with_padding += inputs["attention_mask"].numel()
+        loss = super().training_step(model, inputs, *arguments, **keywords)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))
+        self.step_loss += value
+        return loss
+
+    def advice(self, fault: str) -> str:
+        return f"{fault}{self.finite_loss}; try a lower training.learning_rate or a longer training.warmup_fraction"
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best or not self.best.step:
+            best = self.best
+            best.step, best.tensors = self.state.global_step, trained_tensors(self.model)
+            best.rank_pattern = rank_pattern(self.model)
+            best.logits, best.labels = self.latest
+        return is_best
+
+    def use_best(self) -> None:
+        """Give the model its best weights."""
+        if self.best.step and self.best.step != self.state.global_step:
+            put_back(self.model, self.best.tensors)
+            set_rank_pattern(self.model, self.best.rank_pattern)
+
+
+class Saving(TrainerCallback):
+    """When to write a checkpoint, when to stop, and what Trainer does not restore itself."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if found := self.trainer.found:
+            kept = found.state()
+            self.trainer._tr_loss.fill_(kept["loss_since_log"])
+            self.trainer._globalstep_last_logged = kept["last_logged"]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = self.trainer.found
+        if found and state.global_step == found.step:
+            kept, steps = found.state(), self.trainer.steps_per_epoch()
+            group = "epoch_random" if found.step % steps else "random"
+            set_random_state(found.tensors(group), kept[group])
+        self.trainer.epoch_state = random_state()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.finite_loss = f", and was {trainer.step_loss:.4g} at step {state.global_step}"
+        trainer.step_loss = 0.0
+        # at the end of an epoch, validation comes first: a run that goes on would skip it
+        if state.global_step % trainer.steps_per_epoch() and not control.should_training_stop:
+            control.should_save = trainer.stop() or trainer.is_due()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = self.trainer.stop() or self.trainer.is_due()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.stop() and not control.should_training_stop:
+            raise KeyboardInterrupt
