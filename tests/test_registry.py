@@ -37,7 +37,9 @@ def api(store: Path, workplace: Path) -> Any:
 
 def copied(store: Path, folder: Path) -> Any:
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
+    utils._artifact_repos_cache.clear()  # by run, which is in another folder in each copy
     shutil.copytree(store / "mlruns", folder / "mlruns")
     return MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
 
@@ -214,6 +216,7 @@ NO_ALIAS = "reviews has no champion any more: the alias was taken off version 2 
 RENAMED = "registered model reviews was renamed to critics in MLflow; give that name, or rename it back"
 RUN_GONE = "run [0-9a-f]{32} was deleted in MLflow; restore it .*mlflow runs restore --run-id [0-9a-f]{32}"
 EXPERIMENT_GONE = "experiment 'peft-flow', with run .*, was deleted .*mlflow experiments restore --experiment-id 1"
+UNUSED = "model: reviews cannot be used: "
 REMOVED = "run [0-9a-f]{32} is not in MLflow any more"
 
 
@@ -239,7 +242,7 @@ def delete(what: str, api: Any) -> None:
 
 NONE_THERE = "there is no registered model 'reviews'"
 SAID: dict[str, dict[str, str]] = {
-    "run": {"predict": f"{RUN_GONE}.*reviews/2 is used", "retrain": RUN_GONE, "history": RUN_GONE, "compare": RUN_GONE},
+    "run": {"predict": f"{UNUSED}{RUN_GONE}", "retrain": RUN_GONE, "history": RUN_GONE, "compare": RUN_GONE},
     "run, cleaned up": {
         "predict": f"model: reviews cannot be read: .*choose another version or run.*{REMOVED}",
         "retrain": REMOVED,
@@ -247,7 +250,7 @@ SAID: dict[str, dict[str, str]] = {
         "compare": "there is no run",
     },
     "experiment": {
-        "predict": f"{EXPERIMENT_GONE}.*reviews/2 is used",
+        "predict": f"{UNUSED}{EXPERIMENT_GONE}",
         "retrain": EXPERIMENT_GONE,
         "history": EXPERIMENT_GONE,
         "compare": EXPERIMENT_GONE,
@@ -296,6 +299,25 @@ def test_each_command_says_what_was_deleted_and_what_to_do(
     assert re.search(SAID[what].get(command, ""), " ".join(said.split()), re.IGNORECASE), said
     if command not in SAID[what] and command != "compare":
         assert "deleted" not in said and "any more" not in said
+
+
+@pytest.mark.parametrize("by", ["champion", "version", "run"])
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_adapter_of_a_deleted_run_is_refused_by_any_name_until_it_is_restored(
+    what: str, by: str, api: Any, workplace: Path
+) -> None:
+    run_id = api.get_model_version("reviews", "2").run_id
+    (workplace / "settings.json").write_text("{}")
+    for place in ("adapter", "model/artifacts/adapter"):
+        api.log_artifact(run_id, str(workplace / "settings.json"), place)
+    promote("reviews", "2", "better", "gate")
+    delete(what, api)
+    name = {"champion": "models:/reviews@champion", "version": "reviews/2", "run": run_id}[by]
+    said = RUN_GONE if what == "run" else EXPERIMENT_GONE
+    with pytest.raises(InputError, match=f"model: {name} cannot be used: {said}.*, or choose another version or run"):
+        registry.fetched_adapter(name, workplace / "adapter")
+    _ = api.restore_run(run_id) if what == "run" else api.restore_experiment("1")
+    assert (registry.fetched_adapter(name, workplace / "adapter")[0] / "settings.json").is_file()
 
 
 def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
