@@ -15,7 +15,7 @@ import shutil
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -551,6 +551,32 @@ def as_text(cell: Any) -> str | None:
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return str(cell).removesuffix(" 00:00:00") if isinstance(cell, datetime) else str(cell)
+
+
+def unsaved_formulas(files: Iterable[Path], columns: Collection[str]) -> list[str]:
+    """Of each Excel file the first cell of these columns with a formula whose result nobody stored: it reads as empty."""
+    found = ((path, cell) for path in files if kind_of(path) == ".xlsx" and (cell := unsaved_formula(path, columns)))
+    return [
+        f"cell {cell} of {path.name} holds a formula without a stored value: open and save the file in Excel or "
+        "LibreOffice, or save it as csv"
+        for path, cell in found
+    ]
+
+
+def unsaved_formula(path: Path, columns: Collection[str]) -> str | None:
+    from openpyxl import load_workbook
+
+    with sheet(path) as (header, _, _):
+        places = [place for place, name in enumerate(header) if name in columns]
+    with seekable(path) as file:
+        books = [load_workbook(file, read_only=True, data_only=stored).worksheets[0] for stored in (True, False)]
+        for first in books:
+            first.reset_dimensions()
+        for values, cells in zip(*(first.iter_rows() for first in books), strict=False):
+            for place in places:
+                if place < len(cells) and cells[place].data_type == "f" and values[place].value is None:
+                    return str(cells[place].coordinate)
+    return None
 
 
 def sheet_rows(path: Path) -> Read:

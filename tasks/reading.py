@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
-from tasks.formats import TABLES, columns_of, kind_of, read_rows, table
+from tasks.formats import TABLES, columns_of, kind_of, read_rows, table, unsaved_formulas
 from tasks.hub import HubUnreachable, cached_data, first_line, is_network_trouble, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
@@ -96,7 +96,7 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
     check_files(folder, config)
     loaded = in_splits(folder)
     if path.is_file() and not len(loaded["train"]):
-        raise InputError(f"data.name: {path} has no rows; add some")
+        raise InputError(". ".join((f"data.name: {path} has no rows; add some", *formulas_in(source, config))))
     check_class_names(loaded, folder, config)
     return loaded
 
@@ -123,6 +123,15 @@ def files_by_row(source: Source, config: DataConfig, most: int = 8) -> list[str]
                 start += count
         told += [f"{role} rows {', '.join(parts)}"] if parts else []
     return told
+
+
+def formulas_in(source: Source, config: DataConfig) -> list[str]:
+    """Why cells of Excel files are empty that do not look so."""
+    path, files = Path(source.name), list[Path]()
+    if source.is_local and not saved_by_datasets(path) and not (folder := find_files(path, config)).whole:
+        files = [piece[0] for name in split_names(config).values() for piece in folder.splits.get(name, ())]
+    files += [test_path(config.test_file)] if config.test_file else []
+    return unsaved_formulas(files, (*config.text_columns, config.label_column))
 
 
 def find_files(path: Path, config: DataConfig) -> Folder:

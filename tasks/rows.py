@@ -183,6 +183,14 @@ def notes_of(config: PredictionConfig, source: Source | None) -> list[str]:
         return [*how_read(files), *([f"not labelled: {names(left_out, path)}"] if left_out else [])]
 
 
+def formulas_in(config: PredictionConfig, source: Source | None, columns: Sequence[str]) -> list[str]:
+    """Why cells of Excel files are empty that do not look so."""
+    if source is None or not source.is_local or saved_by_datasets(path := Path(source.name)):
+        return []
+    folder, files = files_of(path, config)
+    return [] if folder.whole else formats.unsaved_formulas(files, columns)
+
+
 def choose_split(config: PredictionConfig, splits: Mapping[Any, Any]) -> Any:
     there = {str(split): split for split in splits}
     if config.split is None and len(there) == 1:
