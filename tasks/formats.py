@@ -554,7 +554,7 @@ def as_text(cell: Any) -> str | None:
 
 
 def unsaved_formulas(files: Iterable[Path], columns: Collection[str]) -> list[str]:
-    """Of each Excel file the first cell of these columns with a formula whose result nobody stored: it reads as empty."""
+    """Of each Excel file the first cell of these columns with a formula but no stored result: it reads as empty."""
     found = ((path, cell) for path in files if kind_of(path) == ".xlsx" and (cell := unsaved_formula(path, columns)))
     return [
         f"cell {cell} of {path.name} holds a formula without a stored value: open and save the file in Excel or "
