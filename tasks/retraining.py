@@ -83,10 +83,11 @@ def skipped(name: str, inputs: str) -> RetrainResult | None:
     for version in reversed(versions):
         if version.run_id in made and is_settled(version.version, champion, decided):
             since = datetime.fromtimestamp(version.created / 1000, UTC).date()
+            became = what_became_of(name, version.version, champion, decided)
             return RetrainResult(
                 name=name,
                 action="skipped",
-                reason=f"nothing new since {since}",
+                reason=f"nothing new since {since}{became}",
                 champion=champion,
                 version=None,
                 run_id=None,
@@ -107,6 +108,16 @@ def is_settled(version: str, champion: str | None, decided: Sequence[registry.De
     if version == champion or registry.outcome(last, version) == "rolled back":
         return True
     return last.action not in registry.MOVES and last.previous == champion
+
+
+def what_became_of(name: str, version: str, champion: str | None, decided: Sequence[registry.Decision]) -> str:
+    """`: version 1, made of the same, was rejected`; nothing where it is the champion."""
+    if version == champion:
+        return ""
+    last = [decision for decision in decided if version in registry.concerned(decision)][-1]
+    was = registry.outcome(last, version).replace("kept", "not promoted")
+    advice = f"; change data or settings, or promote it ({promote_command(name, version)})" if champion is None else ""
+    return f": version {version}, made of the same, was {was}{advice}"
 
 
 @task(

@@ -334,6 +334,32 @@ def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
     assert skipped("reviews", "inputs") is None
 
 
+@pytest.mark.parametrize(
+    ("done", "told"),
+    [
+        ("reject 1", ": version 1, made of the same, was rejected; change data or settings, or promote it "
+                     "(peft-flow promote reviews 1 --reason TEXT)"),
+        ("promote 1", ""),
+        ("promote 2, keep 1", ": version 1, made of the same, was not promoted"),
+        ("promote 2, promote 1, back", ": version 1, made of the same, was rolled back"),
+    ],
+)  # fmt: skip
+def test_skipped_retraining_says_what_became_of_the_version_made_of_the_same(done: str, told: str, api: Any) -> None:
+    from tasks.retraining import INPUTS_TAG, skipped
+
+    api.set_tag(api.get_model_version("reviews", "1").run_id, INPUTS_TAG, "inputs")
+    for step in done.split(", "):
+        match step.split():
+            case ["promote", version]:
+                promote("reviews", version, "better", "gate")
+            case ["back"]:
+                rollback("reviews", "complaints", "anna")
+            case [_, version]:
+                keep("reviews", version, "not better than TF-IDF", "gate")
+    result = skipped("reviews", "inputs")
+    assert result and re.fullmatch(rf"nothing new since 20\d\d-\d\d-\d\d{re.escape(told)}", result.reason)
+
+
 @pytest.mark.parametrize("gone", ["version", "model", "nothing"])
 def test_challenger_whose_version_was_deleted_is_registered_again(api: Any, gone: str) -> None:
     from types import SimpleNamespace
