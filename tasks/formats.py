@@ -596,6 +596,10 @@ Batches = Callable[[list[str]], Iterator[tuple[Any, float | None]]]
 @contextmanager
 def table(path: Path) -> Iterator[tuple[Any, Batches]]:
     """The schema of a parquet, feather or arrow file, and its rows."""
+    if kind_of(path) != ".parquet" and head_of(path).startswith(b"FEA1"):
+        raise unreadable(
+            path, "it is Feather V1, which is given up; write it anew (in pandas: read_feather, to_feather)"
+        )
     with seekable(path) as place:
         schema, batches = (parquet_table if kind_of(path) == ".parquet" else arrow_table)(place)
         refuse_twins(path, schema.names)

@@ -212,6 +212,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     wanted = [*texts, *([label] if label else [])]
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
+    if nested := holds_nested(first, texts, label):
+        return f"{nested!r:.80} holds objects: write what is in them as columns (in pandas: json_normalize)"
     if first and sum(not name.startswith("unnamed ") for name in first) < len(wanted):
         return (
             f"columns for {' and '.join(wanted)} are needed, named in the first row, and in a csv with a comma, a tab, "
@@ -238,7 +240,30 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
         return "name them with " + " and ".join(
             f"--{section}{name}" for name in ("text_columns", "label_column")[: 1 + bool(label)]
         )
-    return f"perhaps {' '.join(options)}"
+    sentences = [name for name in letters if name != label and looks_like_text(others[name])]
+    pair = ",".join(sentences) if len(texts) == 1 and len(sentences) == 2 and found is not texts else ""
+    both = f", or for pairs of texts --{section}text_columns {shlex.quote(pair)}" if pair else ""
+    return f"perhaps {' '.join(options)}{both}"
+
+
+def holds_nested(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None) -> str | None:
+    """The column whose objects hold a column that is missing, or must hold it, for there is no text beside."""
+    inner: dict[str, set[str]] = {}
+    for name, values in first.items():
+        flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+        if name not in (*texts, label) and (
+            keys := set(chain.from_iterable(one for one in flat if isinstance(one, dict)))
+        ):
+            inner[name] = keys
+    missing = {*texts, label} - first.keys()
+    has_text = any(isinstance(value, str) for name in first if name != label for value in first[name])
+    return next((name for name, keys in inner.items() if keys & missing or not has_text), None)
+
+
+def looks_like_text(values: Sequence[str]) -> bool:
+    """Whether most have several words and there are few twice."""
+    words = sum(" " in value.strip() for value in values)
+    return 2 * words > len(values) and 2 * len(set(values)) > len(values)
 
 
 FIRST_ROWS = 100

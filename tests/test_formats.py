@@ -364,6 +364,7 @@ CSV = "text,label\n" + LONG
         ("a.xlsx", b"x", "a.xlsx cannot be read"),
         ("a.xlsx", packed("a.csv.zip", b"x"), "a.xlsx cannot be read"),
         ("a.feather", b"x" * 99, "a.feather cannot be read"),
+        ("a.feather", b"FEA1xxxx", "it is Feather V1, which is given up; write it anew"),
         ("a.arrow", b"ARROW1" + bytes(99), "a.arrow cannot be read"),
         ("a.parquet", b"x" * 99, "a.parquet cannot be read"),
         ("a.csv", b"text,text\na,b\n", "'text' twice"),
