@@ -2,8 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,8 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
             return load_local(source, config)
         if source.local_files_only:
             snapshot = cached_data(source) / "snapshots" / source.revision
-            return load_hub(datasets.load_dataset_builder(str(snapshot), config.config))
-        loaded = load_hub(datasets.load_dataset_builder(source.name, config.config, revision=source.revision))
+            return load_hub(partial(datasets.load_dataset_builder, str(snapshot), config.config))
+        loaded = load_hub(partial(datasets.load_dataset_builder, source.name, config.config, revision=source.revision))
         note_cached(source, config.revision)
         return loaded
     except InputError:
@@ -54,19 +55,38 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
         raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}") from error
 
 
-def load_hub(builder: Any) -> "DatasetDict":
+def load_hub(build: Callable[..., Any]) -> "DatasetDict":
     """The splits of a data set on the Hub: csv and json as they are read on this machine, for `datasets` guesses at
     what they hold (label `0100` would be the number 100); all else by `datasets`."""
     import datasets
 
+    builder = build()
     options = options_of(builder)
     if builder.name not in ("csv", "json") or not are_known(options):
-        builder.download_and_prepare()
-        return builder.as_dataset()
+        return by_datasets(build)
     found = {str(split): list(files) for split, files in builder.config.data_files.items()}
     files = datasets.DownloadManager().download(found)
     splits: dict[str, list[Piece]] = {split: [(Path(file),) for file in there] for split, there in files.items()}
     return in_splits(Folder(splits, [], options.get("sep"), builder.info.features))
+
+
+def by_datasets(build: Callable[..., Any]) -> "DatasetDict":
+    """The splits as only `datasets` can read them; what is in a csv as text, as we read it, and not as it guesses."""
+    import datasets
+    import pandas as pd
+
+    builder = build()
+    said, options = builder.info.features, options_of(builder)
+    if builder.name == "csv":
+        file = datasets.DownloadManager().download_and_extract(next(iter(builder.config.data_files.values()))[0])
+        names = pd.read_csv(file, **builder.config.pd_read_csv_kwargs | {"chunksize": None, "nrows": 0}).columns
+        nothing = {} if {"na_values", "keep_default_na", "na_filter"} & options.keys() else {"na_filter": False}
+        builder = build(converters=dict.fromkeys(names, str), features=None, **nothing)
+    builder.download_and_prepare()
+    loaded = builder.as_dataset()
+    if builder.name == "csv" and said:
+        loaded = datasets.DatasetDict({role: with_features(split, said) for role, split in loaded.items()})
+    return loaded
 
 
 def in_splits(folder: Folder) -> "DatasetDict":
@@ -74,7 +94,7 @@ def in_splits(folder: Folder) -> "DatasetDict":
 
     loaded = datasets.DatasetDict({role: rows_of(pieces, folder.sep) for role, pieces in folder.splits.items()})
     if folder.features:
-        loaded = datasets.DatasetDict({role: with_features(split, folder) for role, split in loaded.items()})
+        loaded = datasets.DatasetDict({role: with_features(split, folder.features) for role, split in loaded.items()})
     return loaded
 
 
@@ -92,7 +112,7 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
     if folder.whole:
         # datasets knows a file by its path and time only: content that changed and kept its time would not be read
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision))
-        return datasets.load_dataset(str(path), config.config, cache_dir=cache)
+        return by_datasets(partial(datasets.load_dataset_builder, str(path), config.config, cache_dir=cache))
     check_files(folder, config)
     loaded = in_splits(folder)
     if path.is_file() and not len(loaded["train"]):
@@ -143,11 +163,11 @@ def find_files(path: Path, config: DataConfig) -> Folder:
     return Folder({"train": [(path,)]}, [])
 
 
-def with_features(split: "Dataset", folder: Folder) -> "Dataset":
+def with_features(split: "Dataset", features: Mapping[str, Any]) -> "Dataset":
     """With the kinds that the head of a README.md gives the columns."""
     from datasets import Features
 
-    said = {name: kind for name, kind in folder.features.items() if name in split.features}
+    said = {name: kind for name, kind in features.items() if name in split.features}
     return as_kinds(split, Features(split.features | said))
 
 

@@ -172,16 +172,32 @@ def test_head_that_names_no_files_leaves_them_to_their_names(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "content"),
     [
-        ("skiprows: 1", "made by a program\ntext,label\na film,0100\n"),
-        ('sep: "::"', "text::label\na film::0100\n"),
+        ("skiprows: 1", "made by a program\ntext,label\nNA,0100\n,\n"),
+        ('sep: "::"', "text::label\nNA::0100\n::\n"),
+        ("column_names: [text, label]", "NA,0100\n,\n"),
+        ("comment: '#'", "text,label\nNA,0100\n#\n,\n"),
     ],
 )
-def test_what_only_datasets_understands_is_left_to_it(option: str, content: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Falling back to the 'python' engine")
+def test_what_only_datasets_understands_is_left_to_it_but_for_guesses(
+    option: str, content: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.csv").write_text(content)
     (tmp_path / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  {option}\n  data_files: a.csv\n---\n"
     )
-    assert load(tmp_path)["train"].column_names == ["text", "label"]
+    assert load(tmp_path)["train"][:] == {"text": ["NA", ""], "label": ["0100", ""]}
+
+
+def test_kinds_that_the_readme_gives_hold_also_for_what_only_datasets_understands(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n# a remark\n10,1\nNA,0\n")
+    kind = "dtype:\n      class_label:\n        names:\n          '0': bad\n          '1': good\n"
+    info = f"dataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    {kind}"
+    (tmp_path / "README.md").write_text(
+        f"---\n{info}configs:\n- config_name: default\n  comment: '#'\n  data_files: a.csv\n---\n"
+    )
+    train = load(tmp_path)["train"]
+    assert train.features["label"].names == ["bad", "good"] and train[:] == {"text": ["10", "NA"], "label": [1, 0]}
 
 
 def test_unknown_configuration_is_refused(tmp_path: Path) -> None:
