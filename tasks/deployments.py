@@ -116,7 +116,8 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
     here = Path(__file__).resolve().parent
-    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), here / "config.py", here / "methods.py"]
+    forms = [here / "config.py", here / "methods.py", here / "deployments.py"]
+    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), *forms]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:
         total.update(file.read_bytes())
@@ -127,8 +128,25 @@ def finish_deployment(client: "SyncPrefectClient", deployment: Any, version: str
     """Have the server refuse parameters that the flow does not know: of its own it checks only those it knows."""
     from prefect.client.schemas.actions import DeploymentUpdate
 
-    form = {**deployment.parameter_openapi_schema, "additionalProperties": False}
+    form = {**fillable(deployment.parameter_openapi_schema), "additionalProperties": False}
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form, version=version))
+
+
+def fillable(schema: Any) -> Any:
+    """A form in which what may be None is simply left empty.
+
+    As pydantic writes it Prefect shows two buttons and the word None, and refuses a value without naming its bounds.
+    """
+    if isinstance(schema, list):
+        return [fillable(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {name: fillable(inner) for name, inner in schema.items() if inner is not None}  # also within defaults
+    kinds = schema.get("anyOf", [])
+    one = [kind for kind in kinds if kind != {"type": "null"}]
+    if len(one) != 1 or len(kinds) != 2:
+        return schema
+    return {**one[0], **{name: inner for name, inner in schema.items() if name != "anyOf"}}
 
 
 def set_schedules(

@@ -111,12 +111,17 @@ def sorted_by_name(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[
     """The splits, in a fixed order, and the files that are left out.
 
     A file that no word of its name gives to a split is a training row's, unless another is called `train` and nothing
-    else: `january.csv` beside `train-march.csv` is trained on, `backup.csv` beside `train.csv` is not.
+    else: `january.csv` beside `train-march.csv` is trained on, `backup.csv` beside `train.csv` is not. A file whose
+    word may mean something else, such as `dev_tools.csv`, is left out; it is trained on where there is nothing else.
     """
     texts = [file for file in files if not data_kind(file)]
     data = [file for file in files if data_kind(file)] or texts
-    sure, loose = ({file: split_of(file.relative_to(folder), strict) for file in data} for strict in (True, False))
+    places = {file: file.relative_to(folder) for file in data}
+    sure, loose = ({file: split_of(places[file], strict) for file in data} for strict in (True, False))
     named = {file: sure[file] or loose[file] for file in data}
+    unclear = [file for file in unclear_words(places, named) if not sure[file]]
+    nothing_else = not {"train", None}.intersection(named[file] for file in data if file not in unclear)
+    named |= dict.fromkeys(unclear, None if nothing_else else "")
     if "eval" in named.values():
         free = next((role for role in ("test", "validation") if role not in named.values()), "")
         named = {file: free if role == "eval" else role for file, role in named.items()}
@@ -137,8 +142,9 @@ def sorted_by_name(folder: Path, files: Sequence[Path]) -> tuple[dict[str, list[
 
 def split_of(place: Path, strict: bool) -> str | None:
     """The split that a file's folders, else its name, say: with nothing else in it if `strict`."""
-    name = place.name.split(".")[0] if strict else place.name
-    said = place.parts[:-2] if place.suffix.lower() == ".txt" else (*place.parts[:-1], name)
+    said = parts_of(place)
+    if strict and place.suffix.lower() != ".txt":
+        said[-1] = said[-1].split(".")[0]
     for name in said:
         for role, words in WORDS.items():
             whole = re.fullmatch(f"(?:{words}){NOTHING_ELSE}", name, re.I)
@@ -146,6 +152,63 @@ def split_of(place: Path, strict: bool) -> str | None:
                 return role
     of_the_hub = re.match(r"(\w+)-\d{5}-of-\d{5}", said[-1]) if said else None
     return of_the_hub[1] if of_the_hub else None
+
+
+def parts_of(place: Path) -> list[str]:
+    """What may name the split of a file: folders and name; of a text file the folders above that of its class."""
+    return list(place.parts[:-2] if place.suffix.lower() == ".txt" else place.parts)
+
+
+def unclear_words(places: Mapping[Path, Path], named: Mapping[Path, str | None]) -> list[Path]:
+    """The files whose split's word may mean something else: `dev_tools.csv`, `AB test results.csv`.
+
+    It does not where no other word stands beside it, where a file of another split has the same others
+    (`imdb_test.csv` beside `imdb_train.csv` or `imdb.csv`), or where it is the first or last word of the name and so is
+    `train` in another file's.
+    """
+    beside: dict[Key, set[str | None]] = {}
+    for file, place in places.items():
+        for key in keys_of(place):
+            beside.setdefault(key, set()).add(named[file])
+    words = {file: next(filter(has_word, parts_of(place)), "") for file, place in places.items()}
+    is_usual = any(named[file] == "train" and AT_AN_END.search(bare(word)) for file, word in words.items())
+    unclear = []
+    for file, place in places.items():
+        if named[file] in (None, "train") or not words[file]:
+            continue
+        key = keys_of(place)[parts_of(place).index(words[file])]
+        if key[1] and beside[key] == {named[file]} and not (is_usual and AT_AN_END.search(bare(words[file]))):
+            unclear.append(file)
+    return unclear
+
+
+Key = tuple[tuple[str, ...], tuple[str, ...]]
+"""The folders above a folder or file, and the words in its name that say no split."""
+
+ANY = "|".join(WORDS.values())
+ONE_WORD = re.compile(rf"(?<![^\W\d_])(?:{ANY})(?![^\W\d_])", re.I)
+AT_AN_END = re.compile(rf"^(?:{ANY})(?![^\W\d_])|(?<![^\W\d_])(?:{ANY})$", re.I)
+SAYS_NOTHING = {"set", "data", "split", "of", "part", "v"}
+
+
+def has_word(name: str) -> bool:
+    return bool(ONE_WORD.search(bare(name)))
+
+
+def bare(name: str) -> str:
+    """Without the endings of data files."""
+    while data_kind(name):
+        name = Path(name).stem
+    return name
+
+
+def keys_of(place: Path) -> list[Key]:
+    said = parts_of(place)
+    words = (re.findall(r"[^\W\d_]+", ONE_WORD.sub(" ", bare(name)).lower()) for name in said)
+    return [
+        (tuple(said[:depth]), tuple(word for word in found if word not in SAYS_NOTHING))
+        for depth, found in enumerate(words)
+    ]
 
 
 def is_in_class(place: Path) -> bool:
@@ -159,7 +222,9 @@ def describe(folder: Path, found: Folder) -> list[str]:
     notes = ["; ".join(f"{role}: {names(files, folder)}" for role, files in used.items())]
     if found.left_out:
         data = next(filter(data_kind, found.left_out), None)
+        role = split_of(Path(data.name), strict=False) if data else None
         advice = f"; called train-{data.name} it would be trained on" if data else ""
+        advice += f", called {role}.csv used as {role}" if data and role else ""
         notes.append(f"not used: {names(found.left_out, folder)}{advice}")
     return notes
 

@@ -13,7 +13,7 @@ from tasks.local import content_sha256, looks_like_path
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.records import Record, Source, digest
 from tasks.registry import fetched_adapter
-from tasks.rows import find_rows, read_rows
+from tasks.rows import find_rows, formulas_in, read_rows
 from tasks.trouble import first_line
 from tasks.work import WORK, environment_key
 
@@ -45,7 +45,7 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
     settings = check_adapter(config, adapter)
     columns = text_columns(config, settings["text_columns"])
     if source and not next(read_rows(config, source, columns), None):
-        raise InputError(f"input: {config.input} has no rows")
+        raise InputError(". ".join((f"input: {config.input} has no rows", *formulas_in(config, source, columns))))
     job = Job(
         adapter=str(adapter),
         version=version,

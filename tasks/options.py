@@ -25,7 +25,9 @@ UNUSABLE = {
     "layer_replication": "makes a deeper model than the one that is measured; leave it out",
     "loftq_config": QUANTIZED,
     "lora_ga_config": NEEDS_DATA,
+    "prompt_tuning_init_text": "is read by a tokenizer that peft would ask the Hub for; leave it out",
     "sample_at_inference": "gives another prediction each time; leave it out",
+    "tokenizer_name_or_path": "would be asked for at the Hub, even offline; leave it out",
     "use_asa": "needs steps of its own in training, which are not made here; leave it out",
     "use_qalora": QUANTIZED,
 }
@@ -56,6 +58,11 @@ def check_options(model: Any, method: str, options: Mapping[str, Any]) -> None:
     if method == "adalora" and options.get("rank_pattern"):
         raise InputError("adapter.options: rank_pattern is what adalora finds in training; leave it out")
     check_start(model, method, options)
+    if str(options.get("prompt_tuning_init")).upper().endswith("TEXT"):
+        raise InputError(
+            "adapter.options: prompt_tuning_init: TEXT would ask the Hub for a tokenizer, even offline; choose RANDOM "
+            "or SAMPLE_VOCAB"
+        )
     for option, check in checks_of(model).items():
         if (value := options.get(option)) in (None, "", [], {}):
             continue

@@ -19,7 +19,7 @@ from tasks.job import Job, parts_of
 from tasks.outcomes import PredictionResult
 from tasks.parts import Columns, Part, Parts, as_jsonl
 from tasks.progress import amount, progress_artifact, tell
-from tasks.rows import Row, kind_of_ids, notes_of, read_rows
+from tasks.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
 from tasks.trouble import first_line, is_network_trouble
 from tasks.work import sole_user
 
@@ -60,7 +60,7 @@ def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> P
             ids = ids or ("string" if any(row.may_have_id for row in chunk) else None)
             if parts:
                 parts.ids = ids
-            check_faults(config, chunk)
+            check_faults(config, job, chunk)
             done = parts.done(count - 1) if parts else None
             if not (kept := done):
                 classifier = classifier or load_classifier(config, job)
@@ -88,12 +88,13 @@ def chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def check_faults(config: PredictionConfig, chunk: Sequence[Row]) -> None:
+def check_faults(config: PredictionConfig, job: Job, chunk: Sequence[Row]) -> None:
     """Raises InputError that names the first row that cannot be used, unless such rows are to be skipped."""
     bad = next((row for row in chunk if row.fault), None)
     if bad and config.on_error == "stop":
         advice = "or set such rows aside with --on_error skip" if config.output != "-" else "then give all of it again"
-        raise InputError(f"input: {config.input} row {bad.number} {bad.fault}; repair it, {advice}")
+        told = f"input: {config.input} row {bad.number} {bad.fault}; repair it, {advice}"
+        raise InputError(". ".join((told, *formulas_in(config, job.source, job.columns))))
 
 
 class Classifier(NamedTuple):

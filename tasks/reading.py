@@ -2,8 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from tasks.kept import as_kinds, rows_of
 from tasks.local import local_path, test_path
 from tasks.opened import kind_of
 from tasks.records import Source, digest
-from tasks.tables import TABLES, table
+from tasks.tables import TABLES, table, unsaved_formulas
 from tasks.trouble import first_line, is_network_trouble
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
             return load_local(source, config)
         if source.local_files_only:
             snapshot = cached_data(source) / "snapshots" / source.revision
-            return load_hub(datasets.load_dataset_builder(str(snapshot), config.config))
-        loaded = load_hub(datasets.load_dataset_builder(source.name, config.config, revision=source.revision))
+            return load_hub(partial(datasets.load_dataset_builder, str(snapshot), config.config))
+        loaded = load_hub(partial(datasets.load_dataset_builder, source.name, config.config, revision=source.revision))
         note_cached(source, config.revision)
         return loaded
     except InputError:
@@ -55,19 +56,38 @@ def load(source: Source, config: DataConfig) -> "DatasetDict":
         raise InputError(f"data.name: {source.name} cannot be read: {reason(error)}") from error
 
 
-def load_hub(builder: Any) -> "DatasetDict":
+def load_hub(build: Callable[..., Any]) -> "DatasetDict":
     """The splits of a data set on the Hub: csv and json as they are read on this machine, for `datasets` guesses at
     what they hold (label `0100` would be the number 100); all else by `datasets`."""
     import datasets
 
+    builder = build()
     options = options_of(builder)
     if builder.name not in ("csv", "json") or not are_known(options):
-        builder.download_and_prepare()
-        return builder.as_dataset()
+        return by_datasets(build)
     found = {str(split): list(files) for split, files in builder.config.data_files.items()}
     files = datasets.DownloadManager().download(found)
     splits: dict[str, list[Piece]] = {split: [(Path(file),) for file in there] for split, there in files.items()}
     return in_splits(Folder(splits, [], options.get("sep"), builder.info.features))
+
+
+def by_datasets(build: Callable[..., Any]) -> "DatasetDict":
+    """The splits as only `datasets` can read them; what is in a csv as text, as we read it, and not as it guesses."""
+    import datasets
+    import pandas as pd
+
+    builder = build()
+    said, options = builder.info.features, options_of(builder)
+    if builder.name == "csv":
+        file = datasets.DownloadManager().download_and_extract(next(iter(builder.config.data_files.values()))[0])
+        names = pd.read_csv(file, **builder.config.pd_read_csv_kwargs | {"chunksize": None, "nrows": 0}).columns
+        nothing = {} if {"na_values", "keep_default_na", "na_filter"} & options.keys() else {"na_filter": False}
+        builder = build(converters=dict.fromkeys(names, str), features=None, **nothing)
+    builder.download_and_prepare()
+    loaded = builder.as_dataset()
+    if builder.name == "csv" and said:
+        loaded = datasets.DatasetDict({role: with_features(split, said) for role, split in loaded.items()})
+    return loaded
 
 
 def in_splits(folder: Folder) -> "DatasetDict":
@@ -75,7 +95,7 @@ def in_splits(folder: Folder) -> "DatasetDict":
 
     loaded = datasets.DatasetDict({role: rows_of(pieces, folder.sep) for role, pieces in folder.splits.items()})
     if folder.features:
-        loaded = datasets.DatasetDict({role: with_features(split, folder) for role, split in loaded.items()})
+        loaded = datasets.DatasetDict({role: with_features(split, folder.features) for role, split in loaded.items()})
     return loaded
 
 
@@ -93,11 +113,11 @@ def load_local(source: Source, config: DataConfig) -> "DatasetDict":
     if folder.whole:
         # datasets knows a file by its path and time only: content that changed and kept its time would not be read
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / digest(source.revision))
-        return datasets.load_dataset(str(path), config.config, cache_dir=cache)
+        return by_datasets(partial(datasets.load_dataset_builder, str(path), config.config, cache_dir=cache))
     check_files(folder, config)
     loaded = in_splits(folder)
     if path.is_file() and not len(loaded["train"]):
-        raise InputError(f"data.name: {path} has no rows; add some")
+        raise InputError(". ".join((f"data.name: {path} has no rows; add some", *formulas_in(source, config))))
     check_class_names(loaded, folder, config)
     return loaded
 
@@ -126,6 +146,15 @@ def files_by_row(source: Source, config: DataConfig, most: int = 8) -> list[str]
     return told
 
 
+def formulas_in(source: Source, config: DataConfig) -> list[str]:
+    """Why cells of Excel files are empty that do not look so."""
+    path, files = Path(source.name), list[Path]()
+    if source.is_local and not saved_by_datasets(path) and not (folder := find_files(path, config)).whole:
+        files = [piece[0] for name in split_names(config).values() for piece in folder.splits.get(name, ())]
+    files += [test_path(config.test_file)] if config.test_file else []
+    return unsaved_formulas(files, (*config.text_columns, config.label_column))
+
+
 def find_files(path: Path, config: DataConfig) -> Folder:
     """The files of a data set on this machine, by split."""
     if path.is_dir():
@@ -135,11 +164,11 @@ def find_files(path: Path, config: DataConfig) -> Folder:
     return Folder({"train": [(path,)]}, [])
 
 
-def with_features(split: "Dataset", folder: Folder) -> "Dataset":
+def with_features(split: "Dataset", features: Mapping[str, Any]) -> "Dataset":
     """With the kinds that the head of a README.md gives the columns."""
     from datasets import Features
 
-    said = {name: kind for name, kind in folder.features.items() if name in split.features}
+    said = {name: kind for name, kind in features.items() if name in split.features}
     return as_kinds(split, Features(split.features | said))
 
 
@@ -204,6 +233,8 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
     wanted = [*texts, *([label] if label else [])]
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
+    if nested := holds_nested(first, texts, label):
+        return f"{nested!r:.80} holds objects: write what is in them as columns (in pandas: json_normalize)"
     if first and sum(not name.startswith("unnamed ") for name in first) < len(wanted):
         return (
             f"columns for {' and '.join(wanted)} are needed, named in the first row, and in a csv with a comma, a tab, "
@@ -230,7 +261,30 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
         return "name them with " + " and ".join(
             f"--{section}{name}" for name in ("text_columns", "label_column")[: 1 + bool(label)]
         )
-    return f"perhaps {' '.join(options)}"
+    sentences = [name for name in letters if name != label and looks_like_text(others[name])]
+    pair = ",".join(sentences) if len(texts) == 1 and len(sentences) == 2 and found is not texts else ""
+    both = f", or for pairs of texts --{section}text_columns {shlex.quote(pair)}" if pair else ""
+    return f"perhaps {' '.join(options)}{both}"
+
+
+def holds_nested(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None) -> str | None:
+    """The column whose objects hold a column that is missing, or must hold it, for there is no text beside."""
+    inner: dict[str, set[str]] = {}
+    for name, values in first.items():
+        flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+        if name not in (*texts, label) and (
+            keys := set(chain.from_iterable(one for one in flat if isinstance(one, dict)))
+        ):
+            inner[name] = keys
+    missing = {*texts, label} - first.keys()
+    has_text = any(isinstance(value, str) for name in first if name != label for value in first[name])
+    return next((name for name, keys in inner.items() if keys & missing or not has_text), None)
+
+
+def looks_like_text(values: Sequence[str]) -> bool:
+    """Whether most have several words and there are few twice."""
+    words = sum(" " in value.strip() for value in values)
+    return 2 * words > len(values) and 2 * len(set(values)) > len(values)
 
 
 FIRST_ROWS = 100

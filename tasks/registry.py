@@ -33,6 +33,7 @@ from tasks.tracking import (
     find_adapter,
     promote_command,
     registered_versions,
+    run_facts,
     run_of,
     what_is_gone,
 )
@@ -208,8 +209,8 @@ def check_champion(name: str, versions: Sequence[RegisteredVersion]) -> None:
 def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
     """The adapter that a user calls `name` in `folder`, its version, and its address in MLflow.
 
-    InputError where there is none, which says what became of it. A run that was deleted is said: its files are there
-    until somebody cleans up.
+    InputError where there is none, which says what became of it, and where the run was deleted that made it: its files
+    may be cleaned up any time.
     """
     try:
         uri, version = find_adapter(name)
@@ -218,7 +219,9 @@ def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
             raise InputError(f"model: {gone}") from None
         raise
     if (run_id := run_of(uri)) and (gone := what_is_gone(run_id)):
-        warn("%s. %s is used as long as its files are there", gone, version)
+        if run_facts(run_id):
+            raise InputError(f"model: {name} cannot be used: {gone}, or choose another version or run")
+        warn("%s; the files of %s are all that is left of it", gone, version)
     try:
         return download_adapter(uri, folder), version, uri
     except OSError as error:

@@ -79,10 +79,11 @@ def skipped(name: str, inputs: str) -> RetrainResult | None:
     for version in reversed(versions):
         if version.run_id in made and is_settled(version.version, champion, decided):
             since = datetime.fromtimestamp(version.created / 1000, UTC).date()
+            became = what_became_of(name, version.version, champion, decided)
             return RetrainResult(
                 name=name,
                 action="skipped",
-                reason=f"nothing new since {since}",
+                reason=f"nothing new since {since}{became}",
                 champion=champion,
                 version=None,
                 run_id=None,
@@ -103,6 +104,16 @@ def is_settled(version: str, champion: str | None, decided: Sequence[Decision]) 
     if version == champion or outcome(last, version) == "rolled back":
         return True
     return last.action not in MOVES and last.previous == champion
+
+
+def what_became_of(name: str, version: str, champion: str | None, decided: Sequence[Decision]) -> str:
+    """`: version 1, made of the same, was rejected`; nothing where it is the champion."""
+    if version == champion:
+        return ""
+    last = [decision for decision in decided if version in concerned(decision)][-1]
+    was = outcome(last, version).replace("kept", "not promoted")
+    advice = f"; change data or settings, or promote it ({promote_command(name, version)})" if champion is None else ""
+    return f": version {version}, made of the same, was {was}{advice}"
 
 
 @task(

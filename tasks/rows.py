@@ -22,7 +22,7 @@ from tasks.jsonrows import objects
 from tasks.opened import Broken, Read, clean
 from tasks.reading import load, name_columns
 from tasks.records import Source
-from tasks.tables import BATCH_ROWS
+from tasks.tables import BATCH_ROWS, unsaved_formulas
 
 
 class Row(NamedTuple):
@@ -184,6 +184,14 @@ def notes_of(config: PredictionConfig, source: Source | None) -> list[str]:
         folder, files = files_of(path, config)
         left_out = sorted({*data_files(path)} - {*files}) if path.is_dir() and not folder.whole else []
         return [*how_read(files), *([f"not labelled: {names(left_out, path)}"] if left_out else [])]
+
+
+def formulas_in(config: PredictionConfig, source: Source | None, columns: Sequence[str]) -> list[str]:
+    """Why cells of Excel files are empty that do not look so."""
+    if source is None or not source.is_local or saved_by_datasets(path := Path(source.name)):
+        return []
+    folder, files = files_of(path, config)
+    return [] if folder.whole else unsaved_formulas(files, columns)
 
 
 def choose_split(config: PredictionConfig, splits: Mapping[Any, Any]) -> Any:

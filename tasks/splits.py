@@ -15,6 +15,7 @@ from tasks.reading import (
     choose_splits,
     class_names,
     files_by_row,
+    formulas_in,
     how_found,
     load,
     split_names,
@@ -66,7 +67,8 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
         # all at once, and what else would be found: the file is repaired in one go
         rows = same_texts(encoded, config.text_columns)
         sharing = describe_conflicts(rows, label_names) if config.test_file else describe_sharing(rows, label_names)
-        raise InputError(". ".join((*text_faults, *label_faults, *sharing, *files_by_row(source, config))))
+        where = (*files_by_row(source, config), *formulas_in(source, config))
+        raise InputError(". ".join((*text_faults, *label_faults, *sharing, *where)))
     kept_out = keep_out(encoded, config.text_columns) if config.test_file else {}
     if config.test_file:
         notes.append(f"{len(encoded['test'])} test rows from data.test_file; {describe_kept_out(kept_out)}")

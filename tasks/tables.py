@@ -1,13 +1,13 @@
 """Rows of sheets (xlsx) and of tables whose columns have types (Parquet, Feather, Arrow)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tasks.config import InputError
 from tasks.delimited import refuse_twins
-from tasks.opened import Broken, Read, kind_of, seekable, unreadable
+from tasks.opened import Broken, Read, head_of, kind_of, seekable, unreadable
 
 BATCH_ROWS = 1_000
 """Of a table that are in memory at once."""
@@ -48,6 +48,32 @@ def as_text(cell: Any) -> str | None:
     return str(cell).removesuffix(" 00:00:00") if isinstance(cell, datetime) else str(cell)
 
 
+def unsaved_formulas(files: Iterable[Path], columns: Collection[str]) -> list[str]:
+    """Of each Excel file the first cell of these columns with a formula but no stored result: it reads as empty."""
+    found = ((path, cell) for path in files if kind_of(path) == ".xlsx" and (cell := unsaved_formula(path, columns)))
+    return [
+        f"cell {cell} of {path.name} holds a formula without a stored value: open and save the file in Excel or "
+        "LibreOffice, or save it as csv"
+        for path, cell in found
+    ]
+
+
+def unsaved_formula(path: Path, columns: Collection[str]) -> str | None:
+    from openpyxl import load_workbook
+
+    with sheet(path) as (header, _, _):
+        places = [place for place, name in enumerate(header) if name in columns]
+    with seekable(path) as file:
+        books = [load_workbook(file, read_only=True, data_only=stored).worksheets[0] for stored in (True, False)]
+        for first in books:
+            first.reset_dimensions()
+        for values, cells in zip(*(first.iter_rows() for first in books), strict=False):
+            for place in places:
+                if place < len(cells) and cells[place].data_type == "f" and values[place].value is None:
+                    return str(cells[place].coordinate)
+    return None
+
+
 def sheet_rows(path: Path) -> Read:
     with sheet(path) as (header, rows, _):
         for row in rows:
@@ -65,6 +91,10 @@ Batches = Callable[[list[str]], Iterator[tuple[Any, float | None]]]
 @contextmanager
 def table(path: Path) -> Iterator[tuple[Any, Batches]]:
     """The schema of a parquet, feather or arrow file, and its rows."""
+    if kind_of(path) != ".parquet" and head_of(path).startswith(b"FEA1"):
+        raise unreadable(
+            path, "it is Feather V1, which is given up; write it anew (in pandas: read_feather, to_feather)"
+        )
     with seekable(path) as place:
         schema, batches = (parquet_table if kind_of(path) == ".parquet" else arrow_table)(place)
         refuse_twins(path, schema.names)

@@ -1,8 +1,11 @@
 """What needs a server is in test_stack.py."""
 
 import inspect
+import json
+import re
 import sqlite3
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -38,6 +41,24 @@ def test_form_of_predict_has_every_field_as_the_configuration_has_it() -> None:
         assert form[name]["description"], name
         default = inspect.signature(predict.fn).parameters[name].default
         assert default in (PredictionConfig.model_fields[name].default, inspect.Parameter.empty), name
+
+
+@pytest.mark.parametrize("name", ["finetune", "retrain", "predict"])
+def test_what_may_be_none_is_an_empty_field_of_one_kind_with_its_bounds(name: str) -> None:
+    from prefect.utilities.schema_tools.validation import validate
+
+    form = deployments.fillable(getattr(import_module(f"flows.{name}"), name).parameters.model_dump_for_openapi())
+    assert not {'"anyOf"', '"null"', "null"} & set(re.findall(r'"anyOf"|"null"|\bnull\b', json.dumps(form)))
+    if name == "predict":
+        assert "default" not in form["properties"]["split"] and form["properties"]["split"]["type"] == "string"
+        return
+    rate = form["definitions"]["TrainingConfig"]["properties"]["learning_rate"]
+    assert (rate["type"], rate["minimum"], rate["maximum"]) == ("number", 0, 10) and "default" not in rate
+    assert "learning_rate" not in form["properties"]["training"]["default"]
+    (refused,) = validate({"training": {"learning_rate": 50}}, form)
+    assert refused.message == "50 is greater than the maximum of 10"
+    for kept in ({}, {"training": {"learning_rate": None, "max_steps": None}}, {"training": {"learning_rate": 0.1}}):
+        assert not validate(kept, form, ignore_required=True)
 
 
 def test_reference_job_is_the_one_of_its_configuration_file() -> None:

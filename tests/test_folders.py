@@ -37,6 +37,29 @@ def load(folder: Path, **fields: Any) -> Any:
         ("train_set.csv old.csv", {"train": "train_set.csv", "": "old.csv"}),
         ("train.csv train-march.csv backup.csv", {"train": "train-march.csv train.csv", "": "backup.csv"}),
         ("train.csv sample.json test.csv", {"train": "train.csv", "test": "test.csv", "": "sample.json"}),
+        # a word that may mean something else
+        ("reviews.csv dev_tools.csv", {"train": "reviews.csv", "": "dev_tools.csv"}),
+        ("emails.csv valid_mails.csv", {"train": "emails.csv", "": "valid_mails.csv"}),
+        ("reviews.csv AB_test_results.csv", {"train": "reviews.csv", "": "AB_test_results.csv"}),
+        ("train.csv AB_test_results.csv", {"train": "train.csv", "": "AB_test_results.csv"}),
+        ("dev_tools.csv garden_tools.csv", {"train": "garden_tools.csv", "": "dev_tools.csv"}),
+        ("reviews/a.csv ab_test/b.csv", {"train": "reviews/a.csv", "": "ab_test/b.csv"}),
+        ("AB_test_results.csv", {"train": "AB_test_results.csv"}),
+        ("dev_tools.csv valid_mails.csv", {"train": "dev_tools.csv valid_mails.csv"}),
+        ("test.csv AB_test_results.csv", {"train": "AB_test_results.csv", "test": "test.csv"}),
+        # and where it does not
+        ("train_tickets.csv test_tickets.csv", {"train": "train_tickets.csv", "test": "test_tickets.csv"}),
+        ("a_train_x.csv a_test_x.csv", {"train": "a_train_x.csv", "test": "a_test_x.csv"}),
+        ("reviews.csv reviews_test.csv", {"train": "reviews.csv", "test": "reviews_test.csv"}),
+        ("reviews_2024.csv reviews_2025.csv reviews_test.csv",
+         {"train": "reviews_2024.csv reviews_2025.csv", "test": "reviews_test.csv"}),
+        ("reviews.csv test2.csv dev-2024.csv",
+         {"train": "reviews.csv", "validation": "dev-2024.csv", "test": "test2.csv"}),
+        ("train.csv test_gold.csv dev_matched.csv",
+         {"train": "train.csv", "validation": "dev_matched.csv", "test": "test_gold.csv"}),
+        ("imdb_train.csv final_test.csv", {"train": "imdb_train.csv", "test": "final_test.csv"}),
+        ("imdb_train/a.csv imdb_test/b.csv", {"train": "imdb_train/a.csv", "test": "imdb_test/b.csv"}),
+        ("r_all.csv r_dev.csv r_test.csv", {"train": "r_all.csv", "validation": "r_dev.csv", "test": "r_test.csv"}),
         # eval
         ("train.csv eval.csv", {"train": "train.csv", "test": "eval.csv"}),
         ("train.csv eval.csv test.csv", {"train": "train.csv", "validation": "eval.csv", "test": "test.csv"}),
@@ -84,6 +107,16 @@ def test_what_was_used_for_what_and_what_was_not_is_said(tmp_path: Path) -> None
     assert used == "train: train.csv; test: test.csv"
     assert left_out.startswith("not used: backup.csv, old/0.csv, old/1.csv, ")
     assert left_out.endswith(" and 5 more; called train-backup.csv it would be trained on")
+
+
+def test_file_whose_word_may_mean_something_else_is_told_how_to_be_used(tmp_path: Path) -> None:
+    for name in ("reviews.csv", "dev_tools.csv"):
+        (tmp_path / name).touch()
+    assert describe(tmp_path, look_into(tmp_path)) == [
+        "train: reviews.csv",
+        "not used: dev_tools.csv; called train-dev_tools.csv it would be trained on, called validation.csv used as "
+        "validation",
+    ]
 
 
 def test_of_many_text_files_the_folders_are_named(tmp_path: Path) -> None:
@@ -139,16 +172,32 @@ def test_head_that_names_no_files_leaves_them_to_their_names(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "content"),
     [
-        ("skiprows: 1", "made by a program\ntext,label\na film,0100\n"),
-        ('sep: "::"', "text::label\na film::0100\n"),
+        ("skiprows: 1", "made by a program\ntext,label\nNA,0100\n,\n"),
+        ('sep: "::"', "text::label\nNA::0100\n::\n"),
+        ("column_names: [text, label]", "NA,0100\n,\n"),
+        ("comment: '#'", "text,label\nNA,0100\n#\n,\n"),
     ],
 )
-def test_what_only_datasets_understands_is_left_to_it(option: str, content: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Falling back to the 'python' engine")
+def test_what_only_datasets_understands_is_left_to_it_but_for_guesses(
+    option: str, content: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.csv").write_text(content)
     (tmp_path / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  {option}\n  data_files: a.csv\n---\n"
     )
-    assert load(tmp_path)["train"].column_names == ["text", "label"]
+    assert load(tmp_path)["train"][:] == {"text": ["NA", ""], "label": ["0100", ""]}
+
+
+def test_kinds_that_the_readme_gives_hold_also_for_what_only_datasets_understands(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n# a remark\n10,1\nNA,0\n")
+    kind = "dtype:\n      class_label:\n        names:\n          '0': bad\n          '1': good\n"
+    info = f"dataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    {kind}"
+    (tmp_path / "README.md").write_text(
+        f"---\n{info}configs:\n- config_name: default\n  comment: '#'\n  data_files: a.csv\n---\n"
+    )
+    train = load(tmp_path)["train"]
+    assert train.features["label"].names == ["bad", "good"] and train[:] == {"text": ["10", "NA"], "label": [1, 0]}
 
 
 def test_unknown_configuration_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import lzma
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from tasks.delimited import separator
 from tasks.formats import columns_of, notes_of, read_rows
 from tasks.kept import rows_of
 from tasks.opened import Broken
+from tasks.tables import unsaved_formulas
+from tests.test_splits import read as splits_of
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "2026-01-02", "NA", "007"]
 LABELS = ["0100", "007.1", "1", "01", "null", "None"]
@@ -297,6 +299,31 @@ def test_sheet_is_text_as_it_shows(tmp_path: Path) -> None:
     assert notes_of(tmp_path / "a.xlsx") == ["of a.xlsx only the first sheet is read, 'Reviews', not 'Notes'"]
 
 
+def sheet_with(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+HOLDS = "cell B3 of a.xlsx holds a formula without a stored value: open and save the file in Excel or LibreOffice"
+
+
+def test_formula_that_nobody_calculated_is_named_where_its_cell_is_missed(tmp_path: Path) -> None:
+    rows: list[list[object]] = [["text", "label", "more"], *([f"film {n}", "ab"[n % 2], "=1+1"] for n in range(40))]
+    path = sheet_with(tmp_path / "a.xlsx", rows)
+    assert not unsaved_formulas([path], ["text", "label"]) and "C2" in unsaved_formulas([path], ["more"])[0]
+    assert splits_of(path).label_names == ("a", "b")  # a column that nobody uses stops nothing
+    rows[2][1] = '=IF(1>2;"a";"b")'
+    with pytest.raises(InputError, match=rf"1 row has no label \(train row 1\).*{HOLDS}, or save it as csv"):
+        splits_of(sheet_with(path, rows))
+    with pytest.raises(InputError, match=f"has no rows.*{HOLDS.replace('B3', 'A2')}"):
+        splits_of(sheet_with(path, [["text", "label"], ["=A1", "=A1"]]))
+
+
 def test_text_file_is_a_row_of_the_class_of_its_folder(tmp_path: Path) -> None:
     for name, text in (("pos/2.txt", "\ufefffine\n"), ("neg/1.txt", "dull\n\nvery")):
         (tmp_path / name).parent.mkdir()
@@ -340,6 +367,7 @@ CSV = "text,label\n" + LONG
         ("a.xlsx", b"x", "a.xlsx cannot be read"),
         ("a.xlsx", packed("a.csv.zip", b"x"), "a.xlsx cannot be read"),
         ("a.feather", b"x" * 99, "a.feather cannot be read"),
+        ("a.feather", b"FEA1xxxx", "it is Feather V1, which is given up; write it anew"),
         ("a.arrow", b"ARROW1" + bytes(99), "a.arrow cannot be read"),
         ("a.parquet", b"x" * 99, "a.parquet cannot be read"),
         ("a.csv", b"text,text\na,b\n", "'text' twice"),

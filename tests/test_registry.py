@@ -38,7 +38,9 @@ def api(store: Path, workplace: Path) -> Any:
 
 def copied(store: Path, folder: Path) -> Any:
     from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
 
+    utils._artifact_repos_cache.clear()  # by run, which is in another folder in each copy
     shutil.copytree(store / "mlruns", folder / "mlruns")
     return MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
 
@@ -215,6 +217,7 @@ NO_ALIAS = "reviews has no champion any more: the alias was taken off version 2 
 RENAMED = "registered model reviews was renamed to critics in MLflow; give that name, or rename it back"
 RUN_GONE = "run [0-9a-f]{32} was deleted in MLflow; restore it .*mlflow runs restore --run-id [0-9a-f]{32}"
 EXPERIMENT_GONE = "experiment 'peft-flow', with run .*, was deleted .*mlflow experiments restore --experiment-id 1"
+UNUSED = "model: reviews cannot be used: "
 REMOVED = "run [0-9a-f]{32} is not in MLflow any more"
 
 
@@ -240,7 +243,7 @@ def delete(what: str, api: Any) -> None:
 
 NONE_THERE = "there is no registered model 'reviews'"
 SAID: dict[str, dict[str, str]] = {
-    "run": {"predict": f"{RUN_GONE}.*reviews/2 is used", "retrain": RUN_GONE, "history": RUN_GONE, "compare": RUN_GONE},
+    "run": {"predict": f"{UNUSED}{RUN_GONE}", "retrain": RUN_GONE, "history": RUN_GONE, "compare": RUN_GONE},
     "run, cleaned up": {
         "predict": f"model: reviews cannot be read: .*choose another version or run.*{REMOVED}",
         "retrain": REMOVED,
@@ -248,7 +251,7 @@ SAID: dict[str, dict[str, str]] = {
         "compare": "there is no run",
     },
     "experiment": {
-        "predict": f"{EXPERIMENT_GONE}.*reviews/2 is used",
+        "predict": f"{UNUSED}{EXPERIMENT_GONE}",
         "retrain": EXPERIMENT_GONE,
         "history": EXPERIMENT_GONE,
         "compare": EXPERIMENT_GONE,
@@ -299,6 +302,25 @@ def test_each_command_says_what_was_deleted_and_what_to_do(
         assert "deleted" not in said and "any more" not in said
 
 
+@pytest.mark.parametrize("by", ["champion", "version", "run"])
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_adapter_of_a_deleted_run_is_refused_by_any_name_until_it_is_restored(
+    what: str, by: str, api: Any, workplace: Path
+) -> None:
+    run_id = api.get_model_version("reviews", "2").run_id
+    (workplace / "settings.json").write_text("{}")
+    for place in ("adapter", "model/artifacts/adapter"):
+        api.log_artifact(run_id, str(workplace / "settings.json"), place)
+    promote("reviews", "2", "better", "gate")
+    delete(what, api)
+    name = {"champion": "models:/reviews@champion", "version": "reviews/2", "run": run_id}[by]
+    said = RUN_GONE if what == "run" else EXPERIMENT_GONE
+    with pytest.raises(InputError, match=f"model: {name} cannot be used: {said}.*, or choose another version or run"):
+        registry.fetched_adapter(name, workplace / "adapter")
+    _ = api.restore_run(run_id) if what == "run" else api.restore_experiment("1")
+    assert (registry.fetched_adapter(name, workplace / "adapter")[0] / "settings.json").is_file()
+
+
 def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
     from tasks.retraining import INPUTS_TAG, skipped
 
@@ -311,6 +333,32 @@ def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
     api.delete_registered_model("reviews")
     settle("reviews")  # what waits for a model that is gone stops nobody
     assert skipped("reviews", "inputs") is None
+
+
+@pytest.mark.parametrize(
+    ("done", "told"),
+    [
+        ("reject 1", ": version 1, made of the same, was rejected; change data or settings, or promote it "
+                     "(peft-flow promote reviews 1 --reason TEXT)"),
+        ("promote 1", ""),
+        ("promote 2, keep 1", ": version 1, made of the same, was not promoted"),
+        ("promote 2, promote 1, back", ": version 1, made of the same, was rolled back"),
+    ],
+)  # fmt: skip
+def test_skipped_retraining_says_what_became_of_the_version_made_of_the_same(done: str, told: str, api: Any) -> None:
+    from tasks.retraining import INPUTS_TAG, skipped
+
+    api.set_tag(api.get_model_version("reviews", "1").run_id, INPUTS_TAG, "inputs")
+    for step in done.split(", "):
+        match step.split():
+            case ["promote", version]:
+                promote("reviews", version, "better", "gate")
+            case ["back"]:
+                rollback("reviews", "complaints", "anna")
+            case [_, version]:
+                keep("reviews", version, "not better than TF-IDF", "gate")
+    result = skipped("reviews", "inputs")
+    assert result and re.fullmatch(rf"nothing new since 20\d\d-\d\d-\d\d{re.escape(told)}", result.reason)
 
 
 @pytest.mark.parametrize("gone", ["version", "model", "nothing"])

@@ -13,7 +13,8 @@ import pytest
 
 from tasks import rows as reading
 from tasks.config import InputError, PredictionConfig
-from tasks.rows import Row, find_rows, notes_of, read_rows
+from tasks.rows import Row, find_rows, formulas_in, notes_of, read_rows
+from tests.test_formats import sheet_with
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "dull", "x\ry"]
 
@@ -49,6 +50,14 @@ def write(path: Path) -> Path:
         case ".parquet":
             table.to_parquet(path)
     return path
+
+
+def test_formula_that_nobody_calculated_is_named(tmp_path: Path) -> None:
+    path = sheet_with(tmp_path / "a.xlsx", [["text", "more"], ["a film", "=1"], ["=A2", "b"]])
+    asked = config(path)
+    assert [row.fault for row in read(path)] == ["", "has no text in column 'text'"]
+    (told,) = formulas_in(asked, find_rows(asked), ["text"])
+    assert told.startswith("cell A3 of a.xlsx holds a formula without a stored value")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])

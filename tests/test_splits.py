@@ -452,7 +452,22 @@ def test_classes_that_are_numbers_stand_in_their_order() -> None:
         ({"Survey": ["a text", "b"], "unnamed 1": ["1", "2"]}, "columns for text and label are needed, named in the"),
         ({"a, b": ["a long text", "another"], "label": ["a", "b"]}, "rename 'a, b' to text"),
         ({"text ": ["a long text", "another"], "label ": ["a", "b"]}, "rename 'text ' to text"),
-        ({"n": [1, 2], "m": [{"text": "a"}] * 2}, "name them with --data.text_columns and --data.label_column"),
+        ({"n": [1, 2], "m": [{"text": "a"}] * 2}, "'m' holds objects: write what is in them as columns"),
+        ({"data": [{"text": "a", "label": 1}] * 2}, "'data' holds objects"),
+        ({"review": [{"body": "a"}] * 2, "stars": [1, 2]}, "'review' holds objects"),
+        (
+            {
+                "title": ["good"] * 3,
+                "review": ["a film", "b film", "c"],
+                "kind": ["a", "b", "b"],
+                "about": [{"n": 1}] * 3,
+            },
+            "perhaps --data.text_columns review --data.label_column kind$",
+        ),
+        (
+            {"premise": ["a film", "b film"], "claim": ["a long film", "is it"], "label": [0, 1]},
+            "perhaps --data.text_columns claim, or for pairs of texts --data.text_columns premise,claim",
+        ),
         ({"x" * 50: ["a", "b"], "y" * 50: ["c", "d"]}, "name them with --data.text_columns and --data.label_column"),
     ],
 )
