@@ -385,8 +385,13 @@ def prefect_starting() -> Iterator[None]:
     from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
-    if not get_current_settings().api.url:
+    settings = get_current_settings()
+    if not settings.api.url:
         import prefect.server.api.server  # noqa: F401  (not in the thread: two threads must not import the same)
+
+        from tasks.deployments import refuse_newer_database
+
+        refuse_newer_database(settings.home / "prefect.db")
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

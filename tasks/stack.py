@@ -25,7 +25,14 @@ from tasks import liveness
 from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
 from tasks.config import DEPLOYMENTS, STORE, InputError
 from tasks.demo import demo_folder
-from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool
+from tasks.deployments import (
+    POOL,
+    deploy,
+    forget_silence,
+    make_automation,
+    make_pool,
+    refuse_newer_database,
+)
 from tasks.hub import is_network_trouble
 from tasks.processes import (
     Processes,
@@ -97,6 +104,7 @@ def up(options: Options) -> None:
     with alone(options) as register:
         refuse_taken_port(options.host, options.prefect_port, PREFECT, "--prefect-port")
         refuse_taken_port(options.host, options.mlflow_port, MLFLOW, "--mlflow-port")
+        refuse_newer_database(register.with_name("prefect.db"))
         os.environ |= clients_environment(options)
         make_store()
         processes = Processes(register)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main, prefect_starting
-from tasks.config import PredictionConfig, RunConfig, sections
+from tasks.config import InputError, PredictionConfig, RunConfig, sections
 from tasks.methods import METHODS
 from tests.conftest import ROOT, register
+from tests.stacks import used_by_newer_prefect
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "prefect", "pandas", "numpy"}
 OPTIONS = [f"--{name}.{field}" for name, section in sections() for field in section.model_fields]
@@ -52,6 +53,18 @@ def test_a_prefect_server_that_does_not_start_is_the_error_of_the_command(monkey
     with pytest.raises(RuntimeError, match="no free port"), prefect_starting():
         done.append("what takes long")
     assert done
+
+
+def test_database_of_a_newer_prefect_is_refused_before_a_server_starts_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect.client.orchestration.get_client", None)
+    with (
+        used_by_newer_prefect(tmp_path) as database,
+        pytest.raises(InputError, match=f"{database} was changed by a newer Prefect"),
+        prefect_starting(),
+    ):
+        pytest.fail("it goes on")
 
 
 @pytest.fixture
