@@ -262,5 +262,5 @@ def is_used(database: Path) -> bool:
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
     from sqlalchemy import make_url
 
-    named = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database
-    return bool(named) and Path(named).resolve() == database.resolve()
+    named = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database or ""
+    return Path(named).resolve() == database.resolve()
