@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tasks.closing import NO_HEARTBEAT
-from tasks.config import DEPLOYMENTS
+from tasks.config import DEPLOYMENTS, InputError
 from tasks.device import gpus
 from tasks.files import write_text
 from tasks.progress import tell
@@ -249,3 +250,35 @@ def forget_silence(database: Path) -> None:
     ours = "DELETE FROM automation_bucket WHERE automation_id IN (SELECT id FROM automation WHERE name = ?)"
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=10)) as connection, connection:
         connection.execute(ours, (AUTOMATION,))
+
+
+MIGRATIONS = "prefect/server/database/_migrations/versions/sqlite"
+"""One file for each change that Prefect has made to its SQLite database, with the change's id."""
+
+
+def refuse_newer_database(database: Path) -> None:
+    """InputError where a newer Prefect has changed this SQLite file, and the one installed here uses it.
+
+    Its server would end with a traceback, and the one inside a run would be started again for ever.
+    """
+    if not database.exists():
+        return
+    prefect = distribution("prefect")  # importing it takes seconds
+    known = [file.read_text(encoding="utf-8") for file in Path(str(prefect.locate_file(MIGRATIONS))).glob("*.py")]
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=10)) as connection:
+        changes = [change for (change,) in connection.execute("SELECT version_num FROM alembic_version")]
+        if not all(any(change in file for file in known) for change in changes) and is_used(database):
+            raise InputError(
+                f"{database} was changed by a newer Prefect than the {prefect.version} that is installed here, which "
+                "cannot read it: install the newer one again, or set PREFECT_HOME to a new folder, where flow runs, "
+                "schedules and automations begin anew"
+            )
+
+
+def is_used(database: Path) -> bool:
+    """Whether it is the database of Prefect's server: its settings may name another."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+    from sqlalchemy import make_url
+
+    named = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database or ""
+    return Path(named).resolve() == database.resolve()

@@ -22,7 +22,7 @@ from tasks import liveness
 from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
 from tasks.config import DEPLOYMENTS, STORE, InputError
 from tasks.demo import demo_folder
-from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool
+from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
 from tasks.doors import (
     CREDENTIALS,
     clients_environment,
@@ -95,6 +95,7 @@ def up(options: Options) -> None:
     with alone(options) as register:
         refuse_taken_port(options.host, options.prefect_port, PREFECT, "--prefect-port")
         refuse_taken_port(options.host, options.mlflow_port, MLFLOW, "--mlflow-port")
+        refuse_newer_database(register.with_name("prefect.db"))
         os.environ |= clients_environment(options)
         make_store()
         processes = Processes(register)

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import yaml
 
 from tasks import deployments
-from tasks.config import PredictionConfig, RetrainConfig, RunConfig, checked, load_config, validated
+from tasks.config import InputError, PredictionConfig, RetrainConfig, RunConfig, checked, load_config, validated
 from tests.conftest import ROOT
+from tests.stacks import used_by_newer_prefect
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
 
@@ -211,3 +213,38 @@ def test_strange_database_stops_nobody(tmp_path: Path) -> None:
     database = tmp_path / "prefect.db"
     database.write_text("no database at all, but long enough to be read as one" * 20)
     deployments.forget_silence(database)
+    deployments.refuse_newer_database(database)
+
+
+@pytest.fixture
+def backup(prefect_harness: None, tmp_path: Path) -> Path:
+    """A copy of a database as Prefect makes it."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+    from sqlalchemy import make_url
+
+    theirs, backup = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value()).database, tmp_path / "backup.db"
+    with closing(sqlite3.connect(str(theirs))) as connection, closing(sqlite3.connect(backup)) as copy:
+        connection.backup(copy)
+    return backup
+
+
+def test_prefect_has_the_tables_that_silence_is_forgotten_in(backup: Path) -> None:
+    with closing(sqlite3.connect(backup)) as connection:
+        connection.execute("SELECT id, name FROM automation")
+        connection.execute("SELECT automation_id FROM automation_bucket")
+
+
+def test_only_a_database_that_a_newer_prefect_has_changed_is_refused(backup: Path, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
+
+    with used_by_newer_prefect(tmp_path) as database:
+        with pytest.raises(InputError, match=r"^\S+prefect.db was changed by a newer Prefect than the [\d.]+ that"):
+            deployments.refuse_newer_database(database)
+        with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}x"}):
+            deployments.refuse_newer_database(database)
+        backup.replace(database)
+        deployments.refuse_newer_database(database)
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        with pytest.raises(InputError, match="newer Prefect"):
+            deployments.refuse_newer_database(database)

@@ -81,7 +81,7 @@ def test_every_package_installed_for_us_is_pinned() -> None:
     missing = sorted(seen - names.keys() - {"peft-flow"})
     assert len(seen) > 100
     assert not missing
-    assert names["prefect"] == "3.8.8"
+    assert names["prefect"] == "3.9.1"
     assert names["mlflow"] == "3.17.2"
     assert names["torch"] == "2.13.0"
 

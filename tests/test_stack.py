@@ -21,7 +21,7 @@ import pytest
 from tasks import stack as stacks
 from tasks.config import InputError
 from tests.conftest import ROOT, free_port
-from tests.stacks import FINAL, Stack, until
+from tests.stacks import FINAL, Stack, until, used_by_newer_prefect
 from tests.test_retrain import furnished
 
 pytestmark = pytest.mark.alone
@@ -180,6 +180,21 @@ def test_taken_port_is_refused_and_nothing_is_left_running(tmp_path: Path) -> No
         line = refused(stack, "--prefect-port", str(free_port()), "--mlflow-port", port)
     assert f"--mlflow-port: port {port} of 127.0.0.1 cannot be used for the MLflow server" in line
     assert stack.processes() == []
+
+
+def test_database_of_a_newer_prefect_is_refused_and_nothing_starts(
+    workplace: Path, bare: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("prefect")
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    monkeypatch.setattr(stacks, "start", None)
+    (workplace / "prefect.yaml").touch()
+    with (
+        used_by_newer_prefect(home),
+        pytest.raises(InputError, match="install the newer one again, or set PREFECT_HOME"),
+    ):
+        stacks.up(stacks.Options("127.0.0.1", free_port(), free_port()))
+    assert [file.name for file in workplace.iterdir()] == ["prefect.yaml"]
 
 
 def test_server_that_cannot_start_takes_everything_down_and_is_named_with_its_log(tmp_path: Path) -> None:
