@@ -403,6 +403,10 @@ class RunConfig(Config):
             object.__setattr__(self, "training", training)  # frozen it is for everybody else
         return self
 
+    def run_config(self) -> "RunConfig":
+        """The plain run, without what only retraining or several seeds are told."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
     def usual_rate(self) -> float:
         """The learning rate where the user names none."""
         return DEMO_RATE if self.model.name == DEMO_MODEL else METHODS[self.adapter.method].rate
@@ -460,7 +464,10 @@ class RetrainConfig(RunConfig):
 
     command: ClassVar[str] = "retrain"
 
-    tracking: TrackingConfig = TrackingConfig(registered_model="peft-flow")
+    tracking: TrackingConfig = Field(
+        TrackingConfig(registered_model="peft-flow"),
+        description="Where and how the runs appear in MLflow, and the registered model that is retrained.",
+    )
     gate: GateConfig = GateConfig()
     refresh_test: bool = Field(
         False, description="Draw a new test set from the data as they are now; else the champion's stays frozen."
@@ -473,9 +480,20 @@ class RetrainConfig(RunConfig):
             raise ValueError("tracking.registered_model must name the model that is retrained")
         return self
 
-    def run_config(self) -> RunConfig:
-        """The run that trains the challenger."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+class SeedsConfig(RunConfig):
+    """Everything `finetune` is told for several seeds."""
+
+    seeds: int = Field(3, ge=2, le=MOST_SEEDS, description="Train once for each of this many seeds, from `seed` on.")
+
+
+class RerunConfig(Config):
+    """Everything `rerun` is told."""
+
+    command: ClassVar[str] = "rerun"
+
+    run_id: str = Field(min_length=1, max_length=100, description="Id of the run in MLflow, as its page shows it.")
+    anyway: bool = Field(False, description="Go on where its data set or model has changed, with what is there now.")
 
 
 class PredictionConfig(Config):
@@ -490,14 +508,14 @@ class PredictionConfig(Config):
     )
     input: str = Field(
         min_length=1,
-        description="File (csv, tsv, json, jsonl, parquet, xlsx or arrow, also packed), local folder, Hub data set, or "
-        "- for standard input: JSON objects or plain texts, one a line. What comes from there cannot be resumed after "
-        "a kill.",
+        description="File (csv, tsv, json, jsonl, parquet, xlsx or arrow, also packed), local folder or Hub data set. "
+        "On the command line also - for standard input: JSON objects or plain texts, one a line. What comes from there "
+        "cannot be resumed after a kill.",
     )
     output: str = Field(
         min_length=1,
-        description="File to write, csv, jsonl or parquet by its name, or - for jsonl on standard output, which cannot "
-        "be resumed either.",
+        description="File to write, csv, jsonl or parquet by its name. On the command line also - for jsonl on "
+        "standard output, which cannot be resumed either.",
     )
     split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
     config: str | None = Field(

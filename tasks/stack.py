@@ -136,7 +136,7 @@ def refuse_open_doors(options: Options) -> None:
     missing = [name for name in CREDENTIALS if not os.environ.get(name)]
     if missing and not is_at_home(options):
         raise InputError(
-            f"--host {options.host} lets other machines in: set {' and '.join(missing)} first, see docs/servers.md"
+            f"--host {options.host} lets other machines in: set {' and '.join(missing)} first, see docs/operations.md"
         )
     if ":" not in os.environ.get(CREDENTIALS[0], ":"):
         raise InputError(f"{CREDENTIALS[0]} must be USER:PASSWORD")
