@@ -149,7 +149,7 @@ def is_at_home(options: Options) -> bool:
     try:
         return options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
     except ValueError:
-        raise InputError(f"--host: {options.host!r} is no IP address of this machine; try 127.0.0.1") from None
+        raise InputError(f"--host: {options.host!r} is not an IP address of this machine; try 127.0.0.1") from None
 
 
 CREDENTIALS = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
