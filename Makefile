@@ -62,6 +62,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	.venv/bin/python -m flows.reference --check
 	@$(AUDIT)
 
 # The first line removes a .venv whose scripts no longer start.

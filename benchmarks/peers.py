@@ -283,17 +283,17 @@ def run_plain_loop(
 
 def run_flow(config: RunConfig, measured: Measured) -> None:
     """The product as its command runs it."""
-    from flows import cli
+    from flows import actions, cli
     from tasks.records import RunResult, TrainedAdapter, read_record
     from tasks.work import RunFolder
 
-    get_ready = cli.get_ready_to_train
+    get_ready = actions.get_ready_to_train
 
     def get_ready_and_watch() -> None:  # not before: the command imports what is watched while other processes start
         get_ready()
         measured.watch()
 
-    cli.get_ready_to_train = get_ready_and_watch
+    actions.get_ready_to_train = get_ready_and_watch
     Path("job.yaml").write_text(config.model_dump_json())
     with redirect_stdout(io.StringIO()) as said:
         if cli.main(["finetune", "job.yaml", "--json"]):

@@ -3,23 +3,14 @@
 from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import time
-from typing import Annotated
+from typing import Any
 
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
-from pydantic import Field
 
+from flows.parameters import parameters_of
 from tasks.comparison import caution, compare, headline, shown_share
-from tasks.config import (
-    AdapterConfig,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainingConfig,
-    validated,
-)
+from tasks.config import RunConfig, validated
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
 from tasks.device import claim_device
@@ -39,45 +30,17 @@ def flow_run_name() -> str:
 
 
 @flow(name="finetune", flow_run_name=flow_run_name, validate_parameters=True)
-def finetune(
-    model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
-    data: DataConfig = DataConfig(),  # noqa: B008
-    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008
-    training: TrainingConfig = TrainingConfig(),  # noqa: B008
-    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
-    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
-    offline: bool = False,
-) -> RunResult:
-    """Train an adapter on a foundation model, and find out on held-out rows whether it is better.
-
-    Args:
-        model: The foundation model that the adapter is trained on.
-        data: The texts and labels, and which part of them is used for what.
-        adapter: The small set of weights that is trained.
-        training: How the adapter is trained.
-        evaluation: How foundation model and adapter are measured and compared.
-        tracking: Where and how the run appears in MLflow.
-        seed: Seed of every random choice of the run.
-        offline: Use only what is already on this machine; ask no Hub.
-    """
-    config = RunConfig(
-        model=model,
-        data=data,
-        adapter=adapter,
-        training=training,
-        evaluation=evaluation,
-        tracking=tracking,
-        seed=seed,
-        offline=offline,
-    )
+@parameters_of(RunConfig)
+def finetune(**given: Any) -> RunResult:
+    """Train an adapter on a foundation model, and find out on held-out rows whether it is better."""
+    config = RunConfig(**given)
     logger, clock = get_run_logger(), Clock()
     claim_device()
     live()
     source, base = found_input(config, config)
     work = work_folder(config, source, base)
     with reload_at_hand(), tracked_run(config, work, flow_tags()):
-        logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", tracking.experiment)
+        logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", config.tracking.experiment)
         link_to_mlflow(work)
         prepared = prepare_data(config, source, base, str(WORK))
         logger.info("%s", describe_data(config, prepared))

@@ -2,78 +2,35 @@
 
 from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
-from typing import Annotated
+from typing import Any
 
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
-from pydantic import Field
 
 from flows.finetune import finetune
+from flows.parameters import parameters_of
 from tasks.comparison import caution
-from tasks.config import (
-    MOST_SEEDS,
-    AdapterConfig,
-    DataConfig,
-    EvaluationConfig,
-    InputError,
-    ModelConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainingConfig,
-    validated,
-)
-from tasks.outcomes import SeedsResult
+from tasks.config import InputError, RunConfig, SeedsConfig, checked
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live
+from tasks.outcomes import SeedsResult
 from tasks.records import RunResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run
 from tasks.verdict import capital
 from tasks.work import work_folder
 
-SEEDS = 3
-
 
 def flow_run_name() -> str:
-    sections = dict(runtime.flow_run.parameters)
-    seeds = sections.pop("seeds", SEEDS)
-    return named(validated(sections), f"{seeds} seeds").run_name()
+    asked = checked(SeedsConfig, runtime.flow_run.parameters)
+    return named(asked.run_config(), f"{asked.seeds} seeds").run_name()
 
 
 @flow(name="finetune-seeds", flow_run_name=flow_run_name, validate_parameters=True)
-def finetune_seeds(
-    model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
-    data: DataConfig = DataConfig(),  # noqa: B008
-    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008
-    training: TrainingConfig = TrainingConfig(),  # noqa: B008
-    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
-    tracking: TrackingConfig = TrackingConfig(),  # noqa: B008
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
-    offline: bool = False,
-    seeds: Annotated[int, Field(ge=2, le=MOST_SEEDS)] = SEEDS,
-) -> SeedsResult:
-    """Run `finetune` once for each of several seeds on the same rows, and find out how much the seed alone changes.
-
-    Args:
-        model: The foundation model that the adapters are trained on.
-        data: The texts and labels, and which part of them is used for what; the same for every seed.
-        adapter: The small set of weights that is trained.
-        training: How the adapters are trained.
-        evaluation: How foundation model and adapters are measured and compared.
-        tracking: Where and how the runs appear in MLflow.
-        seed: The first seed; the others follow it.
-        offline: Use only what is already on this machine; ask no Hub.
-        seeds: How many seeds.
-    """
-    config = RunConfig(
-        model=model,
-        data=data,
-        adapter=adapter,
-        training=training,
-        evaluation=evaluation,
-        tracking=tracking,
-        seed=seed,
-        offline=offline,
-    )
+@parameters_of(SeedsConfig)
+def finetune_seeds(**given: Any) -> SeedsResult:
+    """Run `finetune` once for each of several seeds on the same rows, and find out how much the seed alone changes."""
+    asked = SeedsConfig(**given)
+    config, seeds = asked.run_config(), asked.seeds
     logger = get_run_logger()
     configs = seed_configs(config, seeds)
     live()
@@ -108,7 +65,7 @@ def named(config: RunConfig, suffix: str) -> RunConfig:
 def run_one(config: RunConfig) -> RunResult:
     """The plain flow; a failure says which seed it was."""
     try:
-        return finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
+        return finetune(**dict(config))
     except InputError:
         raise
     except Exception as error:

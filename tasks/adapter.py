@@ -132,7 +132,7 @@ def is_below(name: str, model: Any, config: RunConfig) -> bool:
     blocks, chosen = find_blocks(model), config.adapter.options.get("layers_to_transform")
     if not blocks:
         raise InputError(
-            f"adapter.options: the blocks of {config.model.name} cannot be told; leave layers_to_transform out"
+            f"adapter.options: the blocks of {config.model.name} cannot be identified; leave layers_to_transform out"
         )
     inside = f".{name}".partition(f".{blocks.name}.")[2]
     number = int(inside.split(".")[0]) if inside else len(blocks.modules)
@@ -227,7 +227,7 @@ def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[s
     if "layers_to_transform" in adapter.options:
         raise InputError("adapter.layers: adapter.options has layers_to_transform, too; choose one")
     if not blocks:
-        raise InputError(f"adapter.layers: the blocks of {config.model.name} cannot be told; leave it empty")
+        raise InputError(f"adapter.layers: the blocks of {config.model.name} cannot be identified; leave it empty")
     count = len(blocks.modules)
     if adapter.layers >= count:
         raise InputError(

@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, step: int, groups: Mapping[str, Tensors], sta
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint; broken ones that are newer are set aside, and said."""
+    """The newest intact checkpoint; damaged ones that are newer are renamed, and the log says so."""
     for path in newest_first(folder):
         fault = fault_of(path)
         if not fault:
@@ -66,7 +66,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
         aside = path.with_name(f"broken-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        say(f"{path.name} is broken ({fault}); it was set aside as {aside}, and the one before it is used")
+        say(f"{path.name} is damaged ({fault}); it was renamed to {aside}, and the one before it is used")
     return None
 
 

@@ -107,7 +107,7 @@ def check_text(text: str) -> None:
 
 
 SECRET = (
-    "holds what looks like a password or token, and configurations are kept for everybody to read; "
+    "holds what looks like a password or token, and configurations are stored where others can read them; "
     "leave it out and set it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD, PREFECT_API_AUTH_STRING)"
 )
 
@@ -217,8 +217,8 @@ class DataConfig(Config):
     test_file: str | None = Field(
         None,
         min_length=1,
-        description="File whose rows are the test rows, in place of test_split; the data's other rows with their texts "
-        "are kept out of training. A run logs its own as comparison/test.parquet. None: test_split.",
+        description="File whose rows are the test rows, in place of test_split; other rows of the data with the same "
+        "texts are excluded from training. Each run logs its test rows as comparison/test.parquet. None: test_split.",
     )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
@@ -270,7 +270,7 @@ class AdapterConfig(Config):
         ge=1,
         le=1000,
         description="Adapt this many of the model's blocks, the top ones. Those below are computed once, without "
-        "dropout, for all epochs: with half of the blocks twice as fast, for a little accuracy. None: all.",
+        "dropout, for all epochs: with half of the blocks twice as fast, at the cost of a little accuracy. None: all.",
     )
     options: dict[str, Any] = Field(
         {},
@@ -294,7 +294,7 @@ class TrainingConfig(Config):
         ge=0,
         le=10,
         description=f"Highest learning rate. None: that of the method, {MATRICES_RATE} for lora and most others, "
-        f"{FEW_RATE} for those of few numbers such as ia3 and vera; {DEMO_RATE} for the embedded demo's model.",
+        f"{FEW_RATE} for those that train few numbers, as ia3 and vera do; {DEMO_RATE} for the embedded demo's model.",
     )
     warmup_fraction: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay.")
@@ -392,7 +392,7 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice of the run.")
-    offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
+    offline: bool = Field(False, description="Use only what is already on this machine; do not ask the Hub.")
 
     @model_validator(mode="after")
     def _names_its_learning_rate(self) -> Self:
@@ -401,6 +401,10 @@ class RunConfig(Config):
             training = self.training.model_copy(update={"learning_rate": self.usual_rate()})
             object.__setattr__(self, "training", training)  # frozen it is for everybody else
         return self
+
+    def run_config(self) -> "RunConfig":
+        """The plain run, without what only retraining or several seeds are told."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
     def usual_rate(self) -> float:
         """The learning rate where the user names none."""
@@ -440,7 +444,7 @@ class GateConfig(Config):
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the gate's intervals and tests.")
     no_worse_slice: bool = Field(
-        True, description="Keep the champion where the challenger is significantly worse on any slice of the rows."
+        True, description="Keep the champion if the challenger is significantly worse on any slice of the rows."
     )
     max_latency_ms: float | None = Field(
         None, gt=0, le=1e9, description="Most milliseconds to answer one text, median of 20. None: no ceiling."
@@ -451,7 +455,9 @@ class GateConfig(Config):
     approval: bool = Field(
         False, description="Pause in the Prefect UI with the comparison, and promote only when somebody resumes it."
     )
-    approval_hours: float = Field(72, gt=0, le=8760, description="So long the pause waits; then the champion stays.")
+    approval_hours: float = Field(
+        72, gt=0, le=8760, description="Hours that the pause waits for an answer; then the champion stays."
+    )
 
 
 class RetrainConfig(RunConfig):
@@ -459,12 +465,15 @@ class RetrainConfig(RunConfig):
 
     command: ClassVar[str] = "retrain"
 
-    tracking: TrackingConfig = TrackingConfig(registered_model="peft-flow")
+    tracking: TrackingConfig = Field(
+        TrackingConfig(registered_model="peft-flow"),
+        description="Where and how the runs appear in MLflow, and the registered model that is retrained.",
+    )
     gate: GateConfig = GateConfig()
     refresh_test: bool = Field(
         False, description="Draw a new test set from the data as they are now; else the champion's stays frozen."
     )
-    force: bool = Field(False, description="Train and promote whatever the gate says; this goes on record.")
+    force: bool = Field(False, description="Train and promote whatever the gate says; this is recorded.")
 
     @model_validator(mode="after")
     def _has_a_registered_model(self) -> Self:
@@ -472,9 +481,20 @@ class RetrainConfig(RunConfig):
             raise ValueError("tracking.registered_model must name the model that is retrained")
         return self
 
-    def run_config(self) -> RunConfig:
-        """The run that trains the challenger."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+class SeedsConfig(RunConfig):
+    """Everything `finetune` is told for several seeds."""
+
+    seeds: int = Field(3, ge=2, le=MOST_SEEDS, description="Train once for each of this many seeds, from `seed` on.")
+
+
+class RerunConfig(Config):
+    """Everything `rerun` is told."""
+
+    command: ClassVar[str] = "rerun"
+
+    run_id: str = Field(min_length=1, max_length=100, description="Id of the run in MLflow, as its page shows it.")
+    anyway: bool = Field(False, description="Go on even if its data set or model has changed, with what is there now.")
 
 
 class PredictionConfig(Config):
@@ -489,14 +509,14 @@ class PredictionConfig(Config):
     )
     input: str = Field(
         min_length=1,
-        description="File (csv, tsv, json, jsonl, parquet, xlsx or arrow, also packed), local folder, Hub data set, or "
-        "- for standard input: JSON objects or plain texts, one a line. What comes from there cannot be resumed after "
-        "a kill.",
+        description="File (csv, tsv, json, jsonl, parquet, xlsx or arrow, also packed), local folder or Hub data set. "
+        "On the command line also - for standard input: JSON objects or plain texts, one a line. What comes from there "
+        "cannot be resumed after a kill.",
     )
     output: str = Field(
         min_length=1,
-        description="File to write, csv, jsonl or parquet by its name, or - for jsonl on standard output, which cannot "
-        "be resumed either.",
+        description="File to write, csv, jsonl or parquet by its name. On the command line also - for jsonl on "
+        "standard output, which cannot be resumed either.",
     )
     split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
     config: str | None = Field(
@@ -504,7 +524,9 @@ class PredictionConfig(Config):
     )
     revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
     text_columns: tuple[str, ...] = Field(
-        (), max_length=2, description="Columns of the input that hold the texts. Empty: called as in training."
+        (),
+        max_length=2,
+        description="Columns of the input that hold the texts. Empty: the names of the training columns.",
     )
     abstain_below: float = Field(
         0.0,
@@ -518,12 +540,12 @@ class PredictionConfig(Config):
         description="What to do about a row that cannot be read or has no text: stop, or skip it and set it aside in "
         "OUTPUT.rejected.jsonl.",
     )
-    overwrite: bool = Field(False, description="Replace an output that is there already and is of something else.")
+    overwrite: bool = Field(False, description="Replace an existing output file that is of something else.")
     trust_remote_code: bool = Field(
         False,
         description="Run Python code that comes with the foundation model. Leave off unless you trust its authors.",
     )
-    offline: bool = Field(False, description="Use only what is already on this machine; ask no Hub.")
+    offline: bool = Field(False, description="Use only what is already on this machine; do not ask the Hub.")
 
     def run_name(self) -> str:
         """What is predicted by what: `reviews@champion · july.csv`."""

@@ -69,7 +69,7 @@ def does_not_fit(path: Path, bytes_needed: int) -> DiskFull:
     return DiskFull(f"{path}: the disk is full: {size(bytes_needed)} needed, {size(free_bytes(path))} free; {ADVICE}")
 
 
-ADVICE = "make space and run the same command again, it goes on from where it stopped"
+ADVICE = "make space and run the same command again; it goes on where it stopped"
 
 
 def describe(error: BaseException) -> str:

@@ -20,7 +20,7 @@ def refuse_open_doors(options: "Options") -> None:
     missing = [name for name in CREDENTIALS if not os.environ.get(name)]
     if missing and not is_at_home(options):
         raise InputError(
-            f"--host {options.host} lets other machines in: set {' and '.join(missing)} first, see docs/servers.md"
+            f"--host {options.host} lets other machines in: set {' and '.join(missing)} first, see docs/operations.md"
         )
     if ":" not in os.environ.get(CREDENTIALS[0], ":"):
         raise InputError(f"{CREDENTIALS[0]} must be USER:PASSWORD")
@@ -33,7 +33,7 @@ def is_at_home(options: "Options") -> bool:
     try:
         return options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
     except ValueError:
-        raise InputError(f"--host: {options.host!r} is no IP address of this machine; try 127.0.0.1") from None
+        raise InputError(f"--host: {options.host!r} is not an IP address of this machine; try 127.0.0.1") from None
 
 
 CREDENTIALS = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")

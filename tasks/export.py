@@ -71,7 +71,7 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         expected = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
         plain = merge(model, name)
         if not difference(serving.classify(plain, tokenizer, rows, BATCH_SIZE), expected) <= tolerance(settings):
-            raise InputError(f"{name}: merging this adapter into the model's weights changes what it says; {ADVICE}")
+            raise InputError(f"{name}: merging this adapter into the model's weights changes its predictions; {ADVICE}")
         size = sum(weight.nbytes for weight in plain.parameters())
         with unfinished(folder, size * (merged + onnx)) as partial:
             tokenizer.save_pretrained(partial)

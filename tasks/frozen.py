@@ -92,7 +92,7 @@ def keep_out(splits: "DatasetDict", text_columns: Sequence[str]) -> dict[str, in
 
 def describe_kept_out(kept_out: Mapping[str, int]) -> str:
     rows = ", ".join(counted(count, f"{role} row") for role, count in kept_out.items())
-    return f"kept out, for their text is in data.test_file: {rows}"
+    return f"excluded because their text is in data.test_file: {rows}"
 
 
 def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":

@@ -84,7 +84,7 @@ def ask_hub(kind: Kind, name: str, revision: str, time_slice: int) -> tuple[str,
     except OfflineModeIsEnabled:
         raise ConnectionError("HF_HUB_OFFLINE is set") from None
     except json.JSONDecodeError:
-        raise ConnectionError(f"what answers at {constants.ENDPOINT} is no Hub") from None
+        raise ConnectionError(f"what answers at {constants.ENDPOINT} is not a Hub") from None
     except Exception as error:
         if isinstance(error, InputError) or not is_network_trouble(error):
             raise

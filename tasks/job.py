@@ -79,12 +79,12 @@ def text_columns(config: PredictionConfig, trained_on: Sequence[str]) -> tuple[s
 def check_places(config: PredictionConfig) -> None:
     if config.output == "-":
         if config.on_error == "skip":
-            raise InputError("on_error: skip sets rows aside beside the output, which - is not; give a file")
+            raise InputError("on_error: skip writes a second file beside the output; give a file as output, not -")
         return
     check_output(config.output)
     written = {Path(config.output).resolve(), rejected_path(Path(config.output)).resolve()}
     if config.input != "-" and Path(config.input).resolve() in written:
-        raise InputError(f"output: {config.output} is the input itself, or would hold what was set aside; rename one")
+        raise InputError(f"output: {config.output} is the input itself, or the file for its rejected rows; rename one")
 
 
 def locate_adapter(config: PredictionConfig, folder: Path) -> tuple[Path, str]:
@@ -110,7 +110,7 @@ def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"model: {config.model}: {serving.SETTINGS} cannot be read: {first_line(error)}") from None
     if missing:
-        raise InputError(f"model: {config.model}: {serving.SETTINGS} says no {missing[0]}; copy the adapter again")
+        raise InputError(f"model: {config.model}: {serving.SETTINGS} has no {missing[0]}; copy the adapter again")
     if own_code and not config.trust_remote_code:
         raise InputError(f"model: {config.model} brings its own Python code and trust_remote_code is not set")
     if looks_like_path(name) and not Path(name).exists():

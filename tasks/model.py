@@ -177,7 +177,7 @@ def prompt_length(adapter: AdapterConfig) -> int:
 def check_layers(architecture: Any, source: Source) -> None:
     layers = getattr(architecture.get_text_config(), "num_hidden_layers", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:  # more would be built for hours
-        raise InputError(f"model {source.name}: its config.json says {layers!r:.80} layers; 1 to {MOST_LAYERS} can be")
+        raise InputError(f"model {source.name}: its config.json says {layers!r:.80} layers; give 1 to {MOST_LAYERS}")
 
 
 MOST_LAYERS = 1_000

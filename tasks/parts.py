@@ -219,7 +219,9 @@ def check_output(output: str) -> None:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"output: {output} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or be -")
     if path.is_dir() or (path.exists() and not path.is_file()):
-        raise InputError(f"output: {output} is {'a folder' if path.is_dir() else 'no file'}; give the name of a file")
+        raise InputError(
+            f"output: {output} is {'a folder' if path.is_dir() else 'not a file'}; give the name of a file"
+        )
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"output: there is no folder {folder}; make it first")

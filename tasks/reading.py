@@ -405,7 +405,7 @@ def split_owner(role: str, config: DataConfig) -> str:
 def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -> str:
     """What to do where the rows of `role` have no labels and those of `labelled` have."""
     if role == "test" and config.test_file:
-        return "label the rows of data.test_file, or leave it away"
+        return "label the rows of data.test_file, or leave it out"
     if role == "train":
         return "name the column of the classes with --data.label_column, or labelled rows with --data.train_split"
     if role == "test" and "validation" in labelled:

@@ -83,7 +83,7 @@ def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dic
         except Exception as error:
             if name != "champion" or not may_recover(error):
                 raise
-            warn("The champion is not compared, for it cannot be reached now (%s); the run goes on", reason(error))
+            warn("The champion is not compared because it cannot be reached now (%s); the run goes on", reason(error))
             continue
         if measured:
             found[name] = measured

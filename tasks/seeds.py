@@ -216,7 +216,7 @@ def verdict_sentence(result: SeedsResult) -> str:
 
 def noise_sentence(result: SeedsResult) -> str:
     """How large a difference between two single runs must be to mean more than another seed."""
-    told = f"A paired test tells {result.told_apart} of {counted(result.pairs, 'pair')} of seeds apart."
+    told = f"Of {counted(result.pairs, 'pair')} of seeds, {result.told_apart} differ significantly."
     if result.noise == 0:
         return f"All seeds have the same accuracy: these test rows show no seed noise. {told}"
     return (
@@ -283,6 +283,6 @@ def description(result: SeedsResult) -> str:
         + ", ".join(f"{SHORT_TITLES[rung.name]} {shown_share(rung.accuracy.mean.value)}" for rung in result.ladder),
         f"Step from the foundation model: {shown(result.gain.mean)}",
         f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
-        f"{counted(result.pairs, 'pair')} told apart",
+        f"{counted(result.pairs, 'pair')} differ significantly",
     )
     return "  \n".join(lines)  # two spaces: a line break in markdown

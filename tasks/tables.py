@@ -28,7 +28,7 @@ def sheet(path: Path) -> Iterator[tuple[list[str], Iterator[list[str | None]], l
             filled = (row for row in rows if any(row))
             header = next(filled, None)
         except (InvalidFileException, KeyError, ValueError, IndexError, SyntaxError) as error:  # XML's is a SyntaxError
-            raise unreadable(path, f"it is no Excel file: {error}") from error
+            raise unreadable(path, f"it is not an Excel file: {error}") from error
         if header is None:
             raise InputError(f"data.name: {path} is empty; it needs a text and a label column")
         while header[-1] is None:

@@ -169,7 +169,7 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
     journal = Journal(Path(work))
     is_over = journal.status == "FINISHED" and not journal.waiting and is_delivered(work) and not waited
     if journal.status and not is_over:
-        what = "was begun before and interrupted; it goes on from there"
+        what = "was interrupted before; it goes on from there"
         if journal.status == "FINISHED":  # its process is still about to end, or did not come to that
             what = "has just been finished; its result is used"
         tell("The same run %s (MLflow run %s, files in %s)", what, journal.sent.run_id or "to come", work)
@@ -380,9 +380,9 @@ def put_off(work: str, error: Exception) -> None:
     if known and others_meet(known) == others_meet(error):
         return
     if work in _open or others_meet(error):
-        words = "does not take what the run tells it (%s). The run goes on, and all of it waits in %s"
+        words = "does not accept what this run records (%s). The run goes on, and all of it is kept in %s"
     else:
-        words = "does not take what an earlier run tells it (%s). Every command tries again, until %s is removed"
+        words = "does not accept what an earlier run recorded (%s). Every command tries again, until %s is removed"
     warn(f"MLflow (%s) {words}", public_uri(), reason(error), work)
 
 
@@ -401,7 +401,7 @@ def send_all(work: str) -> Sent:
         raise InputError(f"{error}. The results are kept in {work}: nothing is computed twice") from error
     except Exception as error:
         raise RuntimeError(
-            f"MLflow ({public_uri()}) did not take the results ({reason(error)}). They are kept in {work}; "
+            f"MLflow ({public_uri()}) did not accept the results ({reason(error)}). They are kept in {work}; "
             "run the same command again when it answers, nothing is computed twice"
         ) from error
     return journal.sent

@@ -84,8 +84,8 @@ def check_padding(model: Any, tokenizer: Any, rows: Any, source: Source) -> None
     dtype = str(model.dtype).removeprefix("torch.")
     if not difference <= TOLERANCE[dtype] * float(together.abs().max()):
         raise InputError(
-            f"model {source.name}: what it says of a text depends on the texts beside it (logits differ by "
-            f"{difference:.2g}), for it does not leave out padding; choose another model"
+            f"model {source.name}: its answer to a text depends on the other texts of the batch (logits differ by "
+            f"{difference:.2g}), because it does not ignore padding; choose another model"
         )
 
 
@@ -130,7 +130,7 @@ def check_gradients(model: Any, tokenizer: Any, rows: Any, source: Source) -> No
     if idle := idle_layers(model, names, used):
         counts = counted(len(idle), "adapted layer")
         few = ", ".join(idle[:3]) + f" and {len(idle) - 3} more" * (len(idle) > 3)
-        warn("%s of %s will learn nothing, for the model does not use them: %s", counts, source.name, few)
+        warn("%s of %s will learn nothing because the model does not use them: %s", counts, source.name, few)
     model.train()
     with torch.no_grad():
         model(**batch)

@@ -54,7 +54,7 @@ POINTS = {
     "tasks.tracking:end_run": 1,
     "tasks.recording:show_in_prefect": 1,
     "tasks.work:finished": 1,
-    "flows.cli:summarize": 1,
+    "flows.actions:summarize": 1,
 }
 
 START = """

@@ -189,7 +189,7 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     plain = portable.merge(again, method)
     row["merged"] = verdict(float((serving.classify(plain, tokenizer, rows, 8) - logits).abs().max()), tolerance)
     if row["merged"] != WORKS:
-        row["merged"] = "refused: merging this adapter into the model's weights changes what it says"
+        row["merged"] = "refused: merging this adapter into the model's weights changes its predictions"
 
 
 def load_rows(folder: str) -> Any:

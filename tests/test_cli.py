@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from flows.cli import DONE, FAILED, USER_MUST_CHANGE, limit_starts, main, prefect_starting
+from flows.actions import limit_starts, prefect_starting
+from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
+from flows.commands import COMMANDS
 from tasks.config import InputError, PredictionConfig, RunConfig, sections
 from tasks.methods import METHODS
 from tests.conftest import ROOT, free_port, register
@@ -38,8 +40,8 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
     import flows.seeds  # before the flow is replaced: the module keeps, for the tests after this one, what it imports
 
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
-    monkeypatch.setattr("flows.cli.prefect_starting", nullcontext)
-    monkeypatch.setattr("flows.cli.get_ready_to_train", lambda: None)
+    monkeypatch.setattr("flows.actions.prefect_starting", nullcontext)
+    monkeypatch.setattr("flows.actions.get_ready_to_train", lambda: None)
     monkeypatch.setattr("tasks.evaluation.reload_at_hand", nullcontext)
     monkeypatch.setattr(flows.finetune, "finetune", flow)
 
@@ -93,12 +95,7 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-COMMANDS = (
-    "finetune", "predict", "retrain", "compare", "rerun", "export", "promote", "rollback", "history", "up",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+@pytest.mark.parametrize("arguments", [["--help"], *([command.name, "--help"] for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom flows.cli import main\n"

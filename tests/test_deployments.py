@@ -1,6 +1,5 @@
 """What needs a server is in test_stack.py."""
 
-import inspect
 import json
 import re
 import sqlite3
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tasks import deployments
-from tasks.config import InputError, PredictionConfig, RetrainConfig, RunConfig, checked, load_config, validated
+from tasks.config import InputError, RetrainConfig, RunConfig, checked, load_config, validated
 from tests.conftest import ROOT
 from tests.stacks import used_by_newer_prefect
 
@@ -29,20 +28,6 @@ def test_deployment_has_what_its_page_shows_and_valid_parameters(name: str) -> N
     assert entry["work_pool"]["name"] == deployments.POOL
     kind = RetrainConfig if entry["entrypoint"].endswith(":retrain") else RunConfig
     checked(kind, entry.get("parameters", {}))
-
-
-def test_form_of_predict_has_every_field_as_the_configuration_has_it() -> None:
-    from flows.predict import predict
-
-    form = predict.parameters.model_dump_for_openapi()["properties"]
-    fields = PredictionConfig.model_json_schema()["properties"]
-    assert set(form) == set(fields)
-    for name, field in fields.items():
-        for key in ("minimum", "maximum", "enum"):
-            assert form[name].get(key) == field.get(key), (name, key)
-        assert form[name]["description"], name
-        default = inspect.signature(predict.fn).parameters[name].default
-        assert default in (PredictionConfig.model_fields[name].default, inspect.Parameter.empty), name
 
 
 @pytest.mark.parametrize("name", ["finetune", "retrain", "predict"])

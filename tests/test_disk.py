@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows import cli
+from flows import actions, cli
 from tasks import disk
 from tasks.config import InputError
 from tasks.disk import DiskFull, check_space, describe, is_disk_full, size, writing
@@ -243,7 +243,7 @@ def test_command_says_it_whatever_the_error_was(
     def full(*_: object) -> None:
         raise InputError("it cannot be read") from OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
 
-    monkeypatch.setattr(cli, "load_config", full)
+    monkeypatch.setattr(actions, "load_config", full)
     assert cli.main(["finetune"]) == cli.FAILED
     said = capsys.readouterr().err
     assert said.startswith(f"peft-flow: {tmp_path}/a: the disk is full: ")

@@ -117,7 +117,7 @@ def test_model_that_merging_changes_is_refused(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.export.merge", lambda model, name: model.unload().eval())  # without the adapter
-    with pytest.raises(InputError, match="changes what it says"):
+    with pytest.raises(InputError, match="changes its predictions"):
         export(trained.adapter.folder, tmp_path / "merged", merged=True, onnx=False)
     assert list(tmp_path.iterdir()) == []
 

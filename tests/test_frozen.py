@@ -84,7 +84,7 @@ def test_texts_of_test_rows_are_kept_out_of_training_whatever_their_case_and_pun
     assert list(splits["test"]["text"]) == list(test["text"]) and list(splits["test"]["row"]) == list(range(12))
     assert list(splits["train"]["text"]) == list(new["text"][:84])
     assert list(splits["validation"]["row"]) == list(range(2, 26))  # their places in the file are not changed
-    told = "kept out, for their text is in data.test_file: 3 train rows, 2 validation rows"
+    told = "excluded because their text is in data.test_file: 3 train rows, 2 validation rows"
     assert prepared.notes[1:] == ("not used: the split test", f"12 test rows from data.test_file; {told}")
     check = read_check(config, prepared)
     assert check.kept_out == {"train": 3, "validation": 2}
@@ -96,7 +96,7 @@ def test_without_a_test_file_nothing_is_kept_out(reviews: Path, configure: Confi
     config = configure(reviews)
     prepared = prepare(config, tmp_path)
     assert read_check(config, prepared).kept_out == {}
-    assert "kept out" not in (Path(prepared.folder) / "data_check.md").read_text().lower()
+    assert "excluded because" not in (Path(prepared.folder) / "data_check.md").read_text().lower()
 
 
 def test_only_validation_is_cut_from_train(configure: Configure, tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tm
     test = write(film_reviews(7)[72:].assign(label=-1), tmp_path / "frozen.csv")
     said = refusal(configure(path, test_file=str(test)))
     assert said.startswith("data.label_column: the rows of data.test_file are not labelled: 12 rows with ")
-    assert said.endswith("label the rows of data.test_file, or leave it away")
+    assert said.endswith("label the rows of data.test_file, or leave it out")
     test = write(film_reviews(7)[72:].drop(columns="label"), tmp_path / "bare.csv")
     said = refusal(configure(path, test_file=str(test)))
     assert said.endswith(
-        "bare.csv has no column 'label'; it has text; label the rows of data.test_file, or leave it away"
+        "bare.csv has no column 'label'; it has text; label the rows of data.test_file, or leave it out"
     )

@@ -104,7 +104,7 @@ def test_something_else_that_answers_is_no_hub(pauses: list[float], monkeypatch:
         json.loads("<html>please log in to this network</html>")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
-    with pytest.raises(HubUnreachable, match=r"what answers at https?://\S+ is no Hub"):
+    with pytest.raises(HubUnreachable, match=r"what answers at https?://\S+ is not a Hub"):
         find("model", "a/b", "main", offline=False)
 
 

@@ -134,7 +134,7 @@ def test_down_from_start_to_end_is_told_by_the_next_command(
     with tracked_anyway(name):
         tell()
     assert time.monotonic() - begun < 10
-    assert len([record for record in caplog.records if "does not take what the run tells it" in record.message]) == 1
+    assert len([record for record in caplog.records if "does not accept what this run records" in record.message]) == 1
     assert "Connection refused" in caplog.text and folder() in caplog.text
     assert Journal(Path(folder())).status == "FINISHED" and Journal(Path(folder())).sent.lines == 0
     proxy.up()
@@ -190,7 +190,7 @@ def test_end_without_an_answer_keeps_the_results_and_says_where(
 ) -> None:
     name = experiment(request)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.0)
-    with pytest.raises(RuntimeError, match=r"did not take the results \(Connection refused\)\. They are kept in"):  # noqa: SIM117
+    with pytest.raises(RuntimeError, match=r"did not accept the results \(Connection refused\)\. They are kept in"):  # noqa: SIM117
         with tracked_anyway(name):
             proxy.down()
             tell()

@@ -554,7 +554,7 @@ def test_mlflow_that_does_not_answer_is_asked_for_the_champion_again_and_then_do
     monkeypatch.setattr(references, "CHAMPION_SECONDS", 60 if failures == 2 else 2)
     results = in_flow(evaluate_references, registry[1], trained.data, str(tmp_path))
     assert list(results) == ([*CHEAP, "champion"] if failures == 2 else [*CHEAP])
-    left_out = "The champion is not compared, for it cannot be reached now (Connection refused); the run goes on"
+    left_out = "The champion is not compared because it cannot be reached now (Connection refused); the run goes on"
     assert (left_out in caplog.text) == (failures != 2) and asked > 1
 
 

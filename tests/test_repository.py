@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from flows.commands import COMMANDS
+from tasks.config import PredictionConfig, RetrainConfig, field_names
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "pandas", "sklearn", "matplotlib")
@@ -103,15 +105,84 @@ def test_deployments_name_real_flows() -> None:
         assert deployment["work_pool"]["name"] == "peft-flow"
 
 
-def test_readme_names_every_make_target_command_and_config() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_documentation_names_every_make_target_configuration_flow_and_wing() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
     for target in targets[1].split():
-        assert f"make {target}" in readme
-    for file in (*ROOT.glob("configs/*.yaml"), *SOURCES, *ROOT.glob("tests/test_*.py")):
-        if file.name != "__init__.py" and file.parent.name != "tests":
-            assert file.name in readme, file.name
+        assert f"make {target}" in text
+    wings = [file.parent for file in ROOT.glob("tasks/*/__init__.py")]
+    flows = [file for file in ROOT.glob("flows/*.py") if file.name != "__init__.py"]
+    for path in (*ROOT.glob("configs/*.yaml"), *flows, *wings):
+        assert f"`{path.relative_to(ROOT)}`" in text, path
+
+
+def test_readme_is_read_in_five_minutes() -> None:
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 170
+    assert max(map(len, lines)) <= 120
+    assert "    make test " in "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, _, heading in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", text):
+        aim = page.parent / target if target else page
+        assert aim.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, heading
+
+
+def test_documentation_writes_only_commands_and_options_that_there_are() -> None:
+    options = {f"--{name}" for name in (*field_names(RetrainConfig), *PredictionConfig.model_fields)}
+    options |= {argument.name for command in COMMANDS for argument in command.arguments}
+    names = {command.name for command in COMMANDS} | {"COMMAND"}
+    found = [
+        command
+        for page in PAGES
+        for command in re.findall(
+            r"(?:^    |`)(?:\.venv/bin/)?peft-flow ([a-zA-Z].*?)(?:`|$)", page.read_text(), re.MULTILINE
+        )
+    ]
+    assert len(found) > 30
+    for command in found:
+        words = command.split("#")[0].split()
+        assert words[0] in names, command
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0] in {*options, "--help", "--SECTION.FIELD", "--FIELD"}, command
+
+
+def marks_of_tests() -> dict[str, tuple[bool, bool]]:
+    """Whether each test, or some of its cases, runs in `make test`, and in `make endurance`."""
+    found = {}
+    for file in ROOT.glob("tests/**/test_*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        everywhere = "".join(
+            ast.unparse(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+        )
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                own = [ast.unparse(one) for one in node.decorator_list]
+                always = "mark.endurance" in everywhere or "pytest.mark.endurance" in own
+                found[node.name] = (not always, always or "endurance" in "".join(own) or "rarely" in "".join(own))
+    return found
+
+
+def test_every_test_named_in_the_documentation_runs_where_it_says() -> None:
+    marks = marks_of_tests()
+    rows = re.findall(r"^\|[^|]+\|(.*`test_.*)\|(.*)\|$", (ROOT / "docs/testing.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    for column, cells in enumerate(zip(*rows, strict=True)):
+        for name in re.findall(r"`(test_\w+)`", " ".join(cells)):
+            assert marks.get(name, (False, False))[column], name
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -499,7 +499,7 @@ def test_lint_fails_on_known_holes_and_only_on_those(
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "said.txt").write_text(said)
-    for name in ("pip-audit", "ruff", "mypy", "pip"):
+    for name in ("pip-audit", "ruff", "mypy", "pip", "python"):
         lines = f"cat said.txt\nexit {code}\n" if name == "pip-audit" else ""
         (tmp_path / f".venv/bin/{name}").write_text(f"#!/bin/sh\n{lines}")
         (tmp_path / f".venv/bin/{name}").chmod(0o755)

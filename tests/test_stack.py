@@ -78,7 +78,7 @@ def test_password_that_a_server_would_not_take_is_refused(
 
 
 def test_host_that_is_no_address_is_refused(bare: None) -> None:
-    with pytest.raises(InputError, match="--host: 'my-machine' is no IP address"):
+    with pytest.raises(InputError, match="--host: 'my-machine' is not an IP address"):
         stacks.refuse_open_doors(options("my-machine"))
 
 

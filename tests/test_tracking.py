@@ -168,7 +168,7 @@ def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
     assert "z" in names_in_mlflow() and not waits(sound.folder)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     for journal, words in zip(spoiled.values(), said, strict=True):
-        assert "does not take what an earlier run tells it" in words and str(journal.folder) in words
+        assert "does not accept what an earlier run recorded" in words and str(journal.folder) in words
         assert waits(journal.folder)
     assert "'of experiment deleted' was deleted in MLflow; restore it" in said[0]
     api = MlflowClient(tracking.tracking_uri())

@@ -43,13 +43,15 @@ def test_unusual_families_pass(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["yoso", "nystromformer"])
 def test_a_model_whose_answer_depends_on_the_padding_is_refused(family: str, dtype: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"depends on the texts beside it \(logits differ by 0\.\d+\).*another model$"):
+    with pytest.raises(
+        InputError, match=r"depends on the other texts of the batch \(logits differ by 0\.\d+\).*another model$"
+    ):
         attempt(build(family, tmp_path / family), dtype)
 
 
 @pytest.mark.parametrize("family", ["fnet", "convbert", "funnel", "canine"])
 def test_so_is_one_that_depends_on_it_a_little(family: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="depends on the texts beside it"):
+    with pytest.raises(InputError, match="depends on the other texts of the batch"):
         attempt(build(family, tmp_path / family))
 
 
@@ -69,7 +71,7 @@ def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(family: str, 
 def test_it_is_refused_before_data_are_tokenized(tmp_path: Path, reviews: Path) -> None:
     folder = build("fnet", tmp_path / "fnet")
     values = {"model": {"name": str(folder)}, "data": {"name": str(reviews), "max_length": 32}}
-    with pytest.raises(InputError, match="depends on the texts beside it"):
+    with pytest.raises(InputError, match="depends on the other texts of the batch"):
         check_input(validated(values))
 
 

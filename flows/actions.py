@@ -1,0 +1,307 @@
+"""What each command does, once its arguments are read: check what the user gave, start Prefect, run, print."""
+
+import contextlib
+import getpass
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from flows.summary import introduce, summarize, summarize_seeds, where_to_browse
+from tasks.config import MOST_SEEDS, InputError, PredictionConfig, RetrainConfig, RunConfig, check_text, load_config
+
+if TYPE_CHECKING:
+    from tasks.decision import Decision
+    from tasks.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.records import RunResult
+
+DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
+"""Exit codes."""
+
+
+def overrides(options: Namespace) -> dict[str, str]:
+    """What was given for the fields, by dotted name."""
+    return {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
+
+
+def run_finetune(options: Namespace) -> int:
+    seeds = seed_count(options.seeds)
+    config = load_config(options.config, overrides(options), RunConfig)
+
+    from tasks import environment  # before the libraries that read it
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
+    from tasks.data import check_input
+    from tasks.evaluation import reload_at_hand
+
+    with reload_at_hand():
+        with environment.without_collection():
+            check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
+            introduce(config)
+            with prefect_starting():
+                from flows.finetune import finetune
+                from flows.seeds import finetune_seeds
+
+                get_ready_to_train()
+        stream = sys.stderr if options.json else sys.stdout
+        if seeds == 1:
+            result: RunResult = finetune(**dict(config))
+            summarize(config, result, stream)
+            answer = result.model_dump_json()
+        else:
+            results: SeedsResult = finetune_seeds(**dict(config), seeds=seeds)
+            summarize_seeds(config, results, stream)
+            answer = results.model_dump_json()
+    if options.json:
+        print(answer)
+    return DONE
+
+
+def run_retrain(options: Namespace) -> int:
+    config = load_config(options.config, overrides(options), RetrainConfig)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.reading import check_early
+
+    check_early(config.data)
+
+    from tasks.approval import check_approval
+    from tasks.data import check_input
+
+    check_approval(config)
+    check_input(config.run_config())
+    introduce(config)
+    with prefect_starting():
+        from flows.retrain import retrain
+
+        get_ready_to_train()
+    result: RetrainResult = retrain(**dict(config))
+    if options.json:
+        print(result.model_dump_json())
+        return DONE
+    champion = f"version {result.champion}" if result.champion else "none"
+    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\nchampion  {champion}")
+    if result.run_id:
+        print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
+    return DONE
+
+
+@contextlib.contextmanager
+def prefect_starting() -> Iterator[None]:
+    """Where no server is set, Prefect starts its own, which takes seconds: the body is for what else takes long.
+
+    Ctrl-C does not reach it: a terminal sends that to every process of the command, and the server must live on to
+    hear how the run ended.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if not settings.api.url:
+        import prefect.server.api.server  # noqa: F401  (not in the thread: two threads must not import the same)
+
+        from tasks.deployments import refuse_newer_database
+
+        refuse_newer_database(settings.home / "prefect.db")
+        limit_starts()
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with get_client(sync_client=True):
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(start)
+        yield
+        started.result()
+
+
+MOST_STARTS = 3
+
+
+@lru_cache
+def limit_starts() -> None:
+    """From now on a server that ends while it starts is given up. Prefect takes exit code 3 for a taken port, and tries
+    another for ever; a full disk and a damaged database end with it too."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    begin = SubprocessASGIServer._run_uvicorn_command
+    ended: dict[Any, int] = {}
+
+    def start(server: SubprocessASGIServer) -> Any:
+        last = server.server_process
+        ended[server] = ended.get(server, 0) + 1 if last and last.poll() else 0
+        if ended[server] >= MOST_STARTS:
+            raise RuntimeError(f"Prefect's server did not start, {MOST_STARTS} times; above it says why")
+        return begin(server)
+
+    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[assignment, method-assign]
+
+
+def get_ready_to_train() -> None:
+    """Do what every training needs sooner or later: imports, and MLflow's database."""
+    from tasks.tracking import make_store
+
+    for name in TRAINING_IMPORTS:
+        import_module(name)
+    make_store()
+
+
+TRAINING_IMPORTS = (
+    "mlflow",
+    "evaluate",
+    "transformers.trainer",
+    "scipy.stats",
+    "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "matplotlib.figure",
+)
+
+
+def seed_count(text: str) -> int:
+    if text not in map(str, range(1, MOST_SEEDS + 1)):
+        raise InputError(f"--seeds must be a whole number from 1 to {MOST_SEEDS}, not {text!r:.80}")
+    return int(text)
+
+
+def run_predict(options: Namespace) -> int:
+    config = load_config(overrides=overrides(options), kind=PredictionConfig)
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.job import find_job
+
+    with TemporaryDirectory() as folder:
+        find_job(config, Path(folder))  # what the user must change is said before Prefect starts
+    with prefect_starting():
+        from flows.predict import predict
+        from tasks.prediction import describe_result
+
+    result: PredictionResult = predict(**dict(config))
+    print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
+
+
+def run_compare(options: Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.runs import compare_runs, comparison_text
+    from tasks.tracking import stored_run
+
+    with TemporaryDirectory() as folder:
+        first, second = (
+            stored_run(run_id, Path(folder) / place)
+            for place, run_id in (("first", options.first), ("second", options.second))
+        )
+        result = compare_runs(first, second)
+    print(result.model_dump_json() if options.json else comparison_text(result))
+    return DONE
+
+
+def run_promote(options: Namespace) -> int:
+    reason = given_reason(options.reason)
+
+    from tasks import environment  # before the libraries that read it
+    from tasks.registry import promote
+
+    with environment.without_collection():
+        return tell_champion(promote(options.name, options.version, reason, by=user()))
+
+
+def run_rollback(options: Namespace) -> int:
+    reason = given_reason(options.reason)
+
+    from tasks import environment  # before the libraries that read it
+    from tasks.registry import rollback
+
+    with environment.without_collection():
+        return tell_champion(rollback(options.name, reason, by=user()))
+
+
+def tell_champion(decision: "Decision") -> int:
+    what = "version {} was rolled back" if decision.action == "rolled back" else "the previous one is version {}"
+    before = f"; {what.format(decision.previous)}" if decision.previous else ""
+    print(f"The champion of {decision.name} is version {decision.version}{before}")
+    return DONE
+
+
+def given_reason(text: str) -> str:
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise InputError(f"--reason: {error}") from None
+    if not text.strip():
+        raise InputError("--reason must say why, in a few words")
+    return text
+
+
+def user() -> str:
+    """Who gives the command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "somebody"
+
+
+def run_history(options: Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.history import history_of, history_text
+
+    picture: Path | None = options.picture
+    if picture and (picture.suffix != ".png" or not picture.absolute().parent.is_dir()):
+        raise InputError(f"--picture must be a file NAME.png in a folder that is there, not {str(picture)!r:.80}")
+    history = history_of(options.name)
+    if picture:
+        from tasks.timeline import draw
+
+        picture.write_bytes(draw(history))
+    print(history.model_dump_json() if options.json else history_text(history))
+    return DONE
+
+
+def run_rerun(options: Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.rerun import recall, rerun_text
+
+    recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
+    with prefect_starting():
+        from flows.rerun import rerun
+
+        get_ready_to_train()
+    result: RerunResult = rerun(run_id=options.run, anyway=options.anyway)
+    stream = sys.stderr if options.json else sys.stdout
+    print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
+
+
+def run_export(options: Namespace) -> int:
+    if not (options.merged or options.onnx):
+        raise InputError("say what to write: --merged, --onnx or both")
+
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.export import describe_export, export
+
+    print(
+        describe_export(export(options.model, options.folder, options.merged, options.onnx, options.trust_remote_code))
+    )
+    return DONE
+
+
+def run_up(options: Namespace) -> int:
+    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.stack import Options, up
+
+    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+        up(Options(options.host, options.prefect_port, options.mlflow_port))
+    return DONE

@@ -1,0 +1,193 @@
+"""The table of commands: from it come the parser, `--help`, docs/commands.md, and what is called."""
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows import actions
+from tasks.config import MOST_SEEDS, Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, sections
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 65_535:
+        raise ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r:.80}")
+    return int(text)
+
+
+class Argument(NamedTuple):
+    name: str
+    """`--json` for an option; a place without a name otherwise."""
+    help: str
+    more: Mapping[str, Any] = {}
+    """For argparse: metavar, type, default, action ..."""
+
+    def shown(self) -> str:
+        """`[--seeds SEEDS]`, `RUN`."""
+        value = str(self.more.get("metavar") or self.name.lstrip("-").upper())
+        if self.name.startswith("-"):
+            text = self.name if "action" in self.more else f"{self.name} {value}"
+            return text if self.more.get("required") else f"[{text}]"
+        return f"[{value}]" if self.more.get("nargs") == "?" else value
+
+
+class Command(NamedTuple):
+    name: str
+    help: str
+    """What it does, in half a line."""
+    description: str
+    run: Callable[[Namespace], int]
+    arguments: tuple[Argument, ...] = ()
+    kind: type[Config] | None = None
+    """Configuration whose fields are options of the command."""
+    places: tuple[str, ...] = ()
+    """Those of its fields that are given without a name."""
+    flows: tuple[str, ...] = ()
+    """What it runs, by the name that Prefect shows."""
+
+    def usage(self) -> str:
+        places = [name.upper() for name in self.places]
+        places += [one.shown() for one in self.arguments if not one.name.startswith("-")]
+        fields = [f"[--{'SECTION.' if any(sections(self.kind)) else ''}FIELD VALUE ...]"] if self.kind else []
+        options = [one.shown() for one in self.arguments if one.name.startswith("-")]
+        return " ".join(["peft-flow", self.name, *places, *fields, *options])
+
+
+def flag(name: str, text: str) -> Argument:
+    return Argument(name, text, {"action": "store_true"})
+
+
+def field(kind: type[Config], name: str) -> str:
+    return kind.model_fields[name].description or ""
+
+
+CONFIG_FILE = Argument("config", "Configuration; see configs/.", {"nargs": "?", "type": Path, "metavar": "CONFIG.yaml"})
+JSON_AT_END = flag("--json", "Print one JSON object as the last line of output.")
+JSON_ALONE = flag("--json", "Print one JSON object instead of the tables.")
+RUN = Argument("run", "Id of a run in MLflow, as finetune shows it at its end.", {"metavar": "RUN"})
+NAME = Argument("name", "Registered model, as tracking.registered_model named it.", {"metavar": "NAME"})
+REASON = Argument("--reason", "Why, in one line; it is recorded.", {"required": True, "metavar": "TEXT"})
+
+COMMANDS = (
+    Command(
+        "finetune",
+        "train an adapter and compare it with its foundation model",
+        "Train an adapter and compare it with its foundation model. Without CONFIG.yaml: the embedded demo, which "
+        "needs no network. Options replace what the file says.",
+        actions.run_finetune,
+        (
+            CONFIG_FILE,
+            Argument(
+                "--seeds",
+                "Train once for each of this many seeds, from --seed on, and show how much the seed alone changes "
+                f"(≥ 1, ≤ {MOST_SEEDS}; default 1).",
+                {"metavar": "SEEDS", "default": "1"},
+            ),
+            JSON_AT_END,
+        ),
+        RunConfig,
+        flows=("finetune", "finetune-seeds"),
+    ),
+    Command(
+        "retrain",
+        "train a challenger where there is something new, and promote it where it beats the champion",
+        "If data, model or configuration differ from the champion's, train a challenger, and give it the alias "
+        "champion of tracking.registered_model if it is shown to be better on the same test rows.",
+        actions.run_retrain,
+        (CONFIG_FILE, JSON_AT_END),
+        RetrainConfig,
+        flows=("retrain",),
+    ),
+    Command(
+        "predict",
+        "label the rows of a file with a trained adapter",
+        "Label the rows of INPUT with a trained adapter: label, calibrated probability of each class, and the model's "
+        "version, in the order of the input. After a kill the same command continues where it stopped.",
+        actions.run_predict,
+        (JSON_AT_END,),
+        PredictionConfig,
+        ("model", "input", "output"),
+        ("predict",),
+    ),
+    Command(
+        "compare",
+        "test whether the adapters of two runs differ",
+        "Test on the test rows that two runs share whether their adapters differ, second minus first, and show which "
+        "settings differ.",
+        actions.run_compare,
+        (RUN._replace(name="first"), RUN._replace(name="second", help="Id of the other run."), JSON_ALONE),
+    ),
+    Command(
+        "promote",
+        "make a version of a registered model its champion",
+        "Make a version of a registered model its champion. The champion so far becomes `previous`.",
+        actions.run_promote,
+        (NAME, Argument("version", "Number of the version, as history shows it.", {"metavar": "VERSION"}), REASON),
+    ),
+    Command(
+        "rollback",
+        "make the previous champion of a registered model champion again",
+        "Make the previous champion of a registered model champion again. The champion so far becomes `previous`.",
+        actions.run_rollback,
+        (NAME, REASON),
+    ),
+    Command(
+        "history",
+        "show every version of a registered model, and who promoted it and why",
+        "Show every version of a registered model, and who promoted it and why.",
+        actions.run_history,
+        (
+            NAME,
+            JSON_ALONE,
+            Argument("--picture", "Also draw it into this file.", {"type": Path, "metavar": "FILE.png"}),
+        ),
+    ),
+    Command(
+        "rerun",
+        "do a recorded run again and say whether the same comes out",
+        "Do a finished run again from its record in MLflow, as a new run that is linked to it, and say whether it is "
+        "bit-identical, equal within noise, or different, and then what differs.",
+        actions.run_rerun,
+        (RUN, flag("--anyway", field(RerunConfig, "anyway")), JSON_AT_END),
+        flows=("rerun",),
+    ),
+    Command(
+        "export",
+        "write a model that runs without peft-flow",
+        "Write a model that runs without peft and peft-flow into a new folder, once a fresh process has found that its "
+        "logits are those of the adapter.",
+        actions.run_export,
+        (
+            Argument("model", field(PredictionConfig, "model"), {"metavar": "MODEL"}),
+            Argument("folder", "New folder to write.", {"type": Path, "metavar": "OUTPUT_FOLDER"}),
+            flag("--merged", "A plain transformers model, with the adapter merged in."),
+            flag("--onnx", "model.onnx, for ONNX Runtime; needs peft-flow[onnx]."),
+            flag("--trust_remote_code", field(PredictionConfig, "trust_remote_code")),
+        ),
+    ),
+    Command(
+        "up",
+        "start Prefect, MLflow, the deployments and a worker",
+        "Start the Prefect server, the MLflow server over mlruns/, the deployments of prefect.yaml and a worker; say "
+        "where to click, then one line for each thing that happens. Ctrl-C stops everything.",
+        actions.run_up,
+        (
+            Argument(
+                "--host",
+                "IP address to listen at (default 127.0.0.1: this machine only). 0.0.0.0 lets other machines in, which "
+                "needs passwords: docs/operations.md.",
+                {"default": "127.0.0.1"},
+            ),
+            Argument(
+                "--prefect-port",
+                "Of the Prefect server (default 4200).",
+                {"type": port, "default": 4200, "metavar": "PORT"},
+            ),
+            Argument(
+                "--mlflow-port",
+                "Of the MLflow server (default 5000).",
+                {"type": port, "default": 5000, "metavar": "PORT"},
+            ),
+        ),
+    ),
+)

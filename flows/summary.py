@@ -1,0 +1,82 @@
+"""What the command prints about a run, first and last."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import DEMO_DATA, DEMO_MODEL, RunConfig
+
+if TYPE_CHECKING:
+    from tasks.outcomes import SeedsResult
+    from tasks.records import RunResult
+
+
+def introduce(config: RunConfig) -> None:
+    if config.model.name == DEMO_MODEL or config.data.name == DEMO_DATA:
+        print(
+            "This is the embedded demo: a small model and made-up film reviews, both generated on this machine. "
+            "It shows how peft-flow works, not what a real model can do; see configs/ for real jobs.",
+            file=sys.stderr,
+        )
+
+
+def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
+    """The verdict, the ladder as a table, and what to do next."""
+    from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
+    from tasks.records import Comparison
+    from tasks.tracking import public_uri
+    from tasks.work import RunFolder
+
+    record = RunFolder.around(result.adapter_path).comparison_record
+    comparison = Comparison.model_validate_json(record.read_bytes())
+    parts = [
+        f"\n{comparison.verdict.upper()}  {config.run_name()}",
+        headline(config, comparison),
+        caution(comparison.cautions),
+        ladder_table(comparison),
+        step_sentence(comparison),
+        f"Leakage: {leak_sentence(comparison)}." if comparison.leaked else "",
+    ]
+    print(
+        "\n\n".join(filter(None, parts)) + "\n\n"
+        f"run       {result.run_id}\n"
+        f"adapter   {result.adapter_path}\n"
+        f"browse    {where_to_browse(result.run_id)}\n"
+        f"load      mlflow.set_tracking_uri({public_uri()!r}); mlflow.pyfunc.load_model({result.model_uri!r})\n"
+        f"took      {result.seconds.total:.0f} s",
+        file=stream,
+    )
+
+
+def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
+    """The verdict, the ladder over the seeds, each seed's run, and what to do next."""
+    from tasks.comparison import caution
+    from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
+
+    parts = [
+        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}",
+        headline(result),
+        caution(result.cautions),
+        seeds_table(result),
+        runs_table(result),
+        noise_sentence(result),
+    ]
+    print(
+        "\n\n".join(filter(None, parts)) + "\n\n"
+        f"run       {result.run_id}\n"
+        f"browse    {where_to_browse(result.run_id)}\n"
+        f"took      {result.seconds:.0f} s",
+        file=stream,
+    )
+
+
+def where_to_browse(run_id: str) -> str:
+    """How to see the run in MLflow, and the list of all runs of its experiment."""
+    from tasks.tracking import experiment_url, run_url, serve_command
+
+    start = ""
+    if command := serve_command():
+        program = Path(sys.executable).with_name(command[0])
+        start = f"{shlex.join([str(program), *command[1:]])}   then "
+    return f"{start}open {run_url(run_id)}\nall runs  {experiment_url(run_id)}"
