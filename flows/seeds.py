@@ -11,8 +11,8 @@ from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.comparison import caution
 from tasks.config import InputError, RunConfig, SeedsConfig, checked
-from tasks.recording import flow_tags, found_input, link_to_mlflow, live
 from tasks.outcomes import SeedsResult
+from tasks.recording import flow_tags, found_input, link_to_mlflow, live
 from tasks.records import RunResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking import run_url, tracked_run

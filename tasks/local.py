@@ -29,7 +29,9 @@ def local_path(kind: Kind, name: str) -> Path | None:
     except OSError as error:  # no permission; a name longer than names can be
         raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
     except RuntimeError:
-        raise InputError(f"{field}: {name} cannot be read: ~ is followed by a user who does not exist; check the path") from None
+        raise InputError(
+            f"{field}: {name} cannot be read: ~ is followed by a user who does not exist; check the path"
+        ) from None
     if looks_like_path(name):
         raise InputError(f"{field}: there is no file or folder {name}; check the path")
     return None
@@ -62,7 +64,9 @@ def test_path(name: str) -> Path:
     except OSError as error:  # no permission; a name longer than names can be
         raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
     except RuntimeError:
-        raise InputError(f"data.test_file: {name} cannot be read: ~ is followed by a user who does not exist; check the path") from None
+        raise InputError(
+            f"data.test_file: {name} cannot be read: ~ is followed by a user who does not exist; check the path"
+        ) from None
     if not data_kind(path):
         raise InputError(f"data.test_file: {name} is not a data file; what is read: {WHAT_IS_READ}")
     return path
