@@ -21,7 +21,7 @@ from tasks.duplicates import (
 )
 from tasks.files import write_text
 from tasks.hub import NETWORK
-from tasks.labels import NOTHING, are_many_numbers, same_word, several_labels
+from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
 from tasks.records import DataCheck, Place, PreparedData, SameText
 from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 from tasks.work import RunFolder
@@ -215,7 +215,7 @@ def label_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
     warnings = []
     if several := several_labels([name for name, rows in zip(names, counts.sum(0), strict=True) if rows]):
         warnings.append(f"{several[0].upper()}{several[1:]}")
-    if are_many_numbers(names):
+    if are_many_numbers(names) or are_long_decimals(names):
         warnings.append(
             f"The labels are {len(names)} numbers, each taken for a class of its own; if they are a number to predict, "
             "make a few classes of them, such as low and high"

@@ -296,7 +296,10 @@ def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> N
     rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name.removeprefix("+"))]
     if not all(map(NUMBER.fullmatch, names)) or are_codes(names):
         return
-    if not fractions and not (are_many_numbers(names) and rows < MANY_ROWS * len(names)):
+    has_many = rows >= MANY_ROWS * len(names)
+    if has_many and (not fractions or are_long_decimals(names)):
+        return
+    if not fractions and not are_many_numbers(names):
         return
     shown = (fractions or names)[0]
     where = named_rows("train", column.rows([i for i, name in enumerate(column.names) if name == shown]))
@@ -322,6 +325,13 @@ def are_many_numbers(names: Sequence[str]) -> bool:
     ):
         return False
     return [int(name) for name in names] not in [list(range(start, start + len(names))) for start in (0, 1)]
+
+
+def are_long_decimals(names: Sequence[str]) -> bool:
+    """Whether they may be codes as well as numbers: 401.9 and 427.31, with three digits or more before the point."""
+    wholes = [name.partition(".")[0] for name in names]
+    alike = all(len(whole) == len(wholes[0]) >= 3 and whole.isdecimal() for whole in wholes)
+    return alike and any("." in name for name in names) and all(map(NUMBER.fullmatch, names)) and not are_codes(names)
 
 
 def are_codes(names: Sequence[str]) -> bool:

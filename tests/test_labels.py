@@ -83,6 +83,8 @@ def labelled(folder: Path, column: Any, kind: str = "parquet") -> Path:
         (["01", "1"], ("01", "1")),
         (["007.1", "008.45"], ("007.1", "008.45")),
         (["1.1", "1.10"], ("1.1", "1.10")),
+        (["401.9", "428.0", "272.4"], ("272.4", "401.9", "428.0")),
+        ([401.9, 428.0], ("428", "401.9")),
         (["1e5", "2e5"], ("1e5", "2e5")),
         (["1.2.3", "1.2.4"], ("1.2.3", "1.2.4")),
         (["NA", "None"], ("NA", "None")),
@@ -161,6 +163,8 @@ def test_what_is_no_class_is_refused_with_its_rows(column: Any, says: str, tmp_p
         list(range(100, 150)),
         [str(place * 37) for place in range(50)],
         list(range(20, 50)),
+        [100.5 + place for place in range(20)],  # few rows of each
+        ["401.9", "28.0"],
     ],
     ids=str,
 )
@@ -196,6 +200,13 @@ def test_many_rows_of_each_of_many_numbers_are_classes_with_a_warning(tmp_path: 
         "The labels are 25 numbers, each taken for a class of its own; if they are a number to predict, make a few "
         "classes of them, such as low and high"
     ]
+
+
+def test_decimals_that_may_be_codes_are_classes_with_a_warning() -> None:
+    (told,) = label_warnings(np.full((3, 3), 50), ("272.4", "401.9", "428.0"))
+    assert told.startswith(
+        "The labels are 3 numbers, each taken for a class of its own; if they are a number to predict"
+    )
 
 
 @pytest.mark.parametrize(
