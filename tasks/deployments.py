@@ -116,7 +116,8 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
     here = Path(__file__).resolve().parent
-    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), here / "config.py", here / "methods.py"]
+    settings = [here / name for name in ("config.py", "methods.py", "rivals.py")]
+    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), *settings]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:
         total.update(file.read_bytes())
