@@ -117,8 +117,8 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
     here = Path(__file__).resolve().parent
-    forms = [here / "config.py", here / "methods.py", here / "deployments.py"]
-    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), *forms]
+    settings = [here / name for name in ("config.py", "methods.py", "rivals.py", "deployments.py")]
+    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), *settings]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:
         total.update(file.read_bytes())
