@@ -62,6 +62,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	.venv/bin/python -m flows.reference --check
 	@$(AUDIT)
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import tasks
+from tasks import config, methods, rivals
 from tasks.closing import NO_HEARTBEAT
 from tasks.config import DEPLOYMENTS, InputError
 from tasks.device import gpus
@@ -116,9 +118,9 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
-    here = Path(__file__).resolve().parent
-    settings = [here / name for name in ("config.py", "methods.py", "rivals.py", "deployments.py")]
-    files = [DEPLOYMENTS, *sorted((here.parent / "flows").glob("*.py")), *settings]
+    flows = Path(tasks.__file__).resolve().parent.with_name("flows")
+    forms = [Path(file) for file in (config.__file__, methods.__file__, rivals.__file__, __file__)]
+    files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *forms]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:
         total.update(file.read_bytes())

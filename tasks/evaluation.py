@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 
+import tasks
 from tasks.config import RunConfig
 from tasks.files import whole
 from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
@@ -142,7 +143,7 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
 def start_offline(module: str) -> "subprocess.Popen[str]":
     """A module of this project in a fresh process with no Hub, which waits for its request on standard input."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(tasks.__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     pipe = subprocess.PIPE
     command = [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own

@@ -87,5 +87,5 @@ def test_memory_is_the_same_however_the_system_counts_it(
 
 
 def test_memory_is_asked_for_in_one_place() -> None:
-    files = [*ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")]
+    files = [*ROOT.glob("tasks/**/*.py"), *ROOT.glob("flows/*.py")]
     assert [file.name for file in files if "getrusage" in file.read_text(encoding="utf-8")] == ["device.py"]

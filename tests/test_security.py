@@ -22,7 +22,7 @@ from tasks.secrets import HIDDEN, redact
 from tasks.trouble import first_line
 from tests.conftest import ROOT, Trained
 
-SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/*.py")])
+SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/**/*.py")])
 
 PICKLES = (
     *("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "vocab.pkl", "spiece.pkl", "optimizer.pt"),
