@@ -230,6 +230,8 @@ def no_column(
 def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None = None) -> str:
     """What to do where one of `texts` and `label` is missing: which options name those that look like them."""
     wanted = [*texts, *([label] if label else [])]
+    if len(first) == 1 and not any(first.values()):  # no row has as few fields
+        return "its rows have more columns than its first line; where that is a title or remark, take it away"
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
     if nested := holds_nested(first, texts, label):
