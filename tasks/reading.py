@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
-from tasks.formats import TABLES, columns_of, kind_of, read_rows, table, unsaved_formulas
+from tasks.formats import TABLES, columns_of, kind_of, notes_of, read_rows, table, unsaved_formulas
 from tasks.hub import HubUnreachable, cached_data, first_line, is_network_trouble, local_path, note_cached, test_path
 from tasks.kept import as_kinds, rows_of
 from tasks.records import Source, digest
@@ -202,7 +202,8 @@ def check_names(
     if missing := missing_of(columns, config):
         rows = first_rows(file, sep)
         first = {name: [row.get(name) for row in rows] for name in columns}
-        raise no_column(missing[0], file.name, first, config, role, complete)
+        error = no_column(missing[0], file.name, first, config, role, complete)
+        raise InputError(". ".join((str(error), *notes_of(file))))  # perhaps they are in another sheet
 
 
 def no_column(

@@ -321,6 +321,16 @@ def test_formula_that_nobody_calculated_is_named_where_its_cell_is_missed(tmp_pa
         splits_of(sheet_with(path, [["text", "label"], ["=A1", "=A1"]]))
 
 
+def test_columns_that_are_in_another_sheet_are_missed_with_the_sheets_named(tmp_path: Path) -> None:
+    with pd.ExcelWriter(tmp_path / "a.xlsx") as book:
+        pd.DataFrame({"info": ["x"]}).to_excel(book, sheet_name="Read me", index=False)
+        frame().to_excel(book, sheet_name="Data", index=False)
+    with pytest.raises(
+        InputError, match=r"no column 'text'; it has info; .*only the first sheet is read, 'Read me', not"
+    ):
+        splits_of(tmp_path / "a.xlsx")
+
+
 def test_names_once_more_are_no_row(tmp_path: Path) -> None:
     rows = [["text", "label"], ["a", "b"], ["text", "label"], ["c", "d"]]
     sheet_with(tmp_path / "a.xlsx", rows)
