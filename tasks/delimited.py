@@ -124,6 +124,9 @@ def read_csv(file: TextIO, path: Path, sep: str) -> Iterator[Raw]:
             many = f"{len(fields)} field{'s'[: len(fields) != 1]}"
             yield Broken(f"has {many}, and the header {len(header)} {end}", "".join(taken))
             continue
+        if fields == header and len(header) > 1:
+            yield Broken(f"has the names of the columns once more {end}", "".join(taken))
+            continue
         if len(taken) == 1:
             remember(fields, words)
         yield dict(zip(header, (field or None for field in fields), strict=True))

@@ -73,7 +73,8 @@ def without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def what_json_says(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at {error.doc[error.pos :][:20].rstrip()!r}"
+        comma = "; leave out the comma after it" if error.doc[error.pos :].strip() == "," else ""
+        return f"{error.msg} at {error.doc[error.pos :][:20].rstrip()!r}{comma}"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
 
 
@@ -103,6 +104,8 @@ def read_array(file: TextIO, path: Path) -> Iterator[Raw]:
             end = after_spaces(text, end)
             if (mark := text[end : end + 1]) not in (",", "]") or not mark:
                 raise ValueError(f"after it stands {mark!r}, not a comma" if mark else "the array is never closed")
+        except InputError:
+            raise
         except (ValueError, RecursionError) as error:
             # perhaps the object goes on behind what has been read
             more = "" if ended or len(text) - place > MOST_CHARACTERS else file.read(size)
@@ -122,8 +125,10 @@ def refuse_rest(rest: str, file: TextIO, path: Path) -> None:
     """Only spaces may follow the end of an array."""
     while rest := rest.strip() or file.read(HEAD_BYTES):
         if rest.strip():
+            lists = "write each row as an object with names, not as a list" * rest.strip().startswith("[")
             raise InputError(
-                f"data.name: {path}: after the end of the array stands {rest.strip()!r:.80}; put all rows into it"
+                f"data.name: {path}: after the end of the array stands {rest.strip()!r:.80}; "
+                f"{lists or 'put all rows into it'}"
             )
 
 

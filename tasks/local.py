@@ -50,7 +50,7 @@ def check_data_path(path: Path) -> None:
     if not path.is_file() and not path.is_dir():
         raise InputError(f"data.name: {path} is neither a file nor a folder")
     if path.is_file() and not data_kind(path):
-        raise InputError(f"data.name: {path} is not a data file; what is read: {WHAT_IS_READ}")
+        raise InputError(f"data.name: {no_data_file(path)}")
     if path.is_dir() and not any(data_kind(file) or file.suffix.lower() == ".txt" for file in visible_files(path)):
         raise InputError(f"data.name: {path} holds no file of data; what is read: {WHAT_IS_READ}")
 
@@ -68,8 +68,29 @@ def test_path(name: str) -> Path:
             f"data.test_file: {name} cannot be read: ~ is followed by a user who does not exist; check the path"
         ) from None
     if not data_kind(path):
-        raise InputError(f"data.test_file: {name} is not a data file; what is read: {WHAT_IS_READ}")
+        raise InputError(f"data.test_file: {no_data_file(path)}")
     return path
+
+
+SHEET, ARCHIVE, COLUMNS = (
+    "save it as .xlsx or CSV UTF-8",
+    "unpack it, and give the file or folder",
+    "if it has columns, rename it to .csv or .tsv",
+)
+WAYS = {
+    **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), SHEET),
+    **dict.fromkeys((".tar", ".tgz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), ARCHIVE),
+    **dict.fromkeys((".txt", ".tab", ".dat", ".data"), COLUMNS),
+    **dict.fromkeys((".pkl", ".pickle"), "in pandas write it as parquet; a pickle can hide code"),
+    **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "write the table as csv or parquet"),
+    ".jsonlines": "rename it to .jsonl",
+}
+"""What to do with other files that people have."""
+
+
+def no_data_file(path: Path) -> str:
+    way = WAYS.get(path.suffix.lower())
+    return f"{path} is not a data file; {f'{way}. What' if way else 'what'} is read: {WHAT_IS_READ}"
 
 
 def looks_like_path(name: str) -> bool:

@@ -13,7 +13,7 @@ from tasks.columns import column_values
 from tasks.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
-from tasks.formats import columns_of, read_rows
+from tasks.formats import columns_of, notes_of, read_rows
 from tasks.hub import HubUnreachable, cached_data, note_cached
 from tasks.kept import as_kinds, rows_of
 from tasks.local import local_path, test_path
@@ -203,7 +203,8 @@ def check_names(
     if missing := missing_of(columns, config):
         rows = first_rows(file, sep)
         first = {name: [row.get(name) for row in rows] for name in columns}
-        raise no_column(missing[0], file.name, first, config, role, complete)
+        error = no_column(missing[0], file.name, first, config, role, complete)
+        raise InputError(". ".join((str(error), *notes_of(file))))  # perhaps they are in another sheet
 
 
 def no_column(
@@ -231,6 +232,8 @@ def no_column(
 def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None = None) -> str:
     """What to do where one of `texts` and `label` is missing: which options name those that look like them."""
     wanted = [*texts, *([label] if label else [])]
+    if len(first) == 1 and not any(first.values()):  # no row has as few fields
+        return "its rows have more columns than its first line; where that is a title or remark, take it away"
     if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
         return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
     if nested := holds_nested(first, texts, label):

@@ -80,6 +80,8 @@ def sheet_rows(path: Path) -> Read:
             cells = [*row, *[None] * len(header)]
             if extra := [cell for cell in cells[len(header) :] if cell is not None]:
                 yield Broken(f"has {extra[0]!r:.40} behind the last column", row), None
+            elif cells[: len(header)] == header and len(header) > 1:
+                yield Broken("has the names of the columns once more", row), None
             else:
                 yield dict(zip(header, cells, strict=False)), None
 

@@ -324,6 +324,35 @@ def test_formula_that_nobody_calculated_is_named_where_its_cell_is_missed(tmp_pa
         splits_of(sheet_with(path, [["text", "label"], ["=A1", "=A1"]]))
 
 
+def test_columns_that_are_in_another_sheet_are_missed_with_the_sheets_named(tmp_path: Path) -> None:
+    with pd.ExcelWriter(tmp_path / "a.xlsx") as book:
+        pd.DataFrame({"info": ["x"]}).to_excel(book, sheet_name="Read me", index=False)
+        frame().to_excel(book, sheet_name="Data", index=False)
+    with pytest.raises(
+        InputError, match=r"no column 'text'; it has info; .*only the first sheet is read, 'Read me', not"
+    ):
+        splits_of(tmp_path / "a.xlsx")
+
+
+def test_names_once_more_are_no_row(tmp_path: Path) -> None:
+    rows = [["text", "label"], ["a", "b"], ["text", "label"], ["c", "d"]]
+    sheet_with(tmp_path / "a.xlsx", rows)
+    (tmp_path / "a.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    for name, where in (("a.xlsx", ""), ("a.csv", " (line 3)")):
+        found = [raw for raw, _ in read_rows(tmp_path / name)]
+        assert isinstance(found[1], Broken) and found[1].fault == f"has the names of the columns once more{where}"
+        assert [row for row in found if isinstance(row, dict)] == [
+            {"text": "a", "label": "b"},
+            {"text": "c", "label": "d"},
+        ]
+
+
+def test_comma_after_each_object_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1},\n{"a": 2}\n')
+    (broken, _), (row, _) = read_rows(tmp_path / "a.jsonl")
+    assert isinstance(broken, Broken) and "leave out the comma after it (line 1)" in broken.fault and row == {"a": 2}
+
+
 def test_text_file_is_a_row_of_the_class_of_its_folder(tmp_path: Path) -> None:
     for name, text in (("pos/2.txt", "\ufefffine\n"), ("neg/1.txt", "dull\n\nvery")):
         (tmp_path / name).parent.mkdir()
@@ -367,6 +396,7 @@ CSV = "text,label\n" + LONG
         ("a.xlsx", b"x", "a.xlsx cannot be read"),
         ("a.xlsx", packed("a.csv.zip", b"x"), "a.xlsx cannot be read"),
         ("a.feather", b"x" * 99, "a.feather cannot be read"),
+        ("a.jsonl", b'["a", 1]\n["b", 2]\n', r"a.jsonl: after the end .*; write each row as an object with names"),
         ("a.feather", b"FEA1xxxx", "it is Feather V1, which is given up; write it anew"),
         ("a.arrow", b"ARROW1" + bytes(99), "a.arrow cannot be read"),
         ("a.parquet", b"x" * 99, "a.parquet cannot be read"),

@@ -443,3 +443,19 @@ def test_hidden_files_are_nobodys_business(workplace: Path, monkeypatch: pytest.
 )
 def test_answer_that_is_an_error_is_no_silence(error: Exception, silent: bool) -> None:
     assert is_silence(error) is silent
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("a.xls", "is not a data file; save it as .xlsx or CSV UTF-8. What is read: .csv"),
+        ("a.tar.gz", "unpack it"),
+        ("a.txt", "if it has columns, rename it to .csv or .tsv"),
+        ("a.pkl", "can hide code"),
+        ("a.nothing", "is not a data file; what is read: .csv"),
+    ],
+)
+def test_file_of_another_kind_is_refused_with_a_way_to_go_on(name: str, way: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=re.escape(way)):
+        find("dataset", str(tmp_path / name), "main", offline=True)

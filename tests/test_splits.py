@@ -454,6 +454,7 @@ def test_classes_that_are_numbers_stand_in_their_order() -> None:
         ({"text ": ["a long text", "another"], "label ": ["a", "b"]}, "rename 'text ' to text"),
         ({"n": [1, 2], "m": [{"text": "a"}] * 2}, "'m' holds objects: write what is in them as columns"),
         ({"data": [{"text": "a", "label": 1}] * 2}, "'data' holds objects"),
+        ({"Export of 2026": []}, "its rows have more columns than its first line; where that is a title"),
         ({"review": [{"body": "a"}] * 2, "stars": [1, 2]}, "'review' holds objects"),
         (
             {
