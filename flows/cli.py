@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -393,7 +392,6 @@ def prefect_starting() -> Iterator[None]:
         from tasks.deployments import refuse_newer_database
 
         refuse_newer_database(settings.home / "prefect.db")
-        limit_starts()
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -404,28 +402,6 @@ def prefect_starting() -> Iterator[None]:
         started = threads.submit(start)
         yield
         started.result()
-
-
-MOST_STARTS = 3
-
-
-@lru_cache
-def limit_starts() -> None:
-    """From now on a server that ends while it starts is given up. Prefect takes exit code 3 for a taken port, and tries
-    another for ever; a full disk and a damaged database end with it too."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    begin = SubprocessASGIServer._run_uvicorn_command
-    ended: dict[Any, int] = {}
-
-    def start(server: SubprocessASGIServer) -> Any:
-        last = server.server_process
-        ended[server] = ended.get(server, 0) + 1 if last and last.poll() else 0
-        if ended[server] >= MOST_STARTS:
-            raise RuntimeError(f"Prefect's server did not start, {MOST_STARTS} times; above it says why")
-        return begin(server)
-
-    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[assignment, method-assign]
 
 
 def get_ready_to_train() -> None:
