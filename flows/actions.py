@@ -7,11 +7,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.summary import introduce, summarize, summarize_seeds, where_to_browse
 from tasks.config import MOST_SEEDS, InputError, PredictionConfig, RetrainConfig, RunConfig, check_text, load_config
@@ -111,7 +110,6 @@ def prefect_starting() -> Iterator[None]:
         from tasks.deployments import refuse_newer_database
 
         refuse_newer_database(settings.home / "prefect.db")
-        limit_starts()
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -122,28 +120,6 @@ def prefect_starting() -> Iterator[None]:
         started = threads.submit(start)
         yield
         started.result()
-
-
-MOST_STARTS = 3
-
-
-@lru_cache
-def limit_starts() -> None:
-    """From now on a server that ends while it starts is given up. Prefect takes exit code 3 for a taken port, and tries
-    another for ever; a full disk and a damaged database end with it too."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    begin = SubprocessASGIServer._run_uvicorn_command
-    ended: dict[Any, int] = {}
-
-    def start(server: SubprocessASGIServer) -> Any:
-        last = server.server_process
-        ended[server] = ended.get(server, 0) + 1 if last and last.poll() else 0
-        if ended[server] >= MOST_STARTS:
-            raise RuntimeError(f"Prefect's server did not start, {MOST_STARTS} times; above it says why")
-        return begin(server)
-
-    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[assignment, method-assign]
 
 
 def get_ready_to_train() -> None:

@@ -261,7 +261,7 @@ MIGRATIONS = "prefect/server/database/_migrations/versions/sqlite"
 def refuse_newer_database(database: Path) -> None:
     """InputError where a newer Prefect has changed this SQLite file, and the one installed here uses it.
 
-    Its server would end with a traceback, and the one inside a run would be started again for ever.
+    Its server would end with a traceback, and the one inside a run would be started again for two minutes.
     """
     if not database.exists():
         return

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from flows.actions import limit_starts, prefect_starting
+from flows.actions import prefect_starting
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from flows.commands import COMMANDS
 from tasks.config import InputError, PredictionConfig, RunConfig, sections
 from tasks.methods import METHODS
-from tests.conftest import ROOT, free_port, register
+from tests.conftest import ROOT, register
 from tests.stacks import used_by_newer_prefect
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "prefect", "pandas", "numpy"}
@@ -67,24 +67,6 @@ def test_database_of_a_newer_prefect_is_refused_before_a_server_starts_over_it(
         prefect_starting(),
     ):
         pytest.fail("it goes on")
-
-
-def test_prefect_server_that_ends_while_it_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.server.api.server import SubprocessASGIServer
-
-    def ended(server: SubprocessASGIServer) -> "subprocess.Popen[bytes]":
-        started.append(server)
-        process = subprocess.Popen(["false"])
-        process.wait()
-        process.returncode = 3
-        return process
-
-    started: list[SubprocessASGIServer] = []
-    monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", ended)
-    limit_starts.__wrapped__()
-    with pytest.raises(RuntimeError, match="Prefect's server did not start, 3 times; above it says why"):
-        SubprocessASGIServer(port=free_port()).start()
-    assert len(started) == 3
 
 
 @pytest.fixture

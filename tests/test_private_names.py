@@ -29,7 +29,6 @@ NAMES = (
     "peft.tuners.adalora.RankAllocator.exp_avg_unc",
     "peft.tuners.adalora.RankAllocator.ipt",
     "prefect.serializers.PickleSerializer.loads",
-    "prefect.server.api.server.SubprocessASGIServer._run_uvicorn_command",
     "prefect.server.database.configurations.AioSqliteConfiguration.begin_transaction",
     "torch.nn.modules.batchnorm._BatchNorm",
     "transformers.PreTrainedConfig._attn_implementation",
