@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
             path.write_text(text, encoding="utf-8")
     if stale:
         print(f"{' and '.join(map(str, stale))}: stale; run .venv/bin/python -m flows.reference", file=sys.stderr)
-    return bool(stale)
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

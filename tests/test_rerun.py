@@ -288,7 +288,7 @@ def test_rerun_trains_anew_is_bit_identical_and_leads_back_to_the_first_run(
 def judge_again(run_id: str) -> RerunResult:
     from flows.rerun import rerun as flow
 
-    result: RerunResult = flow(run_id)
+    result: RerunResult = flow(run_id=run_id)
     return result
 
 

@@ -165,7 +165,7 @@ def test_broken_checkpoint_is_set_aside_and_the_one_before_is_used(
     found = newest_checkpoint(folder, one.said.append)
     assert found and found.step == 3
     assert (folder / "broken-checkpoint-4").is_dir() and not (folder / "checkpoint-4").exists()
-    assert len(one.said) == 1 and "checkpoint-4 is broken" in one.said[0]
+    assert len(one.said) == 1 and "checkpoint-4 is damaged" in one.said[0]
     assert file in one.said[0] or file == "manifest.json"  # a flipped bit in a sum points to the file of that sum
 
 
@@ -175,7 +175,7 @@ def test_training_goes_on_from_the_one_before_with_the_same_bits(cut: tuple[Job,
     (folder / "checkpoint-7").mkdir()  # begun by hand, or by another program
     trained = one.fit("cut")
     assert what_counts(trained) == what_counts(one.fit("whole"))
-    assert [line.split(" is broken")[0] for line in one.said[:2]] == ["checkpoint-7", "checkpoint-4"]
+    assert [line.split(" is damaged")[0] for line in one.said[:2]] == ["checkpoint-7", "checkpoint-4"]
     assert one.said[2] == "Training goes on from step 3"
 
 
