@@ -19,7 +19,8 @@ from typing import Any
 
 from flows.finetune import finetune
 from tasks import data, splits, statistics
-from tasks.config import RunConfig, load_config
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import load_config
 
 INSIDE = ((splits, "same_texts"), (data, "make_check"), (statistics, "fit_temperature"))
 """Functions of the analysis inside longer steps; the steps check, references and compare are analysis as a whole."""

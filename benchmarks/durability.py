@@ -18,9 +18,10 @@ from statistics import median
 from typing import NamedTuple
 
 from tasks import resume
-from tasks.config import RunConfig, load_config
 from tasks.data import prepare
 from tasks.records import PreparedData
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import load_config
 from tasks.tracking import tracked_run, try_to_send
 from tasks.training import fit_adapter, train_adapter
 from tasks.watching import Watcher

@@ -18,9 +18,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.config import RunConfig, validated
 from tasks.device import mib
 from tasks.precision import cpu_multiplies_bfloat16
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 
 WARM_STEPS = 2
 """Not counted: the first steps find memory and compile kernels."""

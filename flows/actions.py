@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from flows.summary import introduce, summarize, summarize_seeds, where_to_browse
-from tasks.config import MOST_SEEDS, InputError, PredictionConfig, RetrainConfig, RunConfig, check_text, load_config
+from tasks.settings.config import MOST_SEEDS, InputError, PredictionConfig, RetrainConfig, RunConfig, check_text
+from tasks.settings.loading import load_config
 
 if TYPE_CHECKING:
     from tasks.decision import Decision

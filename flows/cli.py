@@ -23,8 +23,9 @@ from pydantic_core import PydanticUndefined
 
 from flows.actions import DONE, FAILED, USER_MUST_CHANGE
 from flows.commands import COMMANDS
-from tasks.config import Config, InputError, choices, sections, unknown_field
-from tasks.secrets import redact
+from tasks.settings.config import Config, InputError
+from tasks.settings.loading import choices, sections, unknown_field
+from tasks.settings.secrets import redact
 
 __all__ = ["DONE", "FAILED", "USER_MUST_CHANGE", "build_parser", "main"]
 

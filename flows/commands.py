@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows import actions
-from tasks.config import MOST_SEEDS, Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, sections
+from tasks.settings.config import MOST_SEEDS, Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig
+from tasks.settings.loading import sections
 
 
 def port(text: str) -> int:

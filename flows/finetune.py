@@ -10,7 +10,6 @@ from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
 from tasks.comparison import caution, compare, headline, shown_share
-from tasks.config import RunConfig, validated
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
 from tasks.device import claim_device
@@ -18,7 +17,9 @@ from tasks.evaluation import evaluate_adapter, reload_at_hand
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
 from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.references import evaluate_baseline, evaluate_references
-from tasks.rivals import SHORT_TITLES
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
+from tasks.settings.rivals import SHORT_TITLES
 from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
 from tasks.verdict import capital

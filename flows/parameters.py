@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from tasks.config import Config
+from tasks.settings.config import Config
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -10,12 +10,13 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
-from tasks.config import InputError, PredictionConfig, checked
 from tasks.device import claim_device
 from tasks.job import find_job
 from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
 from tasks.recording import live
+from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.loading import checked
 from tasks.tracking import tidy_up
 
 

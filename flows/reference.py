@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from flows.cli import EPILOG, bounds, shown
 from flows.commands import COMMANDS, Argument, Command
-from tasks.config import (
+from tasks.settings.config import (
     Config,
     GateConfig,
     PredictionConfig,
@@ -21,9 +21,8 @@ from tasks.config import (
     RetrainConfig,
     RunConfig,
     SeedsConfig,
-    choices,
-    sections,
 )
+from tasks.settings.loading import choices, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = "<!-- Written by `python -m flows.reference`; change the descriptions in the program, not this page. -->"

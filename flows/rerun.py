@@ -9,10 +9,10 @@ from prefect.logging import get_run_logger
 
 from flows.finetune import finetune
 from flows.parameters import parameters_of
-from tasks.config import RerunConfig
 from tasks.outcomes import RerunResult
 from tasks.recording import live
 from tasks.rerun import judge_rerun, recall_run, rerun_folder, sentence
+from tasks.settings.config import RerunConfig
 from tasks.work import as_one
 
 

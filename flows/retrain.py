@@ -11,12 +11,13 @@ from prefect.states import Completed
 from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.approval import ask_for_approval, check_approval
-from tasks.config import RetrainConfig, checked
 from tasks.history import publish
 from tasks.outcomes import RetrainResult
 from tasks.recording import found_input, live
 from tasks.registry import settle
 from tasks.retraining import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
+from tasks.settings.config import RetrainConfig
+from tasks.settings.loading import checked
 from tasks.tracking import find_champion, make_store
 from tasks.work import as_one, work_folder
 

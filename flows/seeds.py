@@ -10,11 +10,12 @@ from prefect.logging import get_run_logger
 from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.comparison import caution
-from tasks.config import InputError, RunConfig, SeedsConfig, checked
 from tasks.outcomes import SeedsResult
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live
 from tasks.records import RunResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
+from tasks.settings.config import InputError, RunConfig, SeedsConfig
+from tasks.settings.loading import checked
 from tasks.tracking import run_url, tracked_run
 from tasks.verdict import capital
 from tasks.work import work_folder

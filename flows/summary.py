@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import DEMO_DATA, DEMO_MODEL, RunConfig
+from tasks.settings.config import DEMO_DATA, DEMO_MODEL, RunConfig
 
 if TYPE_CHECKING:
     from tasks.outcomes import SeedsResult

@@ -13,12 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks import serving
 from tasks.blocks import find_blocks, is_inside, text_parts
-from tasks.config import AdapterConfig, InputError, RunConfig, nearest_name
 from tasks.files import whole, write_text
-from tasks.methods import METHODS, Shape
 from tasks.model import base_model_settings, word_embeddings
 from tasks.options import check_attached, check_options, listed
 from tasks.records import PreparedData, Source
+from tasks.settings.config import AdapterConfig, InputError, RunConfig
+from tasks.settings.loading import nearest_name
+from tasks.settings.methods import METHODS, Shape
 from tasks.trouble import first_line
 
 SET_BY_US = {

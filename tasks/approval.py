@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from tasks.closing import OVERDUE
-from tasks.config import InputError, RetrainConfig
 from tasks.events import announce_decision
 from tasks.gate import page
 from tasks.liveness import hold
 from tasks.outcomes import Gate
 from tasks.progress import tell
 from tasks.records import digest
+from tasks.settings.config import InputError, RetrainConfig
 
 POLL_SECONDS = 5
 

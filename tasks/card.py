@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import yaml
 
 from tasks.comparison import caution, headline, ladder_table, leak_sentence, plain, step_sentence
-from tasks.config import RunConfig
 from tasks.records import Comparison, PreparedData, TrainedAdapter
+from tasks.settings.config import RunConfig
 from tasks.tracking import public_version
 from tasks.verdict import capital
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tasks.duplicates import counted, listed
 from tasks.evaluation import Predictions
 from tasks.records import Comparison, PreparedData
-from tasks.rivals import NAMES, learning_from_train
+from tasks.settings.rivals import NAMES, learning_from_train
 from tasks.statistics import USEFUL_DIFFERENCE
 
 if TYPE_CHECKING:

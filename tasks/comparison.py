@@ -10,7 +10,6 @@ from prefect import task
 
 from tasks import error_analysis
 from tasks.cautions import find_cautions
-from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions, paired_predictions
 from tasks.metrics import PROBABILITY_FLOOR
@@ -25,7 +24,8 @@ from tasks.records import (
     Scores,
     TrainedAdapter,
 )
-from tasks.rivals import NAMES, SHORT_TITLES, TITLES
+from tasks.settings.config import RunConfig
+from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import (
     bootstrap,
     calibration_error,

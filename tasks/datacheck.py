@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from tasks import tracking
-from tasks.config import SPLITS, DataConfig, RunConfig
 from tasks.datapage import check_page, tables_page
 from tasks.duplicates import (
     conflicts,
@@ -23,6 +22,7 @@ from tasks.files import write_text
 from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
 from tasks.records import DataCheck, Place, PreparedData, SameText
+from tasks.settings.config import SPLITS, DataConfig, RunConfig
 from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 from tasks.work import RunFolder
 

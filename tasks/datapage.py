@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tasks.comparison import markdown_table
-from tasks.config import SPLITS
 from tasks.duplicates import counted, listed
 from tasks.frozen import describe_kept_out
 from tasks.records import DataCheck, SameText
+from tasks.settings.config import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np

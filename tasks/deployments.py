@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import tasks
-from tasks import config, methods, rivals
 from tasks.closing import NO_HEARTBEAT
-from tasks.config import DEPLOYMENTS, InputError
 from tasks.device import gpus
 from tasks.files import write_text
 from tasks.progress import tell
+from tasks.settings import config, methods, rivals
+from tasks.settings.config import DEPLOYMENTS, InputError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.config import STORE, InputError
+from tasks.settings.config import STORE, InputError
 
 if TYPE_CHECKING:
     from tasks.stack import Options

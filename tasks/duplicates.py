@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tasks.columns import BATCH_ROWS, numbers
-from tasks.config import SPLITS, InputError
+from tasks.settings.config import SPLITS, InputError
 
 if TYPE_CHECKING:
     import pandas as pd

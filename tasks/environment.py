@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.config import InputError
 from tasks.disk import describe, is_disk_full
-from tasks.secrets import redact
+from tasks.settings.config import InputError
+from tasks.settings.secrets import redact
 
 DEFAULTS = {
     # nobody is told what our users do; without the first, Prefect also prints a traceback when offline

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.evaluation import Predictions
 from tasks.records import PreparedData, Slice
-from tasks.rivals import learning_from_train
+from tasks.settings.rivals import learning_from_train
 from tasks.statistics import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:

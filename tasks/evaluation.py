@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 
 import tasks
-from tasks.config import RunConfig
 from tasks.files import whole
 from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
+from tasks.settings.config import RunConfig
 from tasks.work import RunFolder
 
 if TYPE_CHECKING:

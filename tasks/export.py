@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
-from tasks.config import InputError
 from tasks.disk import writing
 from tasks.duplicates import counted
 from tasks.environment import hide_short_bars
@@ -20,6 +19,7 @@ from tasks.local import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.records import Record
 from tasks.registry import fetched_adapter
+from tasks.settings.config import InputError
 from tasks.tracking import find_test_table
 
 if TYPE_CHECKING:

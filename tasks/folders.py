@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tasks.config import SPLITS, InputError, data_kind
 from tasks.formats import notes_of
 from tasks.local import visible_files
+from tasks.settings.config import SPLITS, InputError, data_kind
 from tasks.trouble import first_line
 
 Piece = tuple[Path, ...]

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.columns import numbers
-from tasks.config import DataConfig, InputError, RunConfig
 from tasks.duplicates import counted, leaked_rows, same_texts
 from tasks.kept import as_kinds, rows_of
 from tasks.local import test_path
 from tasks.reading import as_test_file, check_letters, check_test_file
 from tasks.records import PreparedData, file_sha256
+from tasks.settings.config import DataConfig, InputError, RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.comparison import bounds, format_p, markdown_table, shown
-from tasks.config import GateConfig
 from tasks.duplicates import counted
 from tasks.outcomes import Finding, Footprint, Gate
 from tasks.records import Comparison, Difference, Interval
-from tasks.rivals import TITLES, to_beat
+from tasks.settings.config import GateConfig
+from tasks.settings.rivals import TITLES, to_beat
 from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:

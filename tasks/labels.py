@@ -8,9 +8,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.columns import column_values
-from tasks.config import DataConfig, InputError
 from tasks.duplicates import counted, listed, named_rows, normal
 from tasks.reading import class_names, labelled_instead
+from tasks.settings.config import DataConfig, InputError
 
 if TYPE_CHECKING:
     import numpy as np

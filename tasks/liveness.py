@@ -14,9 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.config import STORE
 from tasks.progress import tell
 from tasks.records import Record
+from tasks.settings.config import STORE
 
 LIVE = STORE / "live"
 GATE = LIVE / ".gate"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from tasks.config import WHAT_IS_READ, InputError, data_kind
+from tasks.settings.config import WHAT_IS_READ, InputError, data_kind
 
 Kind = Literal["model", "dataset"]
 

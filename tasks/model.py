@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks import serving
-from tasks.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.environment import hide_short_bars
 from tasks.hub import HubUnreachable, check_format, find, patient
-from tasks.methods import VIRTUAL_TOKENS
 from tasks.records import Source
+from tasks.settings.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
+from tasks.settings.methods import VIRTUAL_TOKENS
 from tasks.trouble import first_line, is_network_trouble
 
 model_texts = serving.model_texts

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
-from tasks.config import PACKED_FILES, InputError, data_kind
 from tasks.disk import is_disk_full
+from tasks.settings.config import PACKED_FILES, InputError, data_kind
 
 MOST_CHARACTERS = 10_000_000
 """In one line, cell, or object of a json array: what is longer is not text but a broken file."""

@@ -11,7 +11,8 @@ from itertools import chain
 from typing import Any
 
 from tasks.blocks import find_blocks
-from tasks.config import InputError, nearest_name
+from tasks.settings.config import InputError
+from tasks.settings.loading import nearest_name
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 QUANTIZED = "is for quantized weights, which are not loaded here; leave it out"

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from tasks.config import RunConfig
 from tasks.records import Difference, Interval, Record, Scores
+from tasks.settings.config import RunConfig
 
 Outcome = Literal["bit-identical", "equal within noise", "different"]
 """Of a run that was done again."""

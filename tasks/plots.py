@@ -6,10 +6,10 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from tasks.comparison import confusion, ends, shown_share, signed
-from tasks.config import SPLITS
 from tasks.evaluation import Predictions
 from tasks.records import Comparison, DataCheck, Interval, PreparedData, TrainedAdapter
-from tasks.rivals import NAMES, TITLES
+from tasks.settings.config import SPLITS
+from tasks.settings.rivals import NAMES, TITLES
 from tasks.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.verdict import capital
 from tasks.watching import final_points

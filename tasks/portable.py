@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
-from tasks.config import InputError
+from tasks.settings.config import InputError
 from tasks.trouble import first_line
 
 if TYPE_CHECKING:

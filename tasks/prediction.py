@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from prefect import task
 
 from tasks import serving
-from tasks.config import InputError, PredictionConfig
 from tasks.environment import hide_short_bars
 from tasks.job import Job, parts_of
 from tasks.outcomes import PredictionResult
 from tasks.parts import Columns, Part, Parts, as_jsonl
 from tasks.progress import amount, progress_artifact, tell
 from tasks.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
+from tasks.settings.config import InputError, PredictionConfig
 from tasks.trouble import first_line, is_network_trouble
 from tasks.work import sole_user
 

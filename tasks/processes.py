@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import psutil
 
-from tasks.config import InputError
 from tasks.records import Record
+from tasks.settings.config import InputError
 
 STOP_SECONDS = 2.0
 MOST_RESTARTS, WITHIN_SECONDS = 3, 60.0

@@ -11,7 +11,6 @@ from prefect import runtime, task
 
 from tasks.card import model_card
 from tasks.comparison import description
-from tasks.config import SPLITS, RunConfig
 from tasks.data import find_input
 from tasks.duplicates import stable_keys
 from tasks.evaluation import paired_predictions
@@ -29,6 +28,7 @@ from tasks.records import (
     Source,
     TrainedAdapter,
 )
+from tasks.settings.config import SPLITS, RunConfig
 from tasks.tracking import (
     FLOW_RUN_TAG,
     FLOW_RUN_URL_TAG,

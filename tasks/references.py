@@ -18,7 +18,6 @@ from prefect.serializers import PickleSerializer
 
 from tasks import model as models
 from tasks.columns import numbers
-from tasks.config import RunConfig
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
 from tasks.hub import NETWORK
@@ -26,6 +25,7 @@ from tasks.precision import use_bfloat16
 from tasks.progress import tell, warn
 from tasks.records import Evaluation, PreparedData, digest
 from tasks.registry import settle
+from tasks.settings.config import RunConfig
 from tasks.splits import stratified_rows
 from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
 from tasks.trouble import first_line, is_network_trouble
@@ -373,7 +373,7 @@ def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: di
 
 
 class Measure(NamedTuple):
-    """How a classifier of tasks/rivals.py is measured."""
+    """How a classifier of tasks/settings/rivals.py is measured."""
 
     ask: Callable[[RunConfig, PreparedData, Champion | None], "np.ndarray"]
     """Its probabilities (test rows, classes)."""

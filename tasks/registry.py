@@ -13,12 +13,12 @@ from types import EllipsisType
 
 from filelock import FileLock
 
-from tasks.config import STORE, InputError
 from tasks.decision import MOVES, Action, Decision, Note, carry_out, holder, recorded, spoken
 from tasks.journal import now
 from tasks.progress import warn
 from tasks.records import digest, read_record
-from tasks.secrets import redact
+from tasks.settings.config import STORE, InputError
+from tasks.settings.secrets import redact
 from tasks.tracking import (
     CHAMPION,
     FLOW_RUN_TAG,

@@ -20,12 +20,12 @@ from tasks.comparison import (
     shown_share,
     step_sentence,
 )
-from tasks.config import RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import Predictions
 from tasks.files import write_text
 from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
-from tasks.rivals import TITLES
+from tasks.settings.config import RunConfig
+from tasks.settings.rivals import TITLES
 from tasks.verdict import capital
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from prefect import task
 
 from tasks import registry
 from tasks.approval import Approval
-from tasks.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.data import prepare
 from tasks.decision import MOVES, Decision, concerned, outcome
 from tasks.evaluation import run_offline
@@ -23,7 +22,8 @@ from tasks.progress import tell
 from tasks.recording import flow_tags
 from tasks.records import Comparison, PreparedData, RunResult, Source, digest
 from tasks.references import ChampionLeftOut, check_champion
-from tasks.rivals import NAMES, to_beat
+from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
+from tasks.settings.rivals import NAMES, to_beat
 from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.comparison import bounds, format_p, markdown_table, shown, shown_share
-from tasks.config import EvaluationConfig, InputError
 from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
 from tasks.outcomes import RunComparison, RunScores, StoredRun
-from tasks.records import Scores, Verdict
+from tasks.records import Scores
+from tasks.settings.config import EvaluationConfig, InputError
 from tasks.statistics import bootstrap, difference, wilson_interval
+from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.columns import column_values, numbers
-from tasks.config import SPLITS, DataConfig, InputError
 from tasks.duplicates import counted, describe_conflicts, describe_sharing, named_rows, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
 from tasks.labels import class_names_of, encode_labels, read_labels
@@ -22,6 +21,7 @@ from tasks.reading import (
     split_owner,
 )
 from tasks.records import Source
+from tasks.settings.config import SPLITS, DataConfig, InputError
 
 if TYPE_CHECKING:
     import numpy as np

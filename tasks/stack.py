@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from tasks import liveness
 from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
-from tasks.config import DEPLOYMENTS, STORE, InputError
 from tasks.demo import demo_folder
 from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
 from tasks.doors import (
@@ -33,7 +32,8 @@ from tasks.doors import (
     write_auth_config,
 )
 from tasks.processes import Processes, Program, Register, clear_leftovers, end, flow_runs, refuse_taken_port
-from tasks.secrets import redact, without_login
+from tasks.settings.config import DEPLOYMENTS, STORE, InputError
+from tasks.settings.secrets import redact, without_login
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
 from tasks.trouble import is_network_trouble
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.metrics import PROBABILITY_FLOOR
-from tasks.records import Difference, Interval, Verdict
+from tasks.records import Difference, Interval
+from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from tasks.columns import BATCH_ROWS
-from tasks.config import DataConfig
 from tasks.model import model_texts
 from tasks.records import PreparedData, Source, digest, read_record
+from tasks.settings.config import DataConfig
 from tasks.work import code_key
 
 if TYPE_CHECKING:

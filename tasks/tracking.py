@@ -19,7 +19,6 @@ import yaml
 
 from tasks import closing, liveness, runlist
 from tasks.artifacts import folder_of, repository
-from tasks.config import DEPLOYMENTS, STORE, InputError, RunConfig, checked, parse_yaml
 from tasks.disk import causes
 from tasks.environment import describe_environment
 from tasks.events import announce
@@ -28,7 +27,9 @@ from tasks.journal import HEAD, LINES, Head, Journal, Kind, Line, Sent, now, wai
 from tasks.outcomes import RecordedRun, StoredRun
 from tasks.progress import tell, warn
 from tasks.records import Record
-from tasks.secrets import without_login
+from tasks.settings.config import DEPLOYMENTS, STORE, InputError, RunConfig
+from tasks.settings.loading import checked, parse_yaml
+from tasks.settings.secrets import without_login
 from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
 from tasks.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 

@@ -11,12 +11,12 @@ from typing import Any
 from tasks import serving
 from tasks.adapter import attach_adapter
 from tasks.blocks import evaluating, find_blocks
-from tasks.config import InputError, RunConfig
 from tasks.duplicates import counted
 from tasks.evaluation import free_device_memory
 from tasks.model import load_foundation, load_tokenizer
 from tasks.progress import warn
 from tasks.records import Source, digest
+from tasks.settings.config import InputError, RunConfig
 from tasks.trimming import stirred
 from tasks.trouble import first_line
 from tasks.trunk import entering

@@ -7,7 +7,7 @@ from itertools import chain, repeat, takewhile
 from typing import TypeVar
 
 from tasks.disk import causes
-from tasks.secrets import redact
+from tasks.settings.secrets import redact
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import serving
 from tasks.blocks import Blocks, evaluating, find_blocks
-from tasks.config import STORE, InputError, RunConfig
 from tasks.disk import check_space, size
 from tasks.duplicates import counted
 from tasks.evaluation import PROBE_TOLERANCE
 from tasks.files import whole
 from tasks.records import PreparedData, digest
+from tasks.settings.config import STORE, InputError, RunConfig
 from tasks.work import environment_key
 
 if TYPE_CHECKING:

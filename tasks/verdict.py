@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from tasks.rivals import NAMES
+from tasks.settings.rivals import NAMES
 
 Verdict = Literal["improved", "no evidence", "worse"]
 """Of one classifier against one other."""

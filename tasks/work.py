@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tasks
-from tasks.config import STORE, RunConfig
 from tasks.files import write_text
 from tasks.liveness import if_free
 from tasks.precision import cpu_multiplies_bfloat16
 from tasks.progress import tell
 from tasks.records import Source, digest
+from tasks.settings.config import STORE, RunConfig
 
 WORK = STORE / "work"
 

@@ -23,7 +23,6 @@ from tasks import environment  # noqa: F401  isort: skip
 
 import pytest
 
-from tasks.config import RunConfig, validated
 from tasks.records import (
     Comparison,
     DataCheck,
@@ -35,6 +34,8 @@ from tasks.records import (
     Source,
     TrainedAdapter,
 )
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 
 if TYPE_CHECKING:
     from tasks.evaluation import Predictions
@@ -520,7 +521,7 @@ def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 def tracked(values: dict[str, Any] | None = None, tags: dict[str, str] | None = None, work: str = "a") -> Iterator[str]:
     """The MLflow run of this configuration in folder `work` of the store here, while it is open: its id."""
     from tasks import tracking
-    from tasks.config import validated
+    from tasks.settings.loading import validated
     from tasks.work import WORK
 
     folder = (WORK / work).resolve()

@@ -137,7 +137,7 @@ def try_one(family: str, method: str = "lora") -> Row:
         try:
             take_through(here, model, method, row)
         except Exception as error:
-            from tasks.config import InputError
+            from tasks.settings.config import InputError
 
             row[next_step(row)] = f"{'refused' if isinstance(error, InputError) else 'FAILS'}: {line(error)}"
     return row
@@ -160,9 +160,9 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     from safetensors.torch import load_file
 
     from tasks import portable, references, serving
-    from tasks.config import validated
     from tasks.data import prepare
     from tasks.evaluation import PROBE_TOLERANCE
+    from tasks.settings.loading import validated
     from tasks.training import fit_adapter
     from tasks.watching import Watcher
 
@@ -229,7 +229,7 @@ def families() -> list[str]:
 
 def try_all(only: Collection[str]) -> dict[str, dict[str, Row]]:
     """By table, by name, a row by column; what is not among `only`, where it names any, is taken from the page."""
-    from tasks.methods import METHODS
+    from tasks.settings.methods import METHODS
 
     kept = read_page() if only else {}
     tried: dict[str, dict[str, Row]] = {"family": {}, "method": {}}

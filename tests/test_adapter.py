@@ -7,8 +7,8 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import serving
-from tasks.config import validated
 from tasks.disk import DiskFull
+from tasks.settings.loading import validated
 from tests.conftest import sentences, write_model
 from tests.support import small_configuration
 from tests.test_model import attach, build, check, refusal, save, train

@@ -11,8 +11,9 @@ from uuid import UUID
 import pytest
 
 from tasks import approval, closing
-from tasks.config import InputError, RetrainConfig, checked
 from tasks.outcomes import Finding, Gate
+from tasks.settings.config import InputError, RetrainConfig
+from tasks.settings.loading import checked
 
 
 def config(**gate: Any) -> RetrainConfig:

@@ -21,9 +21,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 from tasks import runlist
-from tasks.config import validated
 from tasks.records import RunResult
-from tasks.rivals import TITLES
+from tasks.settings.loading import validated
+from tasks.settings.rivals import TITLES
 from tasks.stack import answers
 from tests.conftest import free_port
 from tests.test_finetune_flow import run_flow

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.config import InputError, PredictionConfig, validated
 from tasks.hub import find
 from tasks.reading import check_early, load
 from tasks.rows import find_rows, notes_of, read_rows
+from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.loading import validated
 from tasks.splits import Splits, read_splits
 from tests.conftest import ROOT
 

@@ -15,8 +15,9 @@ import pytest
 from flows.actions import prefect_starting
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from flows.commands import COMMANDS
-from tasks.config import InputError, PredictionConfig, RunConfig, sections
-from tasks.methods import METHODS
+from tasks.settings.config import InputError, PredictionConfig, RunConfig
+from tasks.settings.loading import sections
+from tasks.settings.methods import METHODS
 from tests.conftest import ROOT, register
 from tests.stacks import used_by_newer_prefect
 

@@ -27,7 +27,7 @@ from tasks.comparison import (
 from tasks.evaluation import Predictions
 from tasks.metrics import score
 from tasks.records import DataCheck, Interval
-from tasks.rivals import SHORT_TITLES, TITLES
+from tasks.settings.rivals import SHORT_TITLES, TITLES
 from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tests.conftest import Judged, made_up_classifier
 

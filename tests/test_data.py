@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 
 from tasks import data, model
-from tasks.config import InputError, RunConfig, load_config, validated
 from tasks.data import prepare
 from tasks.datacheck import read_check
 from tasks.hub import HubUnreachable, network_may_recover
 from tasks.records import PreparedData
 from tasks.serving import model_rows
+from tasks.settings.config import InputError, RunConfig
+from tasks.settings.loading import load_config, validated
 from tests.conftest import ROOT
 from tests.test_splits import film_reviews, fingerprint_of, write
 

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from tasks import datacheck, duplicates, splits
-from tasks.config import InputError, RunConfig, validated
 from tasks.data import check_input, prepare
 from tasks.datacheck import (
     balance_warnings,
@@ -23,6 +22,8 @@ from tasks.datacheck import (
     twin_warnings,
 )
 from tasks.records import DataCheck, Place, PreparedData
+from tasks.settings.config import InputError, RunConfig
+from tasks.settings.loading import validated
 from tasks.statistics import detectable_difference
 from tasks.work import WORK
 from tests.conftest import SHARED, tracked

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from tasks import datapage
-from tasks.config import validated
 from tasks.data import prepare
 from tasks.datacheck import read_check
 from tasks.datapage import check_page, shares
+from tasks.settings.loading import validated
 from tests.test_splits import film_reviews, write
 
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tasks import deployments
-from tasks.config import InputError, RetrainConfig, RunConfig, checked, load_config, validated
+from tasks.settings.config import InputError, RetrainConfig, RunConfig
+from tasks.settings.loading import checked, load_config, validated
 from tests.conftest import ROOT
 from tests.stacks import used_by_newer_prefect
 

@@ -16,9 +16,9 @@ import pytest
 
 from flows import actions, cli
 from tasks import disk
-from tasks.config import InputError
 from tasks.disk import DiskFull, check_space, describe, is_disk_full, size, writing
 from tasks.files import write_text
+from tasks.settings.config import InputError
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, fail_write, full_disk
 

@@ -6,7 +6,6 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.config import InputError
 from tasks.duplicates import (
     conflicts,
     describe_sharing,
@@ -18,6 +17,7 @@ from tasks.duplicates import (
     same_texts,
     words_alone,
 )
+from tasks.settings.config import InputError
 
 NAMES = ("bad", "good")
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from tasks import environment
-from tasks.config import InputError
+from tasks.settings.config import InputError
 
 
 def shown(name: str, level: int, message: str, error: Exception | None = None) -> str | None:

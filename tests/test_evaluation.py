@@ -224,7 +224,7 @@ def test_a_fresh_process_takes_no_module_from_the_current_folder(
     for name in ("tasks.py", "flows.py", "json.py"):
         (tmp_path / name).write_text("raise SystemExit('somebody else\\'s')\n")
     monkeypatch.chdir(tmp_path)
-    with start_offline("tasks.secrets") as process:  # which does nothing
+    with start_offline("tasks.settings.secrets") as process:  # which does nothing
         assert process.communicate("{}") == ("", "") and process.returncode == 0
 
 

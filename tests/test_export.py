@@ -14,8 +14,9 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import serving
-from tasks.config import InputError, validated
 from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
+from tasks.settings.config import InputError
+from tasks.settings.loading import validated
 from tasks.watching import Watcher
 from tests.conftest import Trained
 

@@ -82,7 +82,7 @@ def test_children_die_with_it_unless_told_otherwise(options: list[str], survives
         "config.load_config = load\n"
     )
     (tmp_path / "sitecustomize.py").write_text(code)
-    point = "tasks.config:unknown_field:1:after"
+    point = "tasks.settings.config:unknown_field:1:after"
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults", "--kill", point, *options, "--", "finetune"],
         cwd=tmp_path,

@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from tasks.config import RunConfig, validated
 from tasks.records import RunResult
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 from tasks.verdict import capital
 from tests.conftest import ROOT, Hub, only_run, tracked
 
@@ -396,7 +397,7 @@ def test_what_the_user_must_change_is_logged_in_one_line(
     """As in a run from the Prefect UI, which no command line has checked before."""
     import logging
 
-    from tasks.config import InputError
+    from tasks.settings.config import InputError
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addHandler(caplog.handler)
@@ -645,7 +646,7 @@ def test_form_has_every_field_with_its_description_and_bounds() -> None:
     from prefect.utilities.callables import parameter_schema
 
     from flows.finetune import finetune
-    from tasks.config import sections
+    from tasks.settings.loading import sections
 
     schema = parameter_schema(finetune).model_dump()
     assert list(schema["properties"]) == list(RunConfig.model_fields)

@@ -7,9 +7,10 @@ import datasets
 import pytest
 
 from tasks import reading
-from tasks.config import InputError, validated
 from tasks.folders import describe, look_into
 from tasks.hub import find
+from tasks.settings.config import InputError
+from tasks.settings.loading import validated
 from tests.test_splits import film_reviews, read, write
 
 

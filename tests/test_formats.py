@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks.config import InputError
 from tasks.delimited import separator
 from tasks.formats import columns_of, notes_of, read_rows
 from tasks.kept import rows_of
 from tasks.opened import Broken
+from tasks.settings.config import InputError
 from tasks.tables import unsaved_formulas
 from tests.test_splits import read as splits_of
 

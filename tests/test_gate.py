@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.config import GateConfig
 from tasks.gate import NewClasses, Trial, against_champion, page, without_champion
 from tasks.outcomes import Footprint, Gate
 from tasks.records import Comparison, Difference, Interval, Rung, Scores
+from tasks.settings.config import GateConfig
 
 ROWS, CLASSES, SAMPLES = 400, 2, 500
 

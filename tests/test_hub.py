@@ -17,9 +17,9 @@ import requests
 from huggingface_hub import errors
 
 from tasks import hub, local, trouble
-from tasks.config import InputError
 from tasks.hub import HubUnreachable, find
 from tasks.local import content_sha256
+from tasks.settings.config import InputError
 from tasks.trouble import is_network_trouble, is_silence
 from tests.conftest import ROOT, SHARED, Hub, sentences
 
@@ -356,8 +356,8 @@ def test_same_rows_from_csv_files_have_the_fingerprint_of_the_hub_data_set(
 ) -> None:
     import pandas as pd
 
-    from tasks.config import validated
     from tasks.data import prepare
+    from tasks.settings.loading import validated
 
     (tmp_path / "data").mkdir()
     for split in ("train", "validation", "test"):

@@ -14,9 +14,9 @@ import huggingface_hub
 import pytest
 
 from tasks import hub, trouble
-from tasks.config import InputError
 from tasks.hub import HubUnreachable, Silence, find, patient
 from tasks.records import Source
+from tasks.settings.config import InputError
 from tests.conftest import ROOT, Hub
 from tests.faults import UNAVAILABLE, Fault, Proxy
 

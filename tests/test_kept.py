@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from tasks import kept
-from tasks.config import InputError
 from tasks.kept import rows_of
+from tasks.settings.config import InputError
 from tests.test_splits import film_reviews, write
 
 

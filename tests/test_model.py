@@ -14,9 +14,9 @@ import pytest
 from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving
-from tasks.config import InputError, RunConfig
 from tasks.hub import find
 from tasks.records import Source
+from tasks.settings.config import InputError, RunConfig
 from tests.conftest import bare_data, sentences
 from tests.support import build as build_family
 from tests.support import small_configuration

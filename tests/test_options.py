@@ -7,8 +7,8 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import serving
-from tasks.config import InputError
 from tasks.portable import merge
+from tasks.settings.config import InputError
 from tests.test_model import attach, check, refusal, save, train
 
 LISTS = {"layers_to_transform": [1], "layers_pattern": ["layer", "layr"]}

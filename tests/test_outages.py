@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tasks import tracking
-from tasks.config import InputError
 from tasks.journal import Journal
+from tasks.settings.config import InputError
 from tasks.work import WORK
 from tests.chaos import mlflow_server
 from tests.conftest import tracked
@@ -87,7 +87,7 @@ class tracked_anyway:
     """Like `tracked`, also where MLflow has not answered yet."""
 
     def __init__(self, name: str) -> None:
-        from tasks.config import validated
+        from tasks.settings.loading import validated
 
         Path(folder()).mkdir(parents=True, exist_ok=True)
         self.run = tracking.tracked_run(validated({"tracking": {"experiment": name}}), folder(), {})

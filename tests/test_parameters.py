@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from flows.parameters import parameters_of
-from tasks.config import Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
 from tasks.deployments import FLOWS
+from tasks.settings.config import Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
 
 
 def flows() -> dict[str, tuple[Any, type[Config]]]:

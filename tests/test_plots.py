@@ -15,10 +15,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tasks import plots
-from tasks.config import validated
 from tasks.evaluation import Predictions
 from tasks.records import Calibration, Rung, Slice
-from tasks.rivals import TITLES
+from tasks.settings.loading import validated
+from tasks.settings.rivals import TITLES
 from tasks.statistics import reliability, wilson_interval, without_temperature
 from tests.conftest import Judged, made_up_classifier
 

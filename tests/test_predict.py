@@ -16,12 +16,12 @@ import pytest
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import files, prediction
 from tasks import parts as storing
-from tasks.config import InputError, PredictionConfig
 from tasks.evaluation import read_predictions
 from tasks.job import Job, find_job
 from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
 from tasks.records import Evaluation
+from tasks.settings.config import InputError, PredictionConfig
 from tests.conftest import ROOT, Trained, sentences
 
 REVIEWS = sentences(3)[0]

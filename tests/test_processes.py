@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.config import InputError
 from tasks.processes import FLOW_RUN, Processes, Program, clear_leftovers, has_worker, refuse_taken_port
+from tasks.settings.config import InputError
 from tests.stacks import until
 
 SLEEP = "import time; time.sleep(60)"

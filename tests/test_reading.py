@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.config import InputError
+from tasks.settings.config import InputError
 from tests.conftest import ROOT, sentences
 from tests.test_splits import FORMATS, SPLITS, film_reviews, fingerprint_of, read, write
 

@@ -6,8 +6,9 @@ import pytest
 
 from flows import reference
 from flows.commands import COMMANDS
-from tasks.config import GateConfig, PredictionConfig, RerunConfig, RetrainConfig, sections
 from tasks.deployments import FLOWS
+from tasks.settings.config import GateConfig, PredictionConfig, RerunConfig, RetrainConfig
+from tasks.settings.loading import sections
 
 
 def test_pages_are_what_the_program_says() -> None:

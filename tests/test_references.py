@@ -13,7 +13,6 @@ import pytest
 
 from tasks import model as models
 from tasks import references, serving, tracking
-from tasks.config import RunConfig, validated
 from tasks.data import prepare
 from tasks.evaluation import paired_predictions, read_predictions
 from tasks.recording import model_values
@@ -35,6 +34,8 @@ from tasks.references import (
     text_features,
     words_recur,
 )
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 from tasks.tracking import Champion, download_adapter, find_champion
 from tasks.trouble import is_network_trouble
 from tasks.work import WORK

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tasks import decision, registry
-from tasks.config import InputError
 from tasks.decision import Decision
 from tasks.recording import flow_tags
 from tasks.registry import Overtaken, decisions, keep, promote, rollback, settle
+from tasks.settings.config import InputError
 from tests.conftest import ROOT, register
 
 Change = Callable[[], Decision]

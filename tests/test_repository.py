@@ -13,7 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from flows.commands import COMMANDS
-from tasks.config import PredictionConfig, RetrainConfig, field_names
+from tasks.settings.config import PredictionConfig, RetrainConfig
+from tasks.settings.loading import field_names
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "pandas", "sklearn", "matplotlib")

@@ -14,11 +14,12 @@ import yaml
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import rerun
-from tasks.config import InputError, RunConfig, validated
 from tasks.hub import HubUnreachable
 from tasks.outcomes import RecordedRun, RerunResult, StoredRun
 from tasks.records import RunResult, Source
 from tasks.rerun import changes, judge, pinned, recall, rerun_markdown, rerun_text
+from tasks.settings.config import InputError, RunConfig
+from tasks.settings.loading import validated
 from tests.conftest import ROOT, Hub, tracked
 from tests.test_runs import ALIKE, GOOD, POOR, write_predictions
 

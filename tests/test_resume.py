@@ -13,10 +13,10 @@ import pytest
 
 from tasks import checkpoint, files, resume, training, watching
 from tasks.checkpoint import newest_checkpoint, newest_first
-from tasks.config import AdapterMethod, RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
 from tasks.resume import NotContinued
+from tasks.settings.config import AdapterMethod, RunConfig
 from tasks.training import fit_adapter
 from tasks.watching import Progress, Watcher
 

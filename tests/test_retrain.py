@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from tasks import registry
-from tasks.config import RetrainConfig, checked
 from tasks.decision import Decision
 from tasks.outcomes import RetrainResult
+from tasks.settings.config import RetrainConfig
+from tasks.settings.loading import checked
 from tests.conftest import only_run, sentences
 
 NAME = "reviews"

@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 from tasks import runlist
-from tasks.config import validated
+from tasks.settings.loading import validated
 from tasks.tracking import NOT_COMPARED, flatten
 
 

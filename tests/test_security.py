@@ -17,8 +17,9 @@ import pytest
 
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from tasks import environment
-from tasks.config import InputError, validated
-from tasks.secrets import HIDDEN, redact
+from tasks.settings.config import InputError
+from tasks.settings.loading import validated
+from tasks.settings.secrets import HIDDEN, redact
 from tasks.trouble import first_line
 from tests.conftest import ROOT, Trained
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from flows.cli import USER_MUST_CHANGE, main
-from tasks.config import MOST_SEEDS, InputError, RunConfig, validated
 from tasks.outcomes import SeedsResult
 from tasks.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
+from tasks.settings.config import MOST_SEEDS, InputError, RunConfig
+from tasks.settings.loading import validated
 from tasks.statistics import SCORES
 from tasks.verdict import capital
 

@@ -251,8 +251,8 @@ def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
     from mlflow import MlflowClient
 
     from tasks import tracking
-    from tasks.config import validated
     from tasks.recording import model_values
+    from tasks.settings.loading import validated
     from tasks.work import WORK
 
     cached = folder / "hf/hub/models--tiny--reader"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tasks import stack as stacks
-from tasks.config import InputError
+from tasks.settings.config import InputError
 from tests.conftest import ROOT, free_port
 from tests.stacks import FINAL, Stack, until, used_by_newer_prefect
 from tests.test_retrain import furnished

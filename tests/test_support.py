@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.methods import METHODS
+from tasks.settings.methods import METHODS
 from tests.support import COLUMNS, METHOD_FAMILIES, STEPS, families, read_page, summary, try_one
 
 

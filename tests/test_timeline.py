@@ -9,10 +9,10 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from tasks.config import InputError
 from tasks.decision import Decision
 from tasks.history import History, VersionHistory, letters_of
 from tasks.plots import STYLE
+from tasks.settings.config import InputError
 from tasks.statistics import wilson_interval
 from tasks.timeline import LOOKS, draw, slots_of, timeline
 from tests.test_plots import visible_texts

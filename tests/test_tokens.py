@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from tasks import model, serving, tokens
-from tasks.config import RunConfig, validated
 from tasks.data import prepare
 from tasks.datacheck import read_check
 from tasks.records import PreparedData, Source
+from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 from tests.conftest import SHARED, sentences
 from tests.test_splits import film_reviews, read, write
 

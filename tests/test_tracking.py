@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
 from tasks import liveness, runlist, tracking
-from tasks.config import InputError, validated
 from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
+from tasks.settings.config import InputError
+from tasks.settings.loading import validated
 from tasks.work import WORK
 from tests.conftest import Trained, only_run, tracked
 

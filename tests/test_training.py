@@ -14,9 +14,9 @@ import pytest
 from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving, training, watching
-from tasks.config import RunConfig
 from tasks.data import prepare
 from tasks.records import PreparedData, TrainedAdapter
+from tasks.settings.config import RunConfig
 from tasks.training import fit_adapter, planned_steps
 from tasks.watching import Progress, Watcher, final_points
 from tests.conftest import Trained, sentences

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tasks import serving, trial
-from tasks.config import InputError, RunConfig, validated
 from tasks.data import check_input
 from tasks.model import load_tokenizer
+from tasks.settings.config import InputError, RunConfig
+from tasks.settings.loading import validated
 from tests.support import build
 from tests.test_model import local
 

@@ -9,13 +9,13 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import model as models
-from tasks.config import validated
 from tasks.hub import find
-from tasks.methods import METHODS
+from tasks.settings.loading import validated
+from tasks.settings.methods import METHODS
 from tasks.trimming import trim_last_block
 from tests.conftest import sentences
 from tests.support import build
-from tests.test_methods import FAMILIES, REFUSED
+from tests.test_settings_methods import FAMILIES, REFUSED
 
 TRIMMED = {
     "gpt2": {"attn.c_proj", "attn.resid_dropout", "ln_2", "mlp"},

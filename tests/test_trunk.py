@@ -9,13 +9,13 @@ import pytest
 from tasks import adapter as adapters
 from tasks import model as models
 from tasks import trunk as trunks
-from tasks.config import InputError, RunConfig
 from tasks.data import check_input, prepare
 from tasks.evaluation import measure_adapter
 from tasks.records import PreparedData
+from tasks.settings.config import InputError, RunConfig
 from tasks.trunk import STATES, Trunk
 from tests.conftest import Trained
-from tests.test_methods import FAMILIES
+from tests.test_settings_methods import FAMILIES
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks import runlist
-from tasks.config import EvaluationConfig, RunConfig, choices, sections
 from tasks.processes import flow_runs
-from tasks.rivals import TITLES
+from tasks.settings.config import EvaluationConfig, RunConfig
+from tasks.settings.loading import choices, sections
+from tasks.settings.rivals import TITLES
 from tests.stacks import Stack, until
 from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row
 

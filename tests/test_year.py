@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from tasks import registry
-from tasks.config import SPLITS, RetrainConfig, checked
 from tasks.decision import Decision
 from tasks.outcomes import RetrainResult
+from tasks.settings.config import SPLITS, RetrainConfig
+from tasks.settings.loading import checked
 from tests.conftest import SHARED
 
 pytestmark = [pytest.mark.endurance, pytest.mark.hub, pytest.mark.timeout(3000)]

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tasks.config import (
+from tasks.settings.config import (
     DEMO_DATA,
     DEMO_MODEL,
     AdapterMethod,
@@ -19,13 +19,9 @@ from tasks.config import (
     PredictionConfig,
     RetrainConfig,
     RunConfig,
-    field_names,
-    load_config,
-    nearest_name,
-    sections,
-    validated,
 )
-from tasks.methods import METHODS
+from tasks.settings.loading import field_names, load_config, nearest_name, sections, validated
+from tasks.settings.methods import METHODS
 from tests.conftest import ROOT, SHARED
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -11,11 +11,12 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving
 from tasks.checkpoint import put_back, trained_tensors
-from tasks.config import AdapterMethod, InputError, RunConfig, validated
 from tasks.hub import find
-from tasks.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
 from tasks.portable import merge
 from tasks.records import Source
+from tasks.settings.config import AdapterMethod, InputError, RunConfig
+from tasks.settings.loading import validated
+from tasks.settings.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
 from tests.conftest import bare_data, sentences
 
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")
