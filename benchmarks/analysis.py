@@ -6,7 +6,7 @@ Each run starts in an empty folder, so that nothing is cached, and is timed from
 from one run on one machine. Of several runs the medians are shown.
 """
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import argparse
 import os

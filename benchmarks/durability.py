@@ -7,7 +7,7 @@ The medians of both and the median of the ratios of neighbours are shown, by the
 other programs on the machine disturb less.
 """
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import argparse
 import os
@@ -18,8 +18,8 @@ from statistics import median
 from typing import NamedTuple
 
 from tasks import resume
+from tasks.base.records import PreparedData
 from tasks.data import prepare
-from tasks.records import PreparedData
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config
 from tasks.tracking import tracked_run, try_to_send

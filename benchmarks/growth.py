@@ -5,7 +5,7 @@
 Each point is a process of its own. Results go where those of benchmarks/speed.py go.
 """
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import argparse
 import json

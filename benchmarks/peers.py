@@ -6,7 +6,7 @@ PEFT's sequence-classification example (its own loop), and Trainer + PEFT with e
 same adapter with the same learning rate on the same rows.
 """
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import argparse
 import io
@@ -18,8 +18,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.device import mib
-from tasks.precision import cpu_multiplies_bfloat16
+from tasks.base.device import mib
+from tasks.base.machine import cpu_multiplies_bfloat16
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 
@@ -285,8 +285,8 @@ def run_plain_loop(
 def run_flow(config: RunConfig, measured: Measured) -> None:
     """The product as its command runs it."""
     from flows import actions, cli
-    from tasks.records import RunResult, TrainedAdapter, read_record
-    from tasks.work import RunFolder
+    from tasks.base.records import RunResult, TrainedAdapter, read_record
+    from tasks.base.work import RunFolder
 
     get_ready = actions.get_ready_to_train
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 own = dict(os.environ)
-from tasks.device import mib  # noqa: E402
+from tasks.base.device import mib  # noqa: E402
 from tests.conftest import NEGATIVE, POSITIVE, bare_data, write_model  # noqa: E402
 
 os.environ.clear()  # of the tests' settings: what is measured has all threads, and the caches that it is given

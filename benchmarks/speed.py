@@ -7,7 +7,7 @@ Results go to benchmarks/results.json, where those of a part replace the ones be
 docs/benchmarks.md with its pictures.
 """
 
-from tasks import environment  # isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # isort: skip  (first: libraries read it when they are imported)
 
 import argparse
 import json
@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.page import step_rate, write_page
 from benchmarks.peers import SCRIPTS
-from tasks.device import mib
+from tasks.base.device import mib
+from tasks.base.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results.json"
@@ -166,7 +167,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit.strip(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else environment.cpu_name(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
     }

@@ -17,9 +17,9 @@ from tasks.settings.config import MOST_SEEDS, InputError, PredictionConfig, Retr
 from tasks.settings.loading import load_config
 
 if TYPE_CHECKING:
+    from tasks.base.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.base.records import RunResult
     from tasks.decision import Decision
-    from tasks.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
-    from tasks.records import RunResult
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 """Exit codes."""
@@ -34,13 +34,13 @@ def run_finetune(options: Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
 
-    from tasks import environment  # before the libraries that read it
+    from tasks.base import environment  # before the libraries that read it
     from tasks.reading import check_early
 
     check_early(config.data)
 
+    from tasks.base.fresh_process import reload_at_hand
     from tasks.data import check_input
-    from tasks.evaluation import reload_at_hand
 
     with reload_at_hand():
         with environment.without_collection():
@@ -68,7 +68,7 @@ def run_finetune(options: Namespace) -> int:
 def run_retrain(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.reading import check_early
 
     check_early(config.data)
@@ -153,7 +153,7 @@ def seed_count(text: str) -> int:
 def run_predict(options: Namespace) -> int:
     config = load_config(overrides=overrides(options), kind=PredictionConfig)
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.job import find_job
 
     with TemporaryDirectory() as folder:
@@ -170,7 +170,7 @@ def run_predict(options: Namespace) -> int:
 
 
 def run_compare(options: Namespace) -> int:
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.runs import compare_runs, comparison_text
     from tasks.tracking import stored_run
 
@@ -187,7 +187,7 @@ def run_compare(options: Namespace) -> int:
 def run_promote(options: Namespace) -> int:
     reason = given_reason(options.reason)
 
-    from tasks import environment  # before the libraries that read it
+    from tasks.base import environment  # before the libraries that read it
     from tasks.registry import promote
 
     with environment.without_collection():
@@ -197,7 +197,7 @@ def run_promote(options: Namespace) -> int:
 def run_rollback(options: Namespace) -> int:
     reason = given_reason(options.reason)
 
-    from tasks import environment  # before the libraries that read it
+    from tasks.base import environment  # before the libraries that read it
     from tasks.registry import rollback
 
     with environment.without_collection():
@@ -230,7 +230,7 @@ def user() -> str:
 
 
 def run_history(options: Namespace) -> int:
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.history import history_of, history_text
 
     picture: Path | None = options.picture
@@ -246,7 +246,7 @@ def run_history(options: Namespace) -> int:
 
 
 def run_rerun(options: Namespace) -> int:
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.rerun import recall, rerun_text
 
     recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
@@ -266,7 +266,7 @@ def run_export(options: Namespace) -> int:
     if not (options.merged or options.onnx):
         raise InputError("say what to write: --merged, --onnx or both")
 
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.export import describe_export, export
 
     print(
@@ -276,7 +276,7 @@ def run_export(options: Namespace) -> int:
 
 
 def run_up(options: Namespace) -> int:
-    from tasks import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.stack import Options, up
 
     with contextlib.suppress(KeyboardInterrupt):  # how it ends

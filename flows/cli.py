@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("stopped")
         return FAILED
     except Exception as error:
-        from tasks.disk import describe, is_disk_full
+        from tasks.base.disk import describe, is_disk_full
 
         if is_disk_full(error):  # first: what a library could not read, or MLflow not close, may be for this reason
             say(describe(error))

@@ -1,6 +1,6 @@
 """The main path: prepare, check, measure what there is, train, measure the adapter read back, compare, record."""
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import time
 from typing import Any
@@ -9,21 +9,23 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
-from tasks.comparison import caution, compare, headline, shown_share
+from tasks.base.device import claim_device
+from tasks.base.fresh_process import reload_at_hand
+from tasks.base.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
+from tasks.base.verdict import capital
+from tasks.base.words import shown_share
+from tasks.base.work import WORK, work_folder
+from tasks.comparison import caution, compare, headline
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
-from tasks.device import claim_device
-from tasks.evaluation import evaluate_adapter, reload_at_hand
+from tasks.evaluation import evaluate_adapter
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
-from tasks.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.references import evaluate_baseline, evaluate_references
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.rivals import SHORT_TITLES
 from tasks.tracking import run_id_of, run_url, tracked_run
 from tasks.training import train_adapter
-from tasks.verdict import capital
-from tasks.work import WORK, work_folder
 
 
 def flow_run_name() -> str:

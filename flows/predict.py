@@ -1,6 +1,6 @@
 """A trained adapter on new rows: find adapter and rows, label them chunk by chunk, say how many."""
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,9 +10,9 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
-from tasks.device import claim_device
+from tasks.base.device import claim_device
+from tasks.base.outcomes import PredictionResult
 from tasks.job import find_job
-from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
 from tasks.recording import live
 from tasks.settings.config import InputError, PredictionConfig

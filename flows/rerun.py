@@ -1,6 +1,6 @@
 """A recorded run once more, from its record alone: does the same come out?"""
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from prefect.logging import get_run_logger
 
 from flows.finetune import finetune
 from flows.parameters import parameters_of
-from tasks.outcomes import RerunResult
+from tasks.base.outcomes import RerunResult
+from tasks.base.work import as_one
 from tasks.recording import live
 from tasks.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.settings.config import RerunConfig
-from tasks.work import as_one
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", validate_parameters=True)

@@ -1,6 +1,6 @@
 """Retraining: nothing new, or a challenger that takes the champion's place only where it is shown to be better."""
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from prefect.states import Completed
 from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.approval import ask_for_approval, check_approval
+from tasks.base.outcomes import RetrainResult
+from tasks.base.work import as_one, work_folder
 from tasks.history import publish
-from tasks.outcomes import RetrainResult
 from tasks.recording import found_input, live
 from tasks.registry import settle
 from tasks.retraining import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
 from tasks.tracking import find_champion, make_store
-from tasks.work import as_one, work_folder
 
 
 def flow_run_name() -> str:

@@ -1,6 +1,6 @@
 """The main path once for each of several seeds: how much of a difference is only the seed?"""
 
-from tasks import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
+from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from prefect.logging import get_run_logger
 
 from flows.finetune import finetune
 from flows.parameters import parameters_of
+from tasks.base.outcomes import SeedsResult
+from tasks.base.records import RunResult
+from tasks.base.verdict import capital
+from tasks.base.work import work_folder
 from tasks.comparison import caution
-from tasks.outcomes import SeedsResult
 from tasks.recording import flow_tags, found_input, link_to_mlflow, live
-from tasks.records import RunResult
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.settings.config import InputError, RunConfig, SeedsConfig
 from tasks.settings.loading import checked
 from tasks.tracking import run_url, tracked_run
-from tasks.verdict import capital
-from tasks.work import work_folder
 
 
 def flow_run_name() -> str:

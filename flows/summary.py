@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.settings.config import DEMO_DATA, DEMO_MODEL, RunConfig
 
 if TYPE_CHECKING:
-    from tasks.outcomes import SeedsResult
-    from tasks.records import RunResult
+    from tasks.base.outcomes import SeedsResult
+    from tasks.base.records import RunResult
 
 
 def introduce(config: RunConfig) -> None:
@@ -23,10 +23,10 @@ def introduce(config: RunConfig) -> None:
 
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     """The verdict, the ladder as a table, and what to do next."""
+    from tasks.base.records import Comparison
+    from tasks.base.work import RunFolder
     from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
-    from tasks.records import Comparison
     from tasks.tracking import public_uri
-    from tasks.work import RunFolder
 
     record = RunFolder.around(result.adapter_path).comparison_record
     comparison = Comparison.model_validate_json(record.read_bytes())

@@ -12,15 +12,15 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from tasks import serving
+from tasks.base.files import whole, write_text
+from tasks.base.records import PreparedData, Source
+from tasks.base.trouble import first_line
 from tasks.blocks import find_blocks, is_inside, text_parts
-from tasks.files import whole, write_text
 from tasks.model import base_model_settings, word_embeddings
 from tasks.options import check_attached, check_options, listed
-from tasks.records import PreparedData, Source
 from tasks.settings.config import AdapterConfig, InputError, RunConfig
 from tasks.settings.loading import nearest_name
 from tasks.settings.methods import METHODS, Shape
-from tasks.trouble import first_line
 
 SET_BY_US = {
     "task_type",

@@ -3,13 +3,13 @@
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from tasks.closing import OVERDUE
-from tasks.events import announce_decision
+from tasks.base.closing import OVERDUE
+from tasks.base.events import announce_decision
+from tasks.base.liveness import hold
+from tasks.base.outcomes import Gate
+from tasks.base.progress import tell
+from tasks.base.records import digest
 from tasks.gate import page
-from tasks.liveness import hold
-from tasks.outcomes import Gate
-from tasks.progress import tell
-from tasks.records import digest
 from tasks.settings.config import InputError, RetrainConfig
 
 POLL_SECONDS = 5

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import yaml
 
-from tasks.comparison import caution, headline, ladder_table, leak_sentence, plain, step_sentence
-from tasks.records import Comparison, PreparedData, TrainedAdapter
+from tasks.base.machine import public_version
+from tasks.base.records import Comparison, PreparedData, TrainedAdapter
+from tasks.base.verdict import capital
+from tasks.base.words import plain
+from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
 from tasks.settings.config import RunConfig
-from tasks.tracking import public_version
-from tasks.verdict import capital
 
 
 def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.duplicates import counted, listed
+from tasks.base.records import Comparison, PreparedData
+from tasks.base.words import counted, listed
 from tasks.evaluation import Predictions
-from tasks.records import Comparison, PreparedData
 from tasks.settings.rivals import NAMES, learning_from_train
 from tasks.statistics import USEFUL_DIFFERENCE
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.files import whole
-from tasks.records import file_sha256
+from tasks.base.files import whole
+from tasks.base.records import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,17 +11,17 @@ from prefect import task
 
 from tasks import model as models
 from tasks.adapter import check_adapter
+from tasks.base.files import whole, write_text
+from tasks.base.machine import environment_key
+from tasks.base.records import PreparedData, Source, digest
 from tasks.columns import numbers
 from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
-from tasks.files import whole, write_text
 from tasks.frozen import file_revision
 from tasks.hub import NETWORK, find, patient
-from tasks.records import PreparedData, Source, digest
 from tasks.settings.config import DEMO_DATA, SPLITS, RunConfig
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
 from tasks.trial import try_model
-from tasks.work import environment_key
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -8,23 +8,16 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from tasks import tracking
+from tasks.base.files import write_text
+from tasks.base.records import DataCheck, Place, PreparedData, SameText
+from tasks.base.words import counted, listed, named_rows
+from tasks.base.work import RunFolder
 from tasks.datapage import check_page, tables_page
-from tasks.duplicates import (
-    conflicts,
-    counted,
-    describe_sharing,
-    leaked_rows,
-    listed,
-    named_rows,
-    repeated_rows,
-)
-from tasks.files import write_text
+from tasks.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
 from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
-from tasks.records import DataCheck, Place, PreparedData, SameText
 from tasks.settings.config import SPLITS, DataConfig, RunConfig
 from tasks.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
-from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tasks.comparison import markdown_table
-from tasks.duplicates import counted, listed
+from tasks.base.records import DataCheck, SameText
+from tasks.base.words import counted, listed, markdown_table
 from tasks.frozen import describe_kept_out
-from tasks.records import DataCheck, SameText
 from tasks.settings.config import SPLITS
 
 if TYPE_CHECKING:

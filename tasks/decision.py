@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from tasks.events import announce_decision
-from tasks.records import Record
+from tasks.base.events import announce_decision
+from tasks.base.records import Record
 from tasks.tracking import (
     CHAMPION,
     FLOW_RUN_URL_TAG,

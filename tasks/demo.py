@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from tasks.disk import check_space
-from tasks.files import whole
+from tasks.base.disk import check_space
+from tasks.base.files import whole
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast

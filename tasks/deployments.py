@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import tasks
-from tasks.closing import NO_HEARTBEAT
-from tasks.device import gpus
-from tasks.files import write_text
-from tasks.progress import tell
+from tasks.base.closing import NO_HEARTBEAT
+from tasks.base.device import gpus
+from tasks.base.files import write_text
+from tasks.base.progress import tell
 from tasks.settings import config, methods, rivals
 from tasks.settings.config import DEPLOYMENTS, InputError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 POOL = "peft-flow"
 HEARTBEAT_SECONDS = 75.0
-"""Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/environment.py) may be missed, not three."""
+"""Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/base/environment.py) may be missed, not three."""
 
 
 def make_pool(client: "SyncPrefectClient") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tasks.base.words import ROW_EXAMPLES, counted, named_rows
 from tasks.columns import BATCH_ROWS, numbers
 from tasks.settings.config import SPLITS, InputError
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
 
-ROW_EXAMPLES = 10
-"""How many offending rows a message names."""
 
 THREE_LETTERS = re.compile(r"(?:[\W_]*[^\W_]){3}")
 """Matches a text with three letters or digits, of any script; a text without them is nearly empty."""
@@ -142,20 +141,6 @@ def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list
     more = f"; and {len(texts) - ROW_EXAMPLES:,} more" if len(texts) > ROW_EXAMPLES else ""
     have = "has" if len(texts) == 1 else "have"
     return [f"{counted(len(texts), 'text')} {have} more than one label ({named}{more})"]
-
-
-def named_rows(split: str, rows: Sequence[int]) -> str:
-    """`train row 60`, `test rows 1, 2`, or ten of them and how many more there are."""
-    return f"{split} row{'s'[: len(rows) != 1]} {listed(rows)}"
-
-
-def listed(things: Sequence[object]) -> str:
-    more = f" and {len(things) - ROW_EXAMPLES:,} more" if len(things) > ROW_EXAMPLES else ""
-    return ", ".join(map(str, things[:ROW_EXAMPLES])) + more
-
-
-def counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'s'[: count != 1]}"
 
 
 def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:

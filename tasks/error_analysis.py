@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tasks.base.records import PreparedData, Slice
 from tasks.evaluation import Predictions
-from tasks.records import PreparedData, Slice
 from tasks.settings.rivals import learning_from_train
 from tasks.statistics import mcnemar_p_value, wilson_interval
 

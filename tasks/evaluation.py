@@ -1,31 +1,25 @@
 """Prediction files, and the adapter on the test rows as it lies on disk."""
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 
-import tasks
-from tasks.files import whole
-from tasks.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
+from tasks.base.files import whole
+from tasks.base.fresh_process import RELOAD, run_offline
+from tasks.base.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
+from tasks.base.work import RunFolder
 from tasks.settings.config import RunConfig
-from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
 
+
 PROBE_ROWS = 64
 """Validation rows whose logits are compared between memory and disk."""
 
-RELOAD = "tasks.reload"
-"""Module that reads an adapter in a process of its own."""
 
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of a logit that rounding explains. On one machine the difference is 0."""
@@ -138,63 +132,3 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
     test = load_from_disk(data.folder)["test"]
     table = serving.probabilities(reloaded["test"], trained.temperature)
     return write_evaluation(table, test, run.predictions, time.monotonic() - started)
-
-
-def start_offline(module: str) -> "subprocess.Popen[str]":
-    """A module of this project in a fresh process with no Hub, which waits for its request on standard input."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    root = str(Path(tasks.__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own
-    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
-def run_offline(module: str, request: dict[str, Any]) -> None:
-    """What `start_offline` has started, or now, told and waited for; RuntimeError carries its last words."""
-    free_device_memory()
-    process = _waiting.pop(module, None)
-    if not process or process.poll() is not None:
-        process = start_offline(module)
-    with process:
-        try:
-            _, words = process.communicate(json.dumps(request))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise RuntimeError(
-            f"{module} failed in a fresh process (exit code {process.returncode}): {words.strip()[-2000:]}"
-        )
-
-
-_waiting: dict[str, "subprocess.Popen[str]"] = {}
-
-
-@contextmanager
-def reload_at_hand() -> Iterator[None]:
-    """Within, a process for reading the adapter back has its imports done when it is needed.
-
-    They take a core for 6 s: to be entered before this process imports as much, which leaves the other cores alone.
-    """
-    if RELOAD in _waiting:
-        yield
-        return
-    process = _waiting[RELOAD] = start_offline(RELOAD)
-    try:
-        yield
-    finally:
-        if _waiting.pop(RELOAD, None):
-            with process:
-                process.kill()
-
-
-def free_device_memory() -> None:
-    """Give back what finished models hold on the GPU: the next process needs it."""
-    import gc
-
-    import torch
-
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()

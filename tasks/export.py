@@ -10,14 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
-from tasks.disk import writing
-from tasks.duplicates import counted
-from tasks.environment import hide_short_bars
-from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE, run_offline
-from tasks.files import whole, write_text
+from tasks.base.disk import writing
+from tasks.base.environment import hide_short_bars
+from tasks.base.files import whole, write_text
+from tasks.base.fresh_process import run_offline
+from tasks.base.records import Record
+from tasks.base.words import counted
+from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE
 from tasks.local import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
-from tasks.records import Record
 from tasks.registry import fetched_adapter
 from tasks.settings.config import InputError
 from tasks.tracking import find_test_table

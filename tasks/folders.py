@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tasks.base.trouble import first_line
 from tasks.formats import notes_of
 from tasks.local import visible_files
 from tasks.settings.config import SPLITS, InputError, data_kind
-from tasks.trouble import first_line
 
 Piece = tuple[Path, ...]
 """A data file; or text files, each of which is a row."""

@@ -18,8 +18,8 @@ def main() -> None:
     import pandas as pd
 
     from tasks import serving
-    from tasks.device import peak_memory_mb
-    from tasks.outcomes import Footprint
+    from tasks.base.device import peak_memory_mb
+    from tasks.base.outcomes import Footprint
 
     request = json.load(sys.stdin)
     adapter, rows = Path(request["adapter"]), pd.read_parquet(request["rows"])

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.base.records import PreparedData, file_sha256
+from tasks.base.words import counted
 from tasks.columns import numbers
-from tasks.duplicates import counted, leaked_rows, same_texts
+from tasks.duplicates import leaked_rows, same_texts
 from tasks.kept import as_kinds, rows_of
 from tasks.local import test_path
 from tasks.reading import as_test_file, check_letters, check_test_file
-from tasks.records import PreparedData, file_sha256
 from tasks.settings.config import DataConfig, InputError, RunConfig
 
 if TYPE_CHECKING:

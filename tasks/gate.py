@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.comparison import bounds, format_p, markdown_table, shown
-from tasks.duplicates import counted
-from tasks.outcomes import Finding, Footprint, Gate
-from tasks.records import Comparison, Difference, Interval
+from tasks.base.outcomes import Finding, Footprint, Gate
+from tasks.base.records import Comparison, Difference, Interval
+from tasks.base.words import bounds, counted, format_p, markdown_table, shown
 from tasks.settings.config import GateConfig
 from tasks.settings.rivals import TITLES, to_beat
 from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval

@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from tasks.comparison import bounds, markdown_table
+from tasks.base.events import in_flow
+from tasks.base.progress import warn
+from tasks.base.records import Interval, Record, digest
+from tasks.base.words import bounds, counted, markdown_table
 from tasks.decision import MOVES, Decision, holder, moment, outcome, recorded
-from tasks.duplicates import counted
-from tasks.events import in_flow
-from tasks.progress import warn
-from tasks.records import Interval, Record, digest
 from tasks.registry import decisions_about, no_champion, settle
 from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts, what_is_gone
 

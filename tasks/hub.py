@@ -9,11 +9,11 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tasks.files import write_text
+from tasks.base.files import write_text
+from tasks.base.records import Source
+from tasks.base.trouble import ask_again, first_line, is_network_trouble, timed_out
 from tasks.local import SECTION, Kind, content_sha256, local_path
-from tasks.records import Source
 from tasks.settings.config import InputError
-from tasks.trouble import ask_again, first_line, is_network_trouble, timed_out
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
 PAUSES = (1.0, 2.0)

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import ConfigDict
 
-from tasks.disk import writing
-from tasks.records import Record, read_record
+from tasks.base.disk import writing
+from tasks.base.records import Record, read_record
 
 LINES, HEAD, SENT = "journal.jsonl", "run.json", "sent.json"
 

@@ -8,11 +8,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tasks.files import whole
+from tasks.base.files import whole
+from tasks.base.records import digest, file_sha256
 from tasks.folders import Piece
 from tasks.formats import read_rows
 from tasks.opened import Broken, clean, kind_of, readable
-from tasks.records import digest, file_sha256
 from tasks.settings.config import InputError
 from tasks.tables import TABLES, plain, table
 

@@ -7,8 +7,9 @@ from datetime import date
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.base.words import counted, listed, named_rows
 from tasks.columns import column_values
-from tasks.duplicates import counted, listed, named_rows, normal
+from tasks.duplicates import normal
 from tasks.reading import class_names, labelled_instead
 from tasks.settings.config import DataConfig, InputError
 

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tasks.records import Scores
+from tasks.base.records import Scores
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks import serving
-from tasks.environment import hide_short_bars
+from tasks.base.environment import hide_short_bars
+from tasks.base.records import Source
+from tasks.base.trouble import first_line, is_network_trouble
 from tasks.hub import HubUnreachable, check_format, find, patient
-from tasks.records import Source
 from tasks.settings.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.settings.methods import VIRTUAL_TOKENS
-from tasks.trouble import first_line, is_network_trouble
 
 model_texts = serving.model_texts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
-from tasks.disk import is_disk_full
+from tasks.base.disk import is_disk_full
 from tasks.settings.config import PACKED_FILES, InputError, data_kind
 
 MOST_CHARACTERS = 10_000_000

@@ -14,10 +14,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tasks.disk import check_space
-from tasks.files import whole, write_bytes
-from tasks.outcomes import PredictionResult
-from tasks.records import Record, file_sha256, read_record
+from tasks.base.disk import check_space
+from tasks.base.files import whole, write_bytes
+from tasks.base.outcomes import PredictionResult
+from tasks.base.records import Record, file_sha256, read_record
 from tasks.settings.config import InputError
 
 FORMATS = (".csv", ".jsonl", ".parquet")

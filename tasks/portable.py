@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
+from tasks.base.trouble import first_line
 from tasks.settings.config import InputError
-from tasks.trouble import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

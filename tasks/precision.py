@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from tasks.base.machine import cpu_multiplies_bfloat16
+
 CPU_WIDTH = 256
 """Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
 
@@ -17,13 +19,6 @@ def use_bfloat16(model: Any) -> bool:
         return torch.cuda.is_bf16_supported()
     width = getattr(model.config, "hidden_size", 0)
     return model.device.type == "cpu" and width >= CPU_WIDTH and cpu_multiplies_bfloat16()
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has units for products of bfloat16 matrices; others compute them several times as slowly."""
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import psutil
 
-from tasks.records import Record
+from tasks.base.closing import flow_run_of
+from tasks.base.records import Record
 from tasks.settings.config import InputError
 
 STOP_SECONDS = 2.0
+
+
 MOST_RESTARTS, WITHIN_SECONDS = 3, 60.0
 """A program that dies more often than that is broken: starting it once more would only hide it."""
-
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"
-"""Set in the environment of a process that a worker has started for a flow run."""
 
 
 class Program(NamedTuple):
@@ -181,35 +181,6 @@ def clear_leftovers(register: Path) -> list[str]:
         end_at_once(processes)  # a worker that is asked to stop waits for its flow runs
     register.unlink(missing_ok=True)
     return list(found)
-
-
-def flow_run_of(process: psutil.Process) -> str | None:
-    """Id of the flow run that a process was started for."""
-    try:
-        return process.environ().get(FLOW_RUN)
-    except (psutil.Error, OSError):
-        return None
-
-
-def has_worker(pid: int) -> bool:
-    """Whether a worker that is alive has started this process."""
-    try:
-        return any("worker" in parent.cmdline() for parent in psutil.Process(pid).parents())
-    except psutil.Error:
-        return False
-
-
-def flow_runs() -> dict[str, list[psutil.Process]]:
-    """Every flow run of this user that has a process on this machine, with its processes."""
-    found: dict[str, list[psutil.Process]] = {}
-    user = os.getuid()
-    for process in psutil.process_iter():
-        try:
-            if process.uids().real == user and (flow_run := flow_run_of(process)):
-                found.setdefault(flow_run, []).append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def refuse_taken_port(host: str, port: int, program: str, option: str) -> None:

@@ -9,18 +9,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.base.disk import is_disk_full
+from tasks.base.records import Source, digest
+from tasks.base.trouble import first_line, is_network_trouble
 from tasks.columns import column_values
-from tasks.disk import is_disk_full
 from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.formats import columns_of, notes_of, read_rows
 from tasks.hub import HubUnreachable, cached_data, note_cached
 from tasks.kept import as_kinds, rows_of
 from tasks.local import local_path, test_path
 from tasks.opened import kind_of
-from tasks.records import Source, digest
 from tasks.settings.config import DEMO_DATA, SPLITS, DataConfig, InputError
 from tasks.tables import TABLES, table, unsaved_formulas
-from tasks.trouble import first_line, is_network_trouble
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import runtime, task
 
-from tasks.card import model_card
-from tasks.comparison import description
-from tasks.data import find_input
-from tasks.duplicates import stable_keys
-from tasks.evaluation import paired_predictions
-from tasks.files import write_text
-from tasks.frozen import frozen_rows
-from tasks.hub import NETWORK
-from tasks.liveness import hold
-from tasks.records import (
+from tasks.base.files import write_text
+from tasks.base.liveness import hold
+from tasks.base.records import (
     Comparison,
     DataCheck,
     Difference,
@@ -28,6 +21,14 @@ from tasks.records import (
     Source,
     TrainedAdapter,
 )
+from tasks.base.work import RunFolder, work_folder
+from tasks.card import model_card
+from tasks.comparison import description
+from tasks.data import find_input
+from tasks.duplicates import stable_keys
+from tasks.evaluation import paired_predictions
+from tasks.frozen import frozen_rows
+from tasks.hub import NETWORK
 from tasks.settings.config import SPLITS, RunConfig
 from tasks.tracking import (
     FLOW_RUN_TAG,
@@ -41,7 +42,6 @@ from tasks.tracking import (
     send_all,
     tracked_run,
 )
-from tasks.work import RunFolder, work_folder
 
 if TYPE_CHECKING:
     import pandas as pd

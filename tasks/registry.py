@@ -13,10 +13,11 @@ from types import EllipsisType
 
 from filelock import FileLock
 
+from tasks.base.progress import warn
+from tasks.base.records import digest, read_record
+from tasks.base.trouble import first_line, is_network_trouble
 from tasks.decision import MOVES, Action, Decision, Note, carry_out, holder, recorded, spoken
 from tasks.journal import now
-from tasks.progress import warn
-from tasks.records import digest, read_record
 from tasks.settings.config import STORE, InputError
 from tasks.settings.secrets import redact
 from tasks.tracking import (
@@ -38,7 +39,6 @@ from tasks.tracking import (
     what_is_gone,
 )
 from tasks.tracking import reason as why
-from tasks.trouble import first_line, is_network_trouble
 
 REGISTRY = STORE / "registry"
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tasks.environment import without_collection
+from tasks.base.environment import without_collection
 
 
 def main() -> None:

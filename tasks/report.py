@@ -6,27 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import error_analysis
-from tasks.comparison import (
-    bounds,
-    caution,
-    class_table,
-    confusion,
-    headline,
-    ladder_table,
-    leak_sentence,
-    markdown_table,
-    plain,
-    short_p,
-    shown_share,
-    step_sentence,
-)
-from tasks.duplicates import counted
+from tasks.base.files import write_text
+from tasks.base.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
+from tasks.base.verdict import capital
+from tasks.base.words import bounds, counted, markdown_table, plain, short_p, shown_share
+from tasks.comparison import caution, class_table, confusion, headline, ladder_table, leak_sentence, step_sentence
 from tasks.evaluation import Predictions
-from tasks.files import write_text
-from tasks.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import TITLES
-from tasks.verdict import capital
 
 if TYPE_CHECKING:
     import pandas as pd

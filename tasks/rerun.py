@@ -7,18 +7,17 @@ from typing import Any
 
 from prefect import task
 
-from tasks.comparison import bounds, format_p, markdown_table, plain, shown, shown_share
+from tasks.base.files import write_text
+from tasks.base.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
+from tasks.base.words import bounds, counted, format_p, markdown_table, plain, shown, shown_share
+from tasks.base.work import WORK
 from tasks.data import find_data
-from tasks.duplicates import counted
 from tasks.evaluation import read_predictions
-from tasks.files import write_text
 from tasks.hub import NETWORK, HubUnreachable
 from tasks.model import find_model
-from tasks.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
 from tasks.runs import compare_runs
 from tasks.settings.config import InputError, RunConfig
 from tasks.tracking import fetched, note_outcome, recorded_run, run_url
-from tasks.work import WORK
 
 OURS = "peft_flow."
 RERUN_OF = f"{OURS}rerun_of"

@@ -10,17 +10,18 @@ from prefect import task
 
 from tasks import registry
 from tasks.approval import Approval
+from tasks.base.files import write_text
+from tasks.base.fresh_process import run_offline
+from tasks.base.outcomes import Finding, Footprint, Gate, RetrainResult
+from tasks.base.progress import tell
+from tasks.base.records import Comparison, PreparedData, RunResult, Source, digest
+from tasks.base.work import WORK, RunFolder
 from tasks.data import prepare
 from tasks.decision import MOVES, Decision, concerned, outcome
-from tasks.evaluation import run_offline
-from tasks.files import write_text
 from tasks.frozen import in_our_columns, paired_columns
 from tasks.gate import against_champion, page, without_champion
 from tasks.hub import NETWORK, patient
-from tasks.outcomes import Finding, Footprint, Gate, RetrainResult
-from tasks.progress import tell
 from tasks.recording import flow_tags
-from tasks.records import Comparison, PreparedData, RunResult, Source, digest
 from tasks.references import ChampionLeftOut, check_champion
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
@@ -49,7 +50,6 @@ from tasks.trials import (
     settings_of,
     trial_of,
 )
-from tasks.work import WORK, RunFolder
 
 if TYPE_CHECKING:
     pass

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tasks import formats
+from tasks.base.records import Source
 from tasks.delimited import lines
 from tasks.folders import Folder, data_files, how_read, look_into, names, saved_by_datasets
 from tasks.hub import find
 from tasks.jsonrows import objects
 from tasks.opened import Broken, Read, clean
 from tasks.reading import load, name_columns
-from tasks.records import Source
 from tasks.settings.config import DataConfig, InputError, PredictionConfig, data_kind
 from tasks.tables import BATCH_ROWS, unsaved_formulas
 

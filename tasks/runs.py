@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.comparison import bounds, format_p, markdown_table, shown, shown_share
-from tasks.duplicates import counted
+from tasks.base.outcomes import RunComparison, RunScores, StoredRun
+from tasks.base.records import Scores
+from tasks.base.verdict import Verdict
+from tasks.base.words import bounds, counted, format_p, markdown_table, shown, shown_share
 from tasks.evaluation import read_predictions
-from tasks.outcomes import RunComparison, RunScores, StoredRun
-from tasks.records import Scores
 from tasks.settings.config import EvaluationConfig, InputError
 from tasks.statistics import bootstrap, difference, wilson_interval
-from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,20 +9,20 @@ from typing import Any
 
 from prefect import task
 
-from tasks.comparison import caution, ends, markdown_table, plain, shown, shown_share
-from tasks.duplicates import counted, listed
+from tasks.base.files import write_text
+from tasks.base.outcomes import RungSpread, SeedRun, SeedsResult, Spread
+from tasks.base.records import Comparison, RunResult
+from tasks.base.verdict import Verdict, capital, standing
+from tasks.base.words import counted, ends, listed, markdown_table, plain, shown, shown_share
+from tasks.base.work import RunFolder
+from tasks.comparison import caution
 from tasks.evaluation import paired_predictions
-from tasks.files import write_text
 from tasks.hub import NETWORK
-from tasks.outcomes import RungSpread, SeedRun, SeedsResult, Spread
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
-from tasks.records import Comparison, RunResult
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
-from tasks.verdict import Verdict, capital, standing
-from tasks.work import RunFolder
 
 
 @task(

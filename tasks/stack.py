@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 from filelock import FileLock, Timeout
 
-from tasks import liveness
-from tasks.closing import close_lost_runs, drop_missed, set_right, wake_overdue
+from tasks.base import liveness
+from tasks.base.closing import close_lost_runs, drop_missed, flow_runs, set_right, wake_overdue
+from tasks.base.trouble import is_network_trouble
 from tasks.demo import demo_folder
 from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
 from tasks.doors import (
@@ -31,11 +32,10 @@ from tasks.doors import (
     refuse_other_password,
     write_auth_config,
 )
-from tasks.processes import Processes, Program, Register, clear_leftovers, end, flow_runs, refuse_taken_port
+from tasks.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
 from tasks.settings.config import DEPLOYMENTS, STORE, InputError
 from tasks.settings.secrets import redact, without_login
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
-from tasks.trouble import is_network_trouble
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -189,7 +189,7 @@ def make_programs(options: Options) -> Iterator[Program]:
         | {
             "PREFECT_WORKER_QUERY_SECONDS": str(LOOK_SECONDS),
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # should the first be lost, the start need not wait for 30 s
-            # how it fetches and starts a run is not the run's story; tasks/environment.py turns it up again
+            # how it fetches and starts a run is not the run's story; tasks/base/environment.py turns it up again
             "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "WARNING",
         },
         LOGS / "worker.log",

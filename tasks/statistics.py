@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.base.records import Difference, Interval
+from tasks.base.verdict import Verdict
 from tasks.metrics import PROBABILITY_FLOOR
-from tasks.records import Difference, Interval
-from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from tasks.base.machine import code_key
+from tasks.base.records import PreparedData, Source, digest, read_record
 from tasks.columns import BATCH_ROWS
 from tasks.model import model_texts
-from tasks.records import PreparedData, Source, digest, read_record
 from tasks.settings.config import DataConfig
-from tasks.work import code_key
 
 if TYPE_CHECKING:
     import numpy as np

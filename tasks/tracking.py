@@ -1,6 +1,5 @@
 """The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
 
-import importlib.metadata
 import json
 import math
 import os
@@ -17,31 +16,37 @@ from uuid import uuid4
 
 import yaml
 
-from tasks import closing, liveness, runlist
+from tasks import runlist
 from tasks.artifacts import folder_of, repository
-from tasks.disk import causes
-from tasks.environment import describe_environment
-from tasks.events import announce
-from tasks.files import whole, write_text
+from tasks.base import closing, liveness
+from tasks.base.disk import causes
+from tasks.base.events import announce
+from tasks.base.files import whole, write_text
+from tasks.base.machine import describe_environment, public_version
+from tasks.base.outcomes import RecordedRun, StoredRun
+from tasks.base.progress import tell, warn
+from tasks.base.records import Record
+from tasks.base.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
+from tasks.base.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 from tasks.journal import HEAD, LINES, Head, Journal, Kind, Line, Sent, now, waits
-from tasks.outcomes import RecordedRun, StoredRun
-from tasks.progress import tell, warn
-from tasks.records import Record
 from tasks.settings.config import DEPLOYMENTS, STORE, InputError, RunConfig
 from tasks.settings.loading import checked, parse_yaml
 from tasks.settings.secrets import without_login
-from tasks.trouble import ask_again, first_line, growing_pauses, is_network_trouble, is_silence
-from tasks.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+
 UI = "http://127.0.0.1:5000"
 """Where `peft-flow up` shows a local store."""
 
+
 FLOW_RUN_TAG, FLOW_RUN_URL_TAG = "prefect.flow_run_id", "prefect.flow_run_url"
+
+
 NOTE = "mlflow.note.content"
 """Where MLflow keeps a run's description."""
+
 
 NOT_COMPARED: Any = {
     "tracking": True,
@@ -342,13 +347,18 @@ def told_to_stop(error: BaseException) -> bool:
 UPDATE_SECONDS = 5.0
 """Between two attempts; more often tells nobody more and slows training."""
 
+
 MOST_SHARE = 0.01
 """Of the time that passes, for sending: a slow server slows the live curves, not the training."""
+
 
 PATIENCE_SECONDS = 300
 """So long a run waits at its end for an MLflow that does not answer."""
 
+
 _next_attempt: dict[str, float] = {}
+
+
 _put_off: dict[str, Exception] = {}
 """By folder: why MLflow does not have all of it."""
 
@@ -490,6 +500,7 @@ def is_point(line: Line) -> bool:
 
 MOST_POINTS = 100
 """Points in one call: MLflow takes 1000 values at once, and a point has up to seven."""
+
 
 KEY_TAG = "peft_flow.key"
 
@@ -654,11 +665,6 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
 
 
 SERVING_PACKAGES = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas", "numpy")
-
-
-def public_version(package: str) -> str:
-    """Without the local part: `2.13.0+cpu` can be installed from nowhere else."""
-    return importlib.metadata.version(package).split("+")[0]
 
 
 def send_end(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:

@@ -11,19 +11,20 @@ from prefect import task
 
 from tasks import adapter as adapters
 from tasks import model as models
+from tasks.base.device import peak_memory_mb
+from tasks.base.fresh_process import free_device_memory
+from tasks.base.progress import progress_artifact, tell, warn
+from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
+from tasks.base.work import RunFolder
 from tasks.checkpoint import newest_step
-from tasks.device import peak_memory_mb
 from tasks.dropout import quick_dropout
-from tasks.evaluation import PROBE_ROWS, free_device_memory
+from tasks.evaluation import PROBE_ROWS
 from tasks.precision import quick_autocast, use_bfloat16
-from tasks.progress import progress_artifact, tell, warn
-from tasks.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.settings.config import RunConfig
 from tasks.tracking import describe, log, log_files
 from tasks.trimming import trim_last_block
 from tasks.trunk import PLACE, Trunk
 from tasks.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
-from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

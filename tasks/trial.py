@@ -10,15 +10,15 @@ from typing import Any
 
 from tasks import serving
 from tasks.adapter import attach_adapter
+from tasks.base.fresh_process import free_device_memory
+from tasks.base.progress import warn
+from tasks.base.records import Source, digest
+from tasks.base.trouble import first_line
+from tasks.base.words import counted
 from tasks.blocks import evaluating, find_blocks
-from tasks.duplicates import counted
-from tasks.evaluation import free_device_memory
 from tasks.model import load_foundation, load_tokenizer
-from tasks.progress import warn
-from tasks.records import Source, digest
 from tasks.settings.config import InputError, RunConfig
 from tasks.trimming import stirred
-from tasks.trouble import first_line
 from tasks.trunk import entering
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")

@@ -4,16 +4,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.base.records import PreparedData
+from tasks.base.work import RunFolder
 from tasks.comparison import slice_title
 from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions
 from tasks.frozen import in_our_columns
 from tasks.gate import NewClasses, Trial
-from tasks.records import PreparedData
 from tasks.references import among
 from tasks.settings.config import RunConfig
 from tasks.tracking import Champion, download, run_facts
-from tasks.work import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np

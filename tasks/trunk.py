@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import serving
+from tasks.base.disk import check_space, size
+from tasks.base.files import whole
+from tasks.base.machine import environment_key
+from tasks.base.records import PreparedData, digest
+from tasks.base.words import counted
 from tasks.blocks import Blocks, evaluating, find_blocks
-from tasks.disk import check_space, size
-from tasks.duplicates import counted
 from tasks.evaluation import PROBE_TOLERANCE
-from tasks.files import whole
-from tasks.records import PreparedData, digest
 from tasks.settings.config import STORE, InputError, RunConfig
-from tasks.work import environment_key
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.progress import amount
-from tasks.records import Point
+from tasks.base.progress import amount
+from tasks.base.records import Point
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

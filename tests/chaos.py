@@ -32,11 +32,11 @@ POINTS = {
     "tasks.data:fingerprint": 2,
     "tasks.datacheck:make_check": 1,
     "tasks.references:measure": 4,
-    "tasks.files:write_text": 40,
+    "tasks.base.files:write_text": 40,
     "tasks.journal:append": 110,
     "tasks.journal:Journal.mark": 90,
     "tasks.checkpoint:write_checkpoint": 12,
-    "tasks.files:flush": 60,
+    "tasks.base.files:flush": 60,
     "tasks.training:fit_adapter": 1,
     "tasks.watching:curve_point": 60,
     "tasks.adapter:save_adapter": 1,
@@ -53,7 +53,7 @@ POINTS = {
     "tasks.tracking:send_end": 1,
     "tasks.tracking:end_run": 1,
     "tasks.recording:show_in_prefect": 1,
-    "tasks.work:finished": 1,
+    "tasks.base.work:finished": 1,
     "flows.actions:summarize": 1,
 }
 

@@ -19,11 +19,11 @@ os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
 
-from tasks import environment  # noqa: F401  isort: skip
+from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
 
-from tasks.records import (
+from tasks.base.records import (
     Comparison,
     DataCheck,
     Evaluation,
@@ -521,8 +521,8 @@ def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 def tracked(values: dict[str, Any] | None = None, tags: dict[str, str] | None = None, work: str = "a") -> Iterator[str]:
     """The MLflow run of this configuration in folder `work` of the store here, while it is open: its id."""
     from tasks import tracking
+    from tasks.base.work import WORK
     from tasks.settings.loading import validated
-    from tasks.work import WORK
 
     folder = (WORK / work).resolve()
     with suppress(OSError):

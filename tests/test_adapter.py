@@ -7,7 +7,7 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import serving
-from tasks.disk import DiskFull
+from tasks.base.disk import DiskFull
 from tasks.settings.loading import validated
 from tests.conftest import sentences, write_model
 from tests.support import small_configuration

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from tasks import approval, closing
-from tasks.outcomes import Finding, Gate
+from tasks import approval
+from tasks.base import closing
+from tasks.base.outcomes import Finding, Gate
 from tasks.settings.config import InputError, RetrainConfig
 from tasks.settings.loading import checked
 

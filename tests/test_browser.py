@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 from tasks import runlist
-from tasks.records import RunResult
+from tasks.base.records import RunResult
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
 from tasks.stack import answers

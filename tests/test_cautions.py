@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.base.records import Scores
 from tasks.cautions import find_cautions
 from tasks.comparison import judge
 from tasks.evaluation import Predictions
-from tasks.records import Scores
 from tests.conftest import Judged
 
 

@@ -43,7 +43,7 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
     monkeypatch.setattr("tasks.data.check_input", lambda config: None)
     monkeypatch.setattr("flows.actions.prefect_starting", nullcontext)
     monkeypatch.setattr("flows.actions.get_ready_to_train", lambda: None)
-    monkeypatch.setattr("tasks.evaluation.reload_at_hand", nullcontext)
+    monkeypatch.setattr("tasks.base.fresh_process.reload_at_hand", nullcontext)
     monkeypatch.setattr(flows.finetune, "finetune", flow)
 
 

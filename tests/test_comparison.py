@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.base.records import DataCheck, Interval
+from tasks.base.words import bounds, markdown_table, plain, shown
 from tasks.comparison import (
-    bounds,
     caution,
     class_table,
     confusion,
@@ -19,14 +20,10 @@ from tasks.comparison import (
     ladder_table,
     leak_sentence,
     log_loss,
-    markdown_table,
-    plain,
-    shown,
     step_sentence,
 )
 from tasks.evaluation import Predictions
 from tasks.metrics import score
-from tasks.records import DataCheck, Interval
 from tasks.settings.rivals import SHORT_TITLES, TITLES
 from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tests.conftest import Judged, made_up_classifier

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from tasks import data, model
+from tasks.base.records import PreparedData
 from tasks.data import prepare
 from tasks.datacheck import read_check
 from tasks.hub import HubUnreachable, network_may_recover
-from tasks.records import PreparedData
 from tasks.serving import model_rows
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import load_config, validated

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from tasks import datacheck, duplicates, splits
+from tasks.base.records import DataCheck, Place, PreparedData
+from tasks.base.work import WORK
 from tasks.data import check_input, prepare
 from tasks.datacheck import (
     balance_warnings,
@@ -21,11 +23,9 @@ from tasks.datacheck import (
     read_check,
     twin_warnings,
 )
-from tasks.records import DataCheck, Place, PreparedData
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.statistics import detectable_difference
-from tasks.work import WORK
 from tests.conftest import SHARED, tracked
 from tests.test_splits import film_reviews, write
 

@@ -6,11 +6,11 @@ import datasets
 import pandas as pd
 import pytest
 
+from tasks.base.words import named_rows
 from tasks.duplicates import (
     conflicts,
     describe_sharing,
     leaked_rows,
-    named_rows,
     normal,
     refuse_hopeless,
     repeated_rows,

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from tasks import error_analysis
+from tasks.base.records import PreparedData, Slice
 from tasks.evaluation import Predictions
-from tasks.records import PreparedData, Slice
 from tasks.statistics import mcnemar_p_value, wilson_interval
 from tests.conftest import Judged, made_up_data, sentences
 

@@ -12,17 +12,10 @@ import pandas as pd
 import pytest
 
 from tasks import evaluation, serving
-from tasks.evaluation import (
-    ReloadMismatch,
-    measure_adapter,
-    paired_predictions,
-    read_predictions,
-    reload_at_hand,
-    run_offline,
-    start_offline,
-    write_evaluation,
-)
-from tasks.records import Evaluation, TrainedAdapter, file_sha256
+from tasks.base import fresh_process
+from tasks.base.fresh_process import reload_at_hand, run_offline, start_offline
+from tasks.base.records import Evaluation, TrainedAdapter, file_sha256
+from tasks.evaluation import ReloadMismatch, measure_adapter, paired_predictions, read_predictions, write_evaluation
 from tasks.references import measure
 from tasks.statistics import without_temperature
 from tests.conftest import Trained
@@ -263,9 +256,9 @@ def test_the_process_at_hand_is_the_one_that_reads_the_adapter_back(
     trained: Trained, measured: Evaluation, tmp_path: Path
 ) -> None:
     with reload_at_hand(), reload_at_hand():  # a flow that its command has prepared for
-        (ready,) = evaluation._waiting.values()
+        (ready,) = fresh_process._waiting.values()
         again = measure_adapter(trained.config, trained.data, copied(trained, tmp_path))
-        assert ready.returncode == 0 and not evaluation._waiting
+        assert ready.returncode == 0 and not fresh_process._waiting
     assert again.scores == measured.scores
 
 
@@ -273,17 +266,17 @@ def test_a_process_that_was_not_needed_is_gone_afterwards_and_one_that_died_is_r
     trained: Trained, measured: Evaluation, tmp_path: Path
 ) -> None:
     with reload_at_hand():
-        (ready,) = evaluation._waiting.values()
-    assert ready.returncode == -signal.SIGKILL and not evaluation._waiting
+        (ready,) = fresh_process._waiting.values()
+    assert ready.returncode == -signal.SIGKILL and not fresh_process._waiting
     with reload_at_hand():
-        (ready,) = evaluation._waiting.values()
+        (ready,) = fresh_process._waiting.values()
         ready.kill()
         ready.wait()
         assert measure_adapter(trained.config, trained.data, copied(trained, tmp_path)).scores == measured.scores
 
 
 def test_a_process_whose_master_is_gone_ends_by_itself() -> None:
-    with start_offline(evaluation.RELOAD) as ready:
+    with start_offline(fresh_process.RELOAD) as ready:
         assert ready.stdin
         ready.stdin.close()  # as when the other process is killed
         assert ready.wait(timeout=60) == 0

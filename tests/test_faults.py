@@ -142,10 +142,10 @@ def test_nth_call_fails_in_every_module_that_has_a_copy(tmp_path: Path) -> None:
 
 
 def test_methods_and_prefect_tasks_fail_too(tmp_path: Path) -> None:
+    from tasks.base.records import Place
     from tasks.data import prepare_data
-    from tasks.records import Place
 
-    with fail_nth("tasks.records", "Place.write", 1, OSError("broken")), pytest.raises(OSError, match="broken"):
+    with fail_nth("tasks.base.records", "Place.write", 1, OSError("broken")), pytest.raises(OSError, match="broken"):
         Place(split="test", row=1).write(tmp_path / "a")
     Place(split="test", row=1).write(tmp_path / "a")
     function = prepare_data.fn

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from tasks.records import RunResult
+from tasks.base.records import RunResult
+from tasks.base.verdict import capital
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
-from tasks.verdict import capital
 from tests.conftest import ROOT, Hub, only_run, tracked
 
 
@@ -368,7 +368,7 @@ def test_mismatch_after_reload_is_not_logged(
 def test_second_identical_run_waits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    from tasks import work
+    from tasks.base import work
 
     said: list[str] = []
     monkeypatch.setattr(work, "tell", said.append)

@@ -8,14 +8,14 @@ import datasets
 import pandas as pd
 import pytest
 
+from tasks.base.records import PreparedData
+from tasks.base.work import work_folder
 from tasks.data import find_data, find_input, prepare
 from tasks.datacheck import read_check
 from tasks.frozen import frozen_rows, in_our_columns
-from tasks.records import PreparedData
 from tasks.references import measurement_key
 from tasks.settings.config import DataConfig, InputError, RunConfig
 from tasks.splits import Splits, read_splits
-from tasks.work import work_folder
 from tests.test_splits import film_reviews, write
 
 Configure = Callable[..., RunConfig]

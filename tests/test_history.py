@@ -8,8 +8,8 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import history
+from tasks.base.records import Interval
 from tasks.history import History, artifact_key, history_of, history_text, letters_of, publish
-from tasks.records import Interval
 from tasks.registry import keep, promote, rollback
 from tests.conftest import register
 

@@ -13,9 +13,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from tasks import hub, trouble
+from tasks import hub
+from tasks.base import trouble
+from tasks.base.records import Source
 from tasks.hub import HubUnreachable, Silence, find, patient
-from tasks.records import Source
 from tasks.settings.config import InputError
 from tests.conftest import ROOT, Hub
 from tests.faults import UNAVAILABLE, Fault, Proxy

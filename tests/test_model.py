@@ -14,8 +14,8 @@ import pytest
 from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving
+from tasks.base.records import Source
 from tasks.hub import find
-from tasks.records import Source
 from tasks.settings.config import InputError, RunConfig
 from tests.conftest import bare_data, sentences
 from tests.support import build as build_family

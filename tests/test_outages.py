@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tasks import tracking
+from tasks.base.work import WORK
 from tasks.journal import Journal
 from tasks.settings.config import InputError
-from tasks.work import WORK
 from tests.chaos import mlflow_server
 from tests.conftest import tracked
 from tests.faults import Proxy

@@ -15,8 +15,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tasks import plots
+from tasks.base import drawing
+from tasks.base.records import Calibration, Rung, Slice
 from tasks.evaluation import Predictions
-from tasks.records import Calibration, Rung, Slice
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
 from tasks.statistics import reliability, wilson_interval, without_temperature
@@ -25,7 +26,7 @@ from tests.conftest import Judged, made_up_classifier
 
 @pytest.fixture(autouse=True)
 def style() -> Iterator[None]:
-    with matplotlib.rc_context(plots.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         yield
 
 
@@ -263,9 +264,9 @@ def test_a_class_without_test_rows_and_a_name_like_a_formula_are_drawn(run: Judg
 
 
 def test_names_that_begin_alike_stay_apart() -> None:
-    names = [plots.short(f"a rather long class name number {i}") for i in range(20)]
+    names = [drawing.short(f"a rather long class name number {i}") for i in range(20)]
     assert len(set(names)) == 20
-    assert max(map(len, names)) <= plots.NAME_CHARACTERS
+    assert max(map(len, names)) <= drawing.NAME_CHARACTERS
 
 
 def test_card_says_nothing_of_an_untrained_head_where_there_is_none(run: Judged) -> None:

@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import files, prediction
 from tasks import parts as storing
+from tasks import prediction
+from tasks.base import files
+from tasks.base.outcomes import PredictionResult
+from tasks.base.records import Evaluation
 from tasks.evaluation import read_predictions
 from tasks.job import Job, find_job
-from tasks.outcomes import PredictionResult
 from tasks.prediction import describe_result, predict_rows
-from tasks.records import Evaluation
 from tasks.settings.config import InputError, PredictionConfig
 from tests.conftest import ROOT, Trained, sentences
 
@@ -429,8 +430,8 @@ def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from mlflow import MlflowClient
 
     from tasks import tracking
+    from tasks.base.work import WORK
     from tasks.recording import model_values
-    from tasks.work import WORK
     from tests.conftest import tracked
 
     store = tmp_path_factory.mktemp("registry")

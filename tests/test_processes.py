@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.processes import FLOW_RUN, Processes, Program, clear_leftovers, has_worker, refuse_taken_port
+from tasks.base.closing import FLOW_RUN, has_worker
+from tasks.processes import Processes, Program, clear_leftovers, refuse_taken_port
 from tasks.settings.config import InputError
 from tests.stacks import until
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks import tracking
-from tasks.recording import TABLES, data_metrics, final_metrics, log_comparison
-from tasks.records import (
+from tasks.base.records import (
     Calibration,
     Comparison,
     DataCheck,
@@ -19,7 +18,8 @@ from tasks.records import (
     Scores,
     TrainedAdapter,
 )
-from tasks.work import WORK
+from tasks.base.work import WORK
+from tasks.recording import TABLES, data_metrics, final_metrics, log_comparison
 from tests.conftest import tracked
 
 

@@ -13,10 +13,12 @@ import pytest
 
 from tasks import model as models
 from tasks import references, serving, tracking
+from tasks.base.records import Evaluation, PreparedData, file_sha256
+from tasks.base.trouble import is_network_trouble
+from tasks.base.work import WORK
 from tasks.data import prepare
 from tasks.evaluation import paired_predictions, read_predictions
 from tasks.recording import model_values
-from tasks.records import Evaluation, PreparedData, file_sha256
 from tasks.references import (
     ChampionLeftOut,
     among,
@@ -37,8 +39,6 @@ from tasks.references import (
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking import Champion, download_adapter, find_champion
-from tasks.trouble import is_network_trouble
-from tasks.work import WORK
 from tests.conftest import Trained, sentences, tracked
 
 FAMILIES = ("gpt2", "llama", "bert", "roberta", "distilbert")

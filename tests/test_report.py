@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.base.records import Calibration, Comparison, Interval, Slice
 from tasks.card import model_card
 from tasks.comparison import confusion, judge, ladder_table, leak_sentence
 from tasks.evaluation import Predictions
 from tasks.metrics import score
-from tasks.records import Calibration, Comparison, Interval, Slice
 from tasks.report import (
     calibration_table,
     class_report,

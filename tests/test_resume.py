@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks import checkpoint, files, resume, training, watching
+from tasks import checkpoint, resume, training, watching
+from tasks.base import files
+from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.checkpoint import newest_checkpoint, newest_first
 from tasks.data import prepare
-from tasks.records import PreparedData, TrainedAdapter
 from tasks.resume import NotContinued
 from tasks.settings.config import AdapterMethod, RunConfig
 from tasks.training import fit_adapter

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from tasks import retraining, trials
+from tasks.base.records import PreparedData, Source
+from tasks.base.work import RunFolder
 from tasks.duplicates import stable_keys
 from tasks.hub import find
-from tasks.records import PreparedData, Source
 from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
 from tasks.tracking import Champion
 from tasks.trials import LABEL, new_classes, own_trial, trial_of
-from tasks.work import RunFolder
 from tests.conftest import bare_data, made_up_data
 from tests.test_splits import film_reviews, write
 

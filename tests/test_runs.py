@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks.outcomes import StoredRun
+from tasks.base.outcomes import StoredRun
 from tasks.runs import compare_runs, comparison_text
 from tasks.settings.config import InputError
 from tests.conftest import tracked

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
-from tasks import environment
+from tasks.base import environment
+from tasks.base.trouble import first_line
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
 from tasks.settings.secrets import HIDDEN, redact
-from tasks.trouble import first_line
 from tests.conftest import ROOT, Trained
 
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/**/*.py")])

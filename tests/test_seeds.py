@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from flows.cli import USER_MUST_CHANGE, main
-from tasks.outcomes import SeedsResult
-from tasks.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
+from tasks.base.outcomes import SeedsResult
+from tasks.base.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
+from tasks.base.verdict import capital
 from tasks.settings.config import MOST_SEEDS, InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.statistics import SCORES
-from tasks.verdict import capital
 
 ROWS = 100
 
@@ -408,7 +408,7 @@ def test_all_seeds_see_the_same_rows(family: Family) -> None:
 
 def test_single_run_with_a_seed_gives_the_adapter_that_it_has_among_several(family: Family) -> None:
     from flows.finetune import finetune
-    from tasks.records import file_sha256
+    from tasks.base.records import file_sha256
 
     among = family.result.runs[1]
     before = file_sha256(Path(among.adapter_path) / "adapter_model.safetensors")
@@ -422,7 +422,7 @@ def test_single_run_with_a_seed_gives_the_adapter_that_it_has_among_several(fami
 
 
 def test_children_can_be_compared_and_the_parent_cannot(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
-    from tasks.outcomes import RunComparison
+    from tasks.base.outcomes import RunComparison
 
     first, second = family.result.runs
     capsys.readouterr()

@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 
 from tasks import serving
+from tasks.base.records import Evaluation
 from tasks.evaluation import read_predictions
-from tasks.records import Evaluation
 from tests.conftest import Trained, free_port, tracked
 
 
@@ -251,9 +251,9 @@ def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
     from mlflow import MlflowClient
 
     from tasks import tracking
+    from tasks.base.work import WORK
     from tasks.recording import model_values
     from tasks.settings.loading import validated
-    from tasks.work import WORK
 
     cached = folder / "hf/hub/models--tiny--reader"
     shutil.copytree(trained.config.model.name, cached / "snapshots" / COMMIT)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from tasks import comparison, references
+from tasks.base.records import Comparison
+from tasks.base.verdict import standing
 from tasks.cautions import learned
 from tasks.error_analysis import likely_label_errors
 from tasks.gate import without_champion
-from tasks.records import Comparison
 from tasks.references import MEASURES, Measure, measure
 from tasks.report import ladder_frame
 from tasks.settings import rivals
 from tasks.settings.config import EvaluationConfig, GateConfig
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
-from tasks.verdict import standing
 from tests.test_error_analysis import Case, sure
 from tests.test_gate import ladder
 

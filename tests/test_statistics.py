@@ -10,8 +10,8 @@ from scipy.special import log_softmax, softmax
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from tasks.base.records import Difference, Interval
 from tasks.metrics import score
-from tasks.records import Difference, Interval
 from tasks.statistics import (
     DISAGREEMENT,
     SCORES,

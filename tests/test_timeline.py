@@ -9,9 +9,9 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
+from tasks.base.drawing import STYLE
 from tasks.decision import Decision
 from tasks.history import History, VersionHistory, letters_of
-from tasks.plots import STYLE
 from tasks.settings.config import InputError
 from tasks.statistics import wilson_interval
 from tasks.timeline import LOOKS, draw, slots_of, timeline

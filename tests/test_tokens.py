@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from tasks import model, serving, tokens
+from tasks.base.records import PreparedData, Source
 from tasks.data import prepare
 from tasks.datacheck import read_check
-from tasks.records import PreparedData, Source
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tests.conftest import SHARED, sentences

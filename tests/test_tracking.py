@@ -12,12 +12,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
-from tasks import liveness, runlist, tracking
+from tasks import runlist, tracking
+from tasks.base import liveness, machine
+from tasks.base.work import WORK
 from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
-from tasks.work import WORK
 from tests.conftest import Trained, only_run, tracked
 
 
@@ -252,8 +253,8 @@ def test_nested_values_are_flattened_with_dots() -> None:
 
 
 def test_local_part_of_a_version_is_left_out() -> None:
-    assert "+" not in tracking.public_version("torch")
-    assert tracking.public_version("torch") == "2.13.0"
+    assert "+" not in machine.public_version("torch")
+    assert machine.public_version("torch") == "2.13.0"
 
 
 def test_view_of_the_run_list_is_made_once_and_then_left_to_people(workplace: Path) -> None:
@@ -301,7 +302,7 @@ def test_run_inside_another_is_its_child(workplace: Path) -> None:
 
 def test_result_that_nobody_has_seen_is_given_once_more(workplace: Path) -> None:
     """A process that is killed after its run finished and before it has ended has told nobody."""
-    from tasks import work
+    from tasks.base import work
 
     with tracked() as first:
         pass
@@ -320,7 +321,7 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
     from concurrent.futures import ThreadPoolExecutor
     from threading import Event
 
-    from tasks import work
+    from tasks.base import work
 
     waiting = Event()
     monkeypatch.setattr(work, "tell", lambda line: waiting.set())
@@ -344,7 +345,7 @@ def test_whoever_waited_for_the_same_run_takes_its_result(workplace: Path, monke
 def test_retry_that_waited_for_the_first_attempt_takes_its_result(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import work
+    from tasks.base import work
 
     with tracked() as first:
         pass

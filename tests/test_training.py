@@ -14,8 +14,8 @@ import pytest
 from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving, training, watching
+from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data import prepare
-from tasks.records import PreparedData, TrainedAdapter
 from tasks.settings.config import RunConfig
 from tasks.training import fit_adapter, planned_steps
 from tasks.watching import Progress, Watcher, final_points
@@ -98,7 +98,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`scripted(accuracy=[0.9, 0.1])`: validation says so, epoch by epoch, whatever the model does."""
     from tasks import metrics
-    from tasks.records import Scores
+    from tasks.base.records import Scores
 
     def script(**by_epoch: list[float]) -> None:
         epochs = iter(zip(*by_epoch.values(), strict=True))

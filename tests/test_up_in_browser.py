@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks import runlist
-from tasks.processes import flow_runs
+from tasks.base.closing import flow_runs
 from tasks.settings.config import EvaluationConfig, RunConfig
 from tasks.settings.loading import choices, sections
 from tasks.settings.rivals import TITLES

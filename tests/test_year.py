@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from tasks import registry
+from tasks.base.outcomes import RetrainResult
 from tasks.decision import Decision
-from tasks.outcomes import RetrainResult
 from tasks.settings.config import SPLITS, RetrainConfig
 from tasks.settings.loading import checked
 from tests.conftest import SHARED

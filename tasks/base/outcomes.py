@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tasks.records import Difference, Interval, Record, Scores
+from tasks.base.records import Difference, Interval, Record, Scores
 from tasks.settings.config import RunConfig
 
 Outcome = Literal["bit-identical", "equal within noise", "different"]
@@ -111,7 +111,7 @@ class RecordedRun(Record):
     run: StoredRun
     config: RunConfig
     environment: str
-    """As tasks/environment.py describes it."""
+    """As tasks/base/environment.py describes it."""
     data_fingerprint: str
     adapter_sha256: str
 

@@ -1,7 +1,7 @@
 """Which runs are alive: each holds a file lock, which the kernel drops with its process, however that ends.
 
 No clock, and no process number that another process may have by now. A note beside the lock says which run it is;
-whoever finds a note without a lock closes the run, see tasks/closing.py.
+whoever finds a note without a lock closes the run, see tasks/base/closing.py.
 """
 
 import os
@@ -14,13 +14,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.progress import tell
-from tasks.records import Record
+from tasks.base.progress import tell
+from tasks.base.records import Record
 from tasks.settings.config import STORE
 
 LIVE = STORE / "live"
+
+
 GATE = LIVE / ".gate"
 """Lock without which no run's lock file comes into being or goes."""
+
 
 _held: dict[str, FileLock] = {}
 """Locks of this process, by flow run, kept until it ends: Prefect hears of a run's end later than the run itself."""
@@ -33,7 +36,7 @@ class Note(Record):
     pid: int
     since: datetime
     work: str | None = None
-    """Folder of the run, once it has one; see tasks/work.py."""
+    """Folder of the run, once it has one; see tasks/base/work.py."""
 
 
 def hold(flow_run_id: str, work: str | None = None) -> None:
@@ -53,6 +56,7 @@ def hold(flow_run_id: str, work: str | None = None) -> None:
 
 
 WAIT_SECONDS = 1.0
+
 
 _followed = set[str]()
 

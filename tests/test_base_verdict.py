@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.verdict import capital, standing
+from tasks.base.verdict import capital, standing
 
 BETTER, WORSE, UNCLEAR = "improved", "worse", "no evidence"
 

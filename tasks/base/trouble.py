@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat, takewhile
 from typing import TypeVar
 
-from tasks.disk import causes
+from tasks.base.disk import causes
 from tasks.settings.secrets import redact
 
 T = TypeVar("T")

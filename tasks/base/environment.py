@@ -2,17 +2,13 @@
 
 import contextlib
 import gc
-import importlib.metadata
 import logging
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tasks.disk import describe, is_disk_full
+from tasks.base.disk import describe, is_disk_full
 from tasks.settings.config import InputError
 from tasks.settings.secrets import redact
 
@@ -43,10 +39,14 @@ DEFAULTS = {
     "PYTHONSAFEPATH": "1",
 }
 
+
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 
+
 logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 for message in (
     "fan_in_fan_out is set to False",  # peft corrects it for GPT-2 itself
     "`is_gradient_checkpointing` is deprecated",  # between peft and transformers
@@ -56,6 +56,7 @@ for message in (
     "The specified dataset source can be interpreted in multiple ways",  # twice the same one: mlflow registers it twice
 ):
     warnings.filterwarnings("ignore", message=message)
+
 
 make_record = logging.getLogRecordFactory()
 
@@ -112,10 +113,16 @@ logging.getLogger("mlflow.store.db.utils").addFilter(
     lambda record: not (record.exc_info and record.exc_info[1] and is_disk_full(record.exc_info[1]))
 )
 
+
 ROUTINE = ("Beginning ", "Finished in state ", "Created task run ", "View at ")
+
+
 STOPPED = "Crash detected! Execution was aborted by"  # a termination signal, an interrupt signal
 
+
 story = Story()
+
+
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logger = logging.getLogger(name)
     logger.addFilter(story)
@@ -131,37 +138,6 @@ def hide_short_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
     datasets.disable_progress_bars()
-
-
-def describe_environment() -> str:
-    """What a run needs to be done again elsewhere, by line: Python, system, device, threads, CPU, this program, and
-    every package. tasks/rerun.py reads it."""
-    import torch
-
-    from tasks.work import code_key
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    packages = sorted(
-        {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name},
-        key=str.lower,
-    )
-    facts = (
-        f"# python {sys.version.split()[0]}",
-        f"# system {platform.platform()}",
-        f"# device {device}, {torch.get_num_threads()} threads",
-        f"# cpu {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
-        f"# code {code_key()}",
-    )
-    return "\n".join((*facts, *packages)) + "\n"
-
-
-def cpu_name() -> str:
-    """Its model, which decides how numbers are added up; Python itself knows it on some systems only."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from tasks import environment
+from tasks.base import environment, machine
 from tasks.settings.config import InputError
 
 
@@ -54,10 +54,10 @@ def test_stopped_run_says_so_once_and_says_what_to_do() -> None:
 def test_environment_says_all_that_bits_hang_on() -> None:
     import torch
 
-    from tasks.work import code_key
+    from tasks.base.machine import code_key
 
-    *facts, first = environment.describe_environment().splitlines()[:6]
+    *facts, first = machine.describe_environment().splitlines()[:6]
     assert [fact.split()[1] for fact in facts] == ["python", "system", "device", "cpu", "code"]
     assert facts[2].endswith(f", {torch.get_num_threads()} threads") and facts[4] == f"# code {code_key()}"
-    assert environment.cpu_name() in facts[3] and len(environment.cpu_name()) > 2
+    assert machine.cpu_name() in facts[3] and len(machine.cpu_name()) > 2
     assert "==" in first

@@ -27,10 +27,11 @@ from prefect.states import (
     Suspended,
 )
 
-from tasks import closing, liveness, tracking
+from tasks import tracking
+from tasks.base import closing, liveness
+from tasks.base.closing import FLOW_RUN
+from tasks.base.work import WORK
 from tasks.journal import LINES, Head, Journal, now
-from tasks.processes import FLOW_RUN
-from tasks.work import WORK
 from tests.conftest import only_run, tracked
 
 STATES = {"COMPLETED": Completed, "FAILED": Failed, "CRASHED": Crashed, "CANCELLED": Cancelled}

@@ -4,21 +4,17 @@ The same command finds it again, so that a run which was interrupted goes on in 
 """
 
 import atexit
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
-import tasks
-from tasks.files import write_text
-from tasks.liveness import if_free
-from tasks.precision import cpu_multiplies_bfloat16
-from tasks.progress import tell
-from tasks.records import Source, digest
+from tasks.base.files import write_text
+from tasks.base.liveness import if_free
+from tasks.base.machine import environment_key
+from tasks.base.progress import tell
+from tasks.base.records import Source, digest
 from tasks.settings.config import STORE, RunConfig
 
 WORK = STORE / "work"
@@ -93,34 +89,6 @@ def enclosing() -> str | None:
     return _enclosing.get()
 
 
-@lru_cache
-def environment_key() -> str:
-    """Digest of what else decides about bits: this program, the packages that compute, device and threads."""
-    import torch
-
-    packages = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "tokenizers", "numpy")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
-
-
-ONLY_SHOWING = frozenset(
-    {"plots", "report", "card", "history", "timeline"} | {"servers", "stack", "doors", "deployments", "waiting"}
-)
-"""Files and folders of this program that draw, word or serve what others have computed."""
-
-
-@lru_cache
-def code_key(program: Path = Path(tasks.__file__).parent) -> str:
-    """sha256 of this program, but for what only shows: of all that decides how a step is done."""
-    code = hashlib.sha256()
-    for file in sorted(program.rglob("*.py")):
-        place = file.relative_to(program).with_suffix("")
-        if ONLY_SHOWING.isdisjoint(place.parts):
-            code.update(f"{place.as_posix()}\0{file.stat().st_size}\0".encode())
-            code.update(file.read_bytes())
-    return code.hexdigest()
-
-
 @contextmanager
 def sole_user(work: str) -> Iterator[bool]:
     """Hold `work` while its files are written; a second run of the same configuration waits, says so, and knows it."""
@@ -177,6 +145,8 @@ def failed() -> None:
 
 _finished: list[str] = []
 """Parts of a run that goes on."""
+
+
 _handed_over = set[str]()
 
 

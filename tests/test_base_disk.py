@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from flows import actions, cli
-from tasks import disk
-from tasks.disk import DiskFull, check_space, describe, is_disk_full, size, writing
-from tasks.files import write_text
+from tasks.base import disk
+from tasks.base.disk import DiskFull, check_space, describe, is_disk_full, size, writing
+from tasks.base.files import write_text
 from tasks.settings.config import InputError
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, fail_write, full_disk

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tasks import progress
-from tasks.progress import amount, progress_artifact
-from tasks.records import Point
+from tasks.base import progress
+from tasks.base.progress import amount, progress_artifact
+from tasks.base.records import Point
 
 
 class Clock:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.files import write_text
-from tasks.verdict import Verdict, standing
+from tasks.base.files import write_text
+from tasks.base.verdict import Verdict, standing
 
 
 class Record(BaseModel):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.work import ONLY_SHOWING, RunFolder, code_key
+from tasks.base.machine import ONLY_SHOWING, code_key
+from tasks.base.work import RunFolder
 from tests.conftest import ROOT
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import device
+from tasks.base import device
 from tests.conftest import ROOT
 
 CLAIM = """

@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-from tasks import trouble
-from tasks.trouble import ask_again, growing_pauses
+from tasks.base import trouble
+from tasks.base.trouble import ask_again, growing_pauses
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
-from tasks.progress import warn
+from tasks.base.progress import warn
 
 STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 """MLflow's word for the end of a run, and the last part of the event's name."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import files
-from tasks.disk import DiskFull
-from tasks.files import flush, whole, write_text
+from tasks.base import files
+from tasks.base.disk import DiskFull
+from tasks.base.files import flush, whole, write_text
 
 
 def make(path: Path, kind: str, text: str) -> None:

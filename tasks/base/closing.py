@@ -7,19 +7,22 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psutil
 from filelock import FileLock
 
-from tasks.liveness import GATE, LIVE, Note, if_dead, living, notes
-from tasks.processes import flow_runs, has_worker
-from tasks.progress import warn
-from tasks.records import Record, digest
-from tasks.trouble import first_line, is_silence
+from tasks.base.liveness import GATE, LIVE, Note, if_dead, living, notes
+from tasks.base.progress import warn
+from tasks.base.records import Record, digest
+from tasks.base.trouble import first_line, is_silence
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
 
+
 GONE = "The process of this run is gone: it was killed, or the machine stopped. Run it again."
+
+
 NO_HEARTBEAT = "No sign of life from this run for more than a minute"
 """Message of the state that the heartbeat automation sets; see tasks/stack.py."""
 
@@ -106,6 +109,8 @@ def is_anothers(state: "State[Any]", note: Note) -> bool:
 
 
 CANCELLED = "It was cancelled."
+
+
 WAITED = (
     "The process that waited for approval has ended, and nothing was decided. Run it again, or press Retry: nothing is "
     "trained twice, and it asks again."
@@ -167,6 +172,7 @@ def settled_end(flow_run_id: str) -> End | None:
 
 _stopped = set[str]()
 """Runs that were told to stop because they were cancelled. Of themselves they say that they crashed."""
+
 
 CANCEL_SECONDS = timedelta(seconds=5)
 """So long a run may take to hear from its worker that it is cancelled."""
@@ -334,3 +340,36 @@ def superseded(runs: "Sequence[FlowRun]") -> "list[FlowRun]":
 def due(run: "FlowRun") -> datetime:
     assert run.expected_start_time
     return run.expected_start_time
+
+
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"
+"""Set in the environment of a process that a worker has started for a flow run."""
+
+
+def flow_run_of(process: psutil.Process) -> str | None:
+    """Id of the flow run that a process was started for."""
+    try:
+        return process.environ().get(FLOW_RUN)
+    except (psutil.Error, OSError):
+        return None
+
+
+def has_worker(pid: int) -> bool:
+    """Whether a worker that is alive has started this process."""
+    try:
+        return any("worker" in parent.cmdline() for parent in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False
+
+
+def flow_runs() -> dict[str, list[psutil.Process]]:
+    """Every flow run of this user that has a process on this machine, with its processes."""
+    found: dict[str, list[psutil.Process]] = {}
+    user = os.getuid()
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == user and (flow_run := flow_run_of(process)):
+                found.setdefault(flow_run, []).append(process)
+        except psutil.Error:
+            continue
+    return found

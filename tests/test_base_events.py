@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks import events
+from tasks.base import events
 from tests.conftest import ROOT
 
 FACTS = {"experiment": "reviews", "verdict": "better than every reference"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.outcomes import Footprint, RunScores
-from tasks.records import Interval, Point, Scores, digest, file_sha256, read_record
+from tasks.base.outcomes import Footprint, RunScores
+from tasks.base.records import Interval, Point, Scores, digest, file_sha256, read_record
 
 
 def test_record_reads_back_as_it_was_written(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tasks import liveness
+from tasks.base import liveness
 from tests.conftest import ROOT
 
 HOLD = """

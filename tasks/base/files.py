@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from tasks.disk import writing
+from tasks.base.disk import writing
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 CHOICE = "CUDA_VISIBLE_DEVICES"
+
+
 THREADS = "OMP_NUM_THREADS"
+
 
 _claimed: list[FileLock] = []
 """Kept, like the GPU's memory, until this process ends."""

@@ -1,0 +1,82 @@
+"""This machine and its packages, as far as results depend on them."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+import sys
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import tasks
+from tasks.base.records import digest
+
+
+def describe_environment() -> str:
+    """What a run needs to be done again elsewhere, by line: Python, system, device, threads, CPU, this program, and
+    every package. tasks/rerun.py reads it."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    packages = sorted(
+        {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions() if dist.name},
+        key=str.lower,
+    )
+    facts = (
+        f"# python {sys.version.split()[0]}",
+        f"# system {platform.platform()}",
+        f"# device {device}, {torch.get_num_threads()} threads",
+        f"# cpu {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        f"# code {code_key()}",
+    )
+    return "\n".join((*facts, *packages)) + "\n"
+
+
+def cpu_name() -> str:
+    """Its model, which decides how numbers are added up; Python itself knows it on some systems only."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has units for products of bfloat16 matrices; others compute them several times as slowly."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def public_version(package: str) -> str:
+    """Without the local part: `2.13.0+cpu` can be installed from nowhere else."""
+    return importlib.metadata.version(package).split("+")[0]
+
+
+@lru_cache
+def environment_key() -> str:
+    """Digest of what else decides about bits: this program, the packages that compute, device and threads."""
+    import torch
+
+    packages = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "tokenizers", "numpy")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
+
+
+ONLY_SHOWING = frozenset(
+    {"plots", "report", "card", "history", "timeline"} | {"servers", "stack", "doors", "deployments", "waiting"}
+)
+"""Files and folders of this program that draw, word or serve what others have computed."""
+
+
+@lru_cache
+def code_key(program: Path = Path(tasks.__file__).parent) -> str:
+    """sha256 of this program, but for what only shows: of all that decides how a step is done."""
+    code = hashlib.sha256()
+    for file in sorted(program.rglob("*.py")):
+        place = file.relative_to(program).with_suffix("")
+        if ONLY_SHOWING.isdisjoint(place.parts):
+            code.update(f"{place.as_posix()}\0{file.stat().st_size}\0".encode())
+            code.update(file.read_bytes())
+    return code.hexdigest()
