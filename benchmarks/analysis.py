@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from flows.finetune import finetune
-from tasks import data, splits, statistics
+from tasks import data, splits
+from tasks.scores import statistics
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from tasks.base.records import Comparison, PreparedData
 from tasks.base.words import counted, listed
 from tasks.evaluation import Predictions
+from tasks.scores.statistics import USEFUL_DIFFERENCE
 from tasks.settings.rivals import NAMES, learning_from_train
-from tasks.statistics import USEFUL_DIFFERENCE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,10 +22,8 @@ from tasks.base.words import bounds, counted, format_p, markdown_table, plain, s
 from tasks.base.work import RunFolder
 from tasks.cautions import find_cautions
 from tasks.evaluation import Predictions, paired_predictions
-from tasks.metrics import PROBABILITY_FLOOR
-from tasks.settings.config import RunConfig
-from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
-from tasks.statistics import (
+from tasks.scores.metrics import PROBABILITY_FLOOR
+from tasks.scores.statistics import (
     bootstrap,
     calibration_error,
     difference,
@@ -33,6 +31,8 @@ from tasks.statistics import (
     wilson_interval,
     without_temperature,
 )
+from tasks.settings.config import RunConfig
+from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 
 if TYPE_CHECKING:
     import numpy as np

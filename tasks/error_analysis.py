@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import PreparedData, Slice
 from tasks.evaluation import Predictions
+from tasks.scores.statistics import mcnemar_p_value, wilson_interval
 from tasks.settings.rivals import learning_from_train
-from tasks.statistics import mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np

@@ -37,7 +37,7 @@ def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float
     import numpy as np
     import pandas as pd
 
-    from tasks.metrics import score
+    from tasks.scores.metrics import score
 
     labels = np.asarray(split["labels"])
     if not np.isfinite(table).all():

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.base.outcomes import Finding, Footprint, Gate
 from tasks.base.records import Comparison, Difference, Interval
 from tasks.base.words import bounds, counted, format_p, markdown_table, shown
+from tasks.scores.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
 from tasks.settings.config import GateConfig
 from tasks.settings.rivals import TITLES, to_beat
-from tasks.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np

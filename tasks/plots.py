@@ -25,9 +25,9 @@ from tasks.base.verdict import capital
 from tasks.base.words import ends, shown_share, signed
 from tasks.comparison import confusion
 from tasks.evaluation import Predictions
+from tasks.scores.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.settings.config import SPLITS
 from tasks.settings.rivals import NAMES, TITLES
-from tasks.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.watching import final_points
 
 if TYPE_CHECKING:

@@ -138,7 +138,7 @@ def fit_with(
     from safetensors.torch import save_file
 
     from tasks import serving
-    from tasks.statistics import fit_temperature
+    from tasks.scores.statistics import fit_temperature
 
     transformers.set_seed(config.seed)
     splits = load_from_disk(data.folder)
@@ -267,7 +267,7 @@ def build_trainer(
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from tasks.metrics import score
+    from tasks.scores.metrics import score
     from tasks.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]

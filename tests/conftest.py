@@ -370,7 +370,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     from tasks.comparison import judge
     from tasks.evaluation import Predictions
     from tasks.report import write_report
-    from tasks.statistics import detectable_difference
+    from tasks.scores.statistics import detectable_difference
 
     work = tmp_path_factory.mktemp("judged")
     texts, labels = sentences(20)

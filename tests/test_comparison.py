@@ -23,9 +23,9 @@ from tasks.comparison import (
     step_sentence,
 )
 from tasks.evaluation import Predictions
-from tasks.metrics import score
+from tasks.scores.metrics import score
+from tasks.scores.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tasks.settings.rivals import SHORT_TITLES, TITLES
-from tasks.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tests.conftest import Judged, made_up_classifier
 
 

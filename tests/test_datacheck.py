@@ -23,9 +23,9 @@ from tasks.datacheck import (
     read_check,
     twin_warnings,
 )
+from tasks.scores.statistics import detectable_difference
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
-from tasks.statistics import detectable_difference
 from tests.conftest import SHARED, tracked
 from tests.test_splits import film_reviews, write
 

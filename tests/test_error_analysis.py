@@ -10,7 +10,7 @@ import pytest
 from tasks import error_analysis
 from tasks.base.records import PreparedData, Slice
 from tasks.evaluation import Predictions
-from tasks.statistics import mcnemar_p_value, wilson_interval
+from tasks.scores.statistics import mcnemar_p_value, wilson_interval
 from tests.conftest import Judged, made_up_data, sentences
 
 ROWS = 60

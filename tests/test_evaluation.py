@@ -17,7 +17,7 @@ from tasks.base.fresh_process import reload_at_hand, run_offline, start_offline
 from tasks.base.records import Evaluation, TrainedAdapter, file_sha256
 from tasks.evaluation import ReloadMismatch, measure_adapter, paired_predictions, read_predictions, write_evaluation
 from tasks.references import measure
-from tasks.statistics import without_temperature
+from tasks.scores.statistics import without_temperature
 from tests.conftest import Trained
 
 

@@ -18,9 +18,9 @@ from tasks import plots
 from tasks.base import drawing
 from tasks.base.records import Calibration, Rung, Slice
 from tasks.evaluation import Predictions
+from tasks.scores.statistics import reliability, wilson_interval, without_temperature
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
-from tasks.statistics import reliability, wilson_interval, without_temperature
 from tests.conftest import Judged, made_up_classifier
 
 

@@ -11,7 +11,6 @@ from tasks.base.records import Calibration, Comparison, Interval, Slice
 from tasks.card import model_card
 from tasks.comparison import confusion, judge, ladder_table, leak_sentence
 from tasks.evaluation import Predictions
-from tasks.metrics import score
 from tasks.report import (
     calibration_table,
     class_report,
@@ -22,6 +21,7 @@ from tasks.report import (
     slice_table,
     write_report,
 )
+from tasks.scores.metrics import score
 from tests.conftest import Judged
 
 

@@ -14,9 +14,9 @@ from flows.cli import USER_MUST_CHANGE, main
 from tasks.base.outcomes import SeedsResult
 from tasks.base.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
 from tasks.base.verdict import capital
+from tasks.scores.statistics import SCORES
 from tasks.settings.config import MOST_SEEDS, InputError, RunConfig
 from tasks.settings.loading import validated
-from tasks.statistics import SCORES
 
 ROWS = 100
 

@@ -97,8 +97,8 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`scripted(accuracy=[0.9, 0.1])`: validation says so, epoch by epoch, whatever the model does."""
-    from tasks import metrics
     from tasks.base.records import Scores
+    from tasks.scores import metrics
 
     def script(**by_epoch: list[float]) -> None:
         epochs = iter(zip(*by_epoch.values(), strict=True))

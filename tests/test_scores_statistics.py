@@ -11,8 +11,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from tasks.base.records import Difference, Interval
-from tasks.metrics import score
-from tasks.statistics import (
+from tasks.scores.metrics import score
+from tasks.scores.statistics import (
     DISAGREEMENT,
     SCORES,
     bootstrap,
@@ -220,7 +220,7 @@ def test_same_seed_gives_the_same_intervals_in_any_chunks(monkeypatch: pytest.Mo
     assert np.array_equal(bootstrap(labels, tables, 500, seed=7).drawn, whole.drawn)
     assert not np.array_equal(bootstrap(labels, tables, 500, seed=8).drawn, whole.drawn)
     for cells in (1, 401 * 7, 10**7):
-        monkeypatch.setattr("tasks.statistics.CHUNK_CELLS", cells)
+        monkeypatch.setattr("tasks.scores.statistics.CHUNK_CELLS", cells)
         assert bootstrap(labels, tables, 500, seed=7).drawn == pytest.approx(whole.drawn, abs=1e-12)
 
 

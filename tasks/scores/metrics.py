@@ -8,6 +8,7 @@ from tasks.base.records import Scores
 if TYPE_CHECKING:
     import numpy as np
 
+
 PROBABILITY_FLOOR = 1e-7
 """Smallest probability that log loss counts, about the resolution of float32 next to 1."""
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.metrics import PROBABILITY_FLOOR, score
+from tasks.scores.metrics import PROBABILITY_FLOOR, score
 
 
 def random_case(rows: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
