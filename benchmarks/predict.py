@@ -31,8 +31,8 @@ os.environ.update(own)
 def make_adapter(folder: Path) -> Path:
     from tasks import adapter as adapters
     from tasks import model as models
-    from tasks.hub import find
     from tasks.settings.loading import validated
+    from tasks.sources.hub import find
 
     base = write_model(folder / "base", "gpt2")
     config = validated({"model": {"name": str(base)}, "data": {"max_length": 32}})

@@ -35,7 +35,7 @@ def run_finetune(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RunConfig)
 
     from tasks.base import environment  # before the libraries that read it
-    from tasks.reading import check_early
+    from tasks.sources.reading import check_early
 
     check_early(config.data)
 
@@ -69,7 +69,7 @@ def run_retrain(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.reading import check_early
+    from tasks.sources.reading import check_early
 
     check_early(config.data)
 

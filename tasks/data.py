@@ -14,11 +14,11 @@ from tasks.adapter import check_adapter
 from tasks.base.files import whole, write_text
 from tasks.base.machine import environment_key
 from tasks.base.records import PreparedData, Source, digest
-from tasks.columns import numbers
 from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
 from tasks.frozen import file_revision
-from tasks.hub import NETWORK, find, patient
 from tasks.settings.config import DEMO_DATA, SPLITS, RunConfig
+from tasks.sources.columns import numbers
+from tasks.sources.hub import NETWORK, find, patient
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
 from tasks.trial import try_model
@@ -124,7 +124,7 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
 def find_data(config: RunConfig) -> Source:
     test_revision = file_revision(config.data.test_file) if config.data.test_file else None
     if config.data.name == DEMO_DATA:
-        from tasks.demo import demo_reviews
+        from tasks.sources.demo import demo_reviews
 
         found = find("dataset", str(demo_reviews()), "main", offline=True)
     else:

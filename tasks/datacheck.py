@@ -14,10 +14,10 @@ from tasks.base.words import counted, listed, named_rows
 from tasks.base.work import RunFolder
 from tasks.datapage import check_page, tables_page
 from tasks.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
-from tasks.hub import NETWORK
 from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
 from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 from tasks.settings.config import SPLITS, DataConfig, RunConfig
+from tasks.sources.hub import NETWORK
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tasks.base.words import ROW_EXAMPLES, counted, named_rows
-from tasks.columns import BATCH_ROWS, numbers
 from tasks.settings.config import SPLITS, InputError
+from tasks.sources.columns import BATCH_ROWS, numbers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,10 @@ from tasks.base.fresh_process import run_offline
 from tasks.base.records import Record
 from tasks.base.words import counted
 from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE
-from tasks.local import looks_like_path
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.registry import fetched_adapter
 from tasks.settings.config import InputError
+from tasks.sources.local import looks_like_path
 from tasks.tracking import find_test_table
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import PreparedData, file_sha256
 from tasks.base.words import counted
-from tasks.columns import numbers
 from tasks.duplicates import leaked_rows, same_texts
-from tasks.kept import as_kinds, rows_of
-from tasks.local import test_path
-from tasks.reading import as_test_file, check_letters, check_test_file
 from tasks.settings.config import DataConfig, InputError, RunConfig
+from tasks.sources.columns import numbers
+from tasks.sources.kept import as_kinds, rows_of
+from tasks.sources.local import test_path
+from tasks.sources.reading import as_test_file, check_letters, check_test_file
 
 if TYPE_CHECKING:
     import pandas as pd

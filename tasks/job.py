@@ -12,11 +12,11 @@ from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
-from tasks.local import content_sha256, looks_like_path
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.registry import fetched_adapter
 from tasks.rows import find_rows, formulas_in, read_rows
 from tasks.settings.config import InputError, PredictionConfig
+from tasks.sources.local import content_sha256, looks_like_path
 
 SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")
 """What an adapter must say of itself."""

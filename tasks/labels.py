@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.words import counted, listed, named_rows
-from tasks.columns import column_values
 from tasks.duplicates import normal
-from tasks.reading import class_names, labelled_instead
 from tasks.settings.config import DataConfig, InputError
+from tasks.sources.columns import column_values
+from tasks.sources.reading import class_names, labelled_instead
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,9 +9,9 @@ from tasks import serving
 from tasks.base.environment import hide_short_bars
 from tasks.base.records import Source
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.hub import HubUnreachable, check_format, find, patient
 from tasks.settings.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.settings.methods import VIRTUAL_TOKENS
+from tasks.sources.hub import HubUnreachable, check_format, find, patient
 
 model_texts = serving.model_texts
 
@@ -19,7 +19,7 @@ model_texts = serving.model_texts
 def find_model(config: RunConfig) -> Source:
     """The foundation model, pinned; the demo's is made on first use."""
     if config.model.name == DEMO_MODEL:
-        from tasks.demo import demo_model
+        from tasks.sources.demo import demo_model
 
         return find("model", str(demo_model()), "main", offline=True)
     return find("model", config.model.name, config.model.revision, config.offline)

@@ -28,8 +28,8 @@ from tasks.data import find_input
 from tasks.duplicates import stable_keys
 from tasks.evaluation import paired_predictions
 from tasks.frozen import frozen_rows
-from tasks.hub import NETWORK
 from tasks.settings.config import SPLITS, RunConfig
+from tasks.sources.hub import NETWORK
 from tasks.tracking import (
     FLOW_RUN_TAG,
     FLOW_RUN_URL_TAG,

@@ -21,13 +21,13 @@ from tasks.base.machine import environment_key
 from tasks.base.progress import tell, warn
 from tasks.base.records import Evaluation, PreparedData, digest
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.columns import numbers
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
-from tasks.hub import NETWORK
 from tasks.precision import use_bfloat16
 from tasks.registry import settle
 from tasks.settings.config import RunConfig
+from tasks.sources.columns import numbers
+from tasks.sources.hub import NETWORK
 from tasks.splits import stratified_rows
 from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
 

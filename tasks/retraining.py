@@ -20,11 +20,11 @@ from tasks.data import prepare
 from tasks.decision import MOVES, Decision, concerned, outcome
 from tasks.frozen import in_our_columns, paired_columns
 from tasks.gate import against_champion, page, without_champion
-from tasks.hub import NETWORK, patient
 from tasks.recording import flow_tags
 from tasks.references import ChampionLeftOut, check_champion
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
+from tasks.sources.hub import NETWORK, patient
 from tasks.splits import training_classes
 from tasks.tracking import (
     CHAMPION,

@@ -13,16 +13,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tasks import formats
 from tasks.base.records import Source
-from tasks.delimited import lines
-from tasks.folders import Folder, data_files, how_read, look_into, names, saved_by_datasets
-from tasks.hub import find
-from tasks.jsonrows import objects
-from tasks.opened import Broken, Read, clean
-from tasks.reading import load, name_columns
 from tasks.settings.config import DataConfig, InputError, PredictionConfig, data_kind
-from tasks.tables import BATCH_ROWS, unsaved_formulas
+from tasks.sources import formats
+from tasks.sources.delimited import lines
+from tasks.sources.folders import Folder, data_files, how_read, look_into, names, saved_by_datasets
+from tasks.sources.hub import find
+from tasks.sources.jsonrows import objects
+from tasks.sources.opened import Broken, Read, clean
+from tasks.sources.reading import load, name_columns
+from tasks.sources.tables import BATCH_ROWS, unsaved_formulas
 
 
 class Row(NamedTuple):

@@ -17,11 +17,11 @@ from tasks.base.words import counted, ends, listed, markdown_table, plain, shown
 from tasks.base.work import RunFolder
 from tasks.comparison import caution
 from tasks.evaluation import paired_predictions
-from tasks.hub import NETWORK
 from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
 from tasks.scores.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
+from tasks.sources.hub import NETWORK
 from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
 
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.records import Source
 from tasks.base.words import counted, named_rows
-from tasks.columns import column_values, numbers
 from tasks.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
 from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
 from tasks.labels import class_names_of, encode_labels, read_labels
-from tasks.reading import (
+from tasks.settings.config import SPLITS, DataConfig, InputError
+from tasks.sources.columns import column_values, numbers
+from tasks.sources.reading import (
     check_columns,
     check_letters,
     choose_splits,
@@ -22,7 +23,6 @@ from tasks.reading import (
     split_names,
     split_owner,
 )
-from tasks.settings.config import SPLITS, DataConfig, InputError
 
 if TYPE_CHECKING:
     import numpy as np

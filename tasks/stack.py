@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from tasks.base import liveness
 from tasks.base.closing import close_lost_runs, drop_missed, flow_runs, set_right, wake_overdue
 from tasks.base.trouble import is_network_trouble
-from tasks.demo import demo_folder
 from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
 from tasks.doors import (
     CREDENTIALS,
@@ -35,6 +34,7 @@ from tasks.doors import (
 from tasks.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
 from tasks.settings.config import DEPLOYMENTS, STORE, InputError
 from tasks.settings.secrets import redact, without_login
+from tasks.sources.demo import demo_folder
 from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from tasks.base.machine import code_key
 from tasks.base.records import PreparedData, Source, digest, read_record
-from tasks.columns import BATCH_ROWS
 from tasks.model import model_texts
 from tasks.settings.config import DataConfig
+from tasks.sources.columns import BATCH_ROWS
 
 if TYPE_CHECKING:
     import numpy as np

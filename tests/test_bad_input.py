@@ -606,7 +606,7 @@ def test_pipe_and_loop_in_a_data_folder_are_not_waited_for(valid: list[str], ref
 def test_folder_of_too_many_files_is_refused(
     valid: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import local
+    from tasks.sources import local
 
     monkeypatch.setattr(local, "MOST_FILES", 20)
     Path("home").mkdir()

@@ -211,7 +211,7 @@ def test_predictions_that_do_not_fit_leave_nothing(small: SmallDisk) -> None:
 
 
 def test_demo_is_not_begun_where_it_does_not_fit(small: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import demo
+    from tasks.sources import demo
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(small.folder))
     monkeypatch.setattr(demo, "pretrain_model", lambda folder: pytest.fail("minutes for nothing"))

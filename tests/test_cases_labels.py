@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tasks import retraining, trials
-from tasks.hub import find
 from tasks.serving import check_request, keep_words_of_csv
 from tasks.settings.config import DataConfig, InputError
+from tasks.sources.hub import find
 from tests.conftest import SHARED, bare_data
 from tests.test_splits import read
 

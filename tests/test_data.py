@@ -15,10 +15,10 @@ from tasks import data, model
 from tasks.base.records import PreparedData
 from tasks.data import prepare
 from tasks.datacheck import read_check
-from tasks.hub import HubUnreachable, network_may_recover
 from tasks.serving import model_rows
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import load_config, validated
+from tasks.sources.hub import HubUnreachable, network_may_recover
 from tests.conftest import ROOT
 from tests.test_splits import film_reviews, fingerprint_of, write
 

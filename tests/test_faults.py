@@ -46,7 +46,8 @@ def test_without_a_fault_it_is_the_command(tmp_path: Path) -> None:
 # `find_model` is called as `models.find_model`; of `find` its callers hold copies
 @pytest.mark.endurance
 @pytest.mark.parametrize(
-    "point", ["tasks.model:find_model", "tasks.hub:find:1:before", "tasks.local:looks_like_path:1:after"]
+    "point",
+    ["tasks.model:find_model", "tasks.sources.hub:find:1:before", "tasks.sources.local:looks_like_path:1:after"],
 )
 def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
     done = run("--kill", point, *BAD, folder=tmp_path)
@@ -56,9 +57,9 @@ def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
 
 @pytest.mark.endurance
 def test_call_that_is_not_reached_kills_nothing_and_is_named(tmp_path: Path) -> None:
-    done = run("--kill", "tasks.hub:find:2", *BAD, folder=tmp_path)
+    done = run("--kill", "tasks.sources.hub:find:2", *BAD, folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.endswith("tests.faults: never happened: --kill tasks.hub:find:2; 1 calls\n")
+    assert done.stderr.endswith("tests.faults: never happened: --kill tasks.sources.hub:find:2; 1 calls\n")
 
 
 @pytest.mark.endurance
@@ -103,7 +104,7 @@ def test_children_die_with_it_unless_told_otherwise(options: list[str], survives
 
 @pytest.mark.endurance
 def test_call_fails_with_the_error_that_was_asked_for(tmp_path: Path) -> None:
-    done = run("--fail", "tasks.hub:find:1:ECONNRESET", *BAD, folder=tmp_path)
+    done = run("--fail", "tasks.sources.hub:find:1:ECONNRESET", *BAD, folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "peft-flow: failed: ConnectionResetError: [Errno 104] Connection reset by peer\n"
 
@@ -126,13 +127,14 @@ def test_write_of_the_command_fails(tmp_path: Path) -> None:
 
 
 def test_nth_call_fails_in_every_module_that_has_a_copy(tmp_path: Path) -> None:
-    from tasks import data, hub
+    from tasks import data
+    from tasks.sources import hub
 
     file = str(tmp_path / "rows.csv")
     Path(file).write_text("text,label\n")
 
     before = hub.find
-    with fail_nth("tasks.hub", "find", 2, OSError(errno.EIO, "broken")) as fault:
+    with fail_nth("tasks.sources.hub", "find", 2, OSError(errno.EIO, "broken")) as fault:
         assert data.find("dataset", file, "main", True).is_local
         with pytest.raises(OSError, match="broken"):
             data.find("dataset", file, "main", True)

@@ -13,11 +13,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from tasks import hub
 from tasks.base import trouble
 from tasks.base.records import Source
-from tasks.hub import HubUnreachable, Silence, find, patient
 from tasks.settings.config import InputError
+from tasks.sources import hub
+from tasks.sources.hub import HubUnreachable, Silence, find, patient
 from tests.conftest import ROOT, Hub
 from tests.faults import UNAVAILABLE, Fault, Proxy
 

@@ -15,8 +15,8 @@ from tasks import adapter as adapters
 from tasks import model as models
 from tasks import serving
 from tasks.base.records import Source
-from tasks.hub import find
 from tasks.settings.config import InputError, RunConfig
+from tasks.sources.hub import find
 from tests.conftest import bare_data, sentences
 from tests.support import build as build_family
 from tests.support import small_configuration

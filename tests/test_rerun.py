@@ -16,10 +16,10 @@ from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks import rerun
 from tasks.base.outcomes import RecordedRun, RerunResult, StoredRun
 from tasks.base.records import RunResult, Source
-from tasks.hub import HubUnreachable
 from tasks.rerun import changes, judge, pinned, recall, rerun_markdown, rerun_text
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
+from tasks.sources.hub import HubUnreachable
 from tests.conftest import ROOT, Hub, tracked
 from tests.test_runs import ALIKE, GOOD, POOR, write_predictions
 

@@ -12,9 +12,9 @@ from tasks import retraining, trials
 from tasks.base.records import PreparedData, Source
 from tasks.base.work import RunFolder
 from tasks.duplicates import stable_keys
-from tasks.hub import find
 from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
+from tasks.sources.hub import find
 from tasks.tracking import Champion
 from tasks.trials import LABEL, new_classes, own_trial, trial_of
 from tests.conftest import bare_data, made_up_data

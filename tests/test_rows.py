@@ -14,7 +14,7 @@ import pytest
 from tasks import rows as reading
 from tasks.rows import Row, find_rows, formulas_in, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig
-from tests.test_formats import sheet_with
+from tests.test_sources_formats import sheet_with
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "dull", "x\ry"]
 

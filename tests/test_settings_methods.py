@@ -12,11 +12,11 @@ from tasks import model as models
 from tasks import serving
 from tasks.base.records import Source
 from tasks.checkpoint import put_back, trained_tensors
-from tasks.hub import find
 from tasks.portable import merge
 from tasks.settings.config import AdapterMethod, InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
+from tasks.sources.hub import find
 from tests.conftest import bare_data, sentences
 
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")

@@ -14,9 +14,9 @@ import pytest
 from tasks import data
 from tasks.data import find_data
 from tasks.labels import numbers_first
-from tasks.reading import check_columns
 from tasks.settings.config import DataConfig, InputError
 from tasks.settings.loading import validated
+from tasks.sources.reading import check_columns
 from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
 

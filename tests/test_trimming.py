@@ -9,9 +9,9 @@ import pytest
 
 from tasks import adapter as adapters
 from tasks import model as models
-from tasks.hub import find
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS
+from tasks.sources.hub import find
 from tasks.trimming import trim_last_block
 from tests.conftest import sentences
 from tests.support import build

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import demo
+from tasks.sources import demo
 
 SPLITS = ("train", "validation", "test")
 
@@ -176,7 +176,7 @@ def test_the_model_is_pretrained_when_missing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_importing_the_demo_loads_no_heavy_library() -> None:
-    code = "import sys, tasks.demo; print({'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules))"
+    code = "import sys, tasks.sources.demo; print({'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules))"
     root = Path(demo.__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True

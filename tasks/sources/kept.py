@@ -10,20 +10,23 @@ from typing import Any
 
 from tasks.base.files import whole
 from tasks.base.records import digest, file_sha256
-from tasks.folders import Piece
-from tasks.formats import read_rows
-from tasks.opened import Broken, clean, kind_of, readable
 from tasks.settings.config import InputError
-from tasks.tables import TABLES, plain, table
+from tasks.sources.folders import Piece
+from tasks.sources.formats import read_rows
+from tasks.sources.opened import Broken, clean, kind_of, readable
+from tasks.sources.tables import TABLES, plain, table
 
 BATCH_ROWS = 10_000
 """Python objects of so many rows are in memory at once."""
 
+
 MOST_SHOWN = 3
 """Of rows that cannot be read."""
 
+
 MOST_APART = 500
 """Files of a split that are kept one by one. Each stays open, and a process may have about 1,000 open."""
+
 
 Kinds = dict[str, str]
 """What each column holds: null, bool, int, float, text, or json for everything else and what is mixed."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tasks.delimited import head_text, lines
-from tasks.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, opened
 from tasks.settings.config import InputError
+from tasks.sources.delimited import head_text, lines
+from tasks.sources.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, opened
 
 
 def read_json(file: TextIO, path: Path) -> Iterator[Raw]:

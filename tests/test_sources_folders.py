@@ -6,11 +6,11 @@ from typing import Any
 import datasets
 import pytest
 
-from tasks import reading
-from tasks.folders import describe, look_into
-from tasks.hub import find
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
+from tasks.sources import reading
+from tasks.sources.folders import describe, look_into
+from tasks.sources.hub import find
 from tests.test_splits import film_reviews, read, write
 
 

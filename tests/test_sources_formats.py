@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks.delimited import separator
-from tasks.formats import columns_of, notes_of, read_rows
-from tasks.kept import rows_of
-from tasks.opened import Broken
 from tasks.settings.config import InputError
-from tasks.tables import unsaved_formulas
+from tasks.sources.delimited import separator
+from tasks.sources.formats import columns_of, notes_of, read_rows
+from tasks.sources.kept import rows_of
+from tasks.sources.opened import Broken
+from tasks.sources.tables import unsaved_formulas
 from tests.test_splits import read as splits_of
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "2026-01-02", "NA", "007"]

@@ -8,10 +8,10 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tasks.delimited import SEPARATORS, Lines, read_csv, separator
-from tasks.jsonrows import read_json
-from tasks.opened import Raw, Read, check_letters, kind_of, opened, readable
-from tasks.tables import TABLES, sheet, sheet_rows, table, table_rows
+from tasks.sources.delimited import SEPARATORS, Lines, read_csv, separator
+from tasks.sources.jsonrows import read_json
+from tasks.sources.opened import Raw, Read, check_letters, kind_of, opened, readable
+from tasks.sources.tables import TABLES, sheet, sheet_rows, table, table_rows
 
 
 def read_rows(path: Path, columns: Callable[[Sequence[str]], list[str]] = list, sep: str | None = None) -> Read:

@@ -12,12 +12,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from tasks.base.files import write_text
 from tasks.base.records import Source
 from tasks.base.trouble import ask_again, first_line, is_network_trouble, timed_out
-from tasks.local import SECTION, Kind, content_sha256, local_path
 from tasks.settings.config import InputError
+from tasks.sources.local import SECTION, Kind, content_sha256, local_path
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
 PAUSES = (1.0, 2.0)
+
+
 TIMEOUT_SECONDS = 10
+
 
 SILENT_SECONDS = 30
 """A Hub that has answered nothing for this long is given up: libraries would go on asking for minutes, file by file."""
@@ -28,6 +31,8 @@ REMEMBERED_SECONDS = 300
 
 
 P = ParamSpec("P")
+
+
 Loaded = TypeVar("Loaded")
 
 

@@ -16,12 +16,12 @@ import pytest
 import requests
 from huggingface_hub import errors
 
-from tasks import hub, local
 from tasks.base import trouble
 from tasks.base.trouble import is_network_trouble, is_silence
-from tasks.hub import HubUnreachable, find
-from tasks.local import content_sha256
 from tasks.settings.config import InputError
+from tasks.sources import hub, local
+from tasks.sources.hub import HubUnreachable, find
+from tasks.sources.local import content_sha256
 from tests.conftest import ROOT, SHARED, Hub, sentences
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

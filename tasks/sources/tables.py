@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tasks.delimited import refuse_twins
-from tasks.opened import Broken, Read, head_of, kind_of, seekable, unreadable
 from tasks.settings.config import InputError
+from tasks.sources.delimited import refuse_twins
+from tasks.sources.opened import Broken, Read, head_of, kind_of, seekable, unreadable
 
 BATCH_ROWS = 1_000
 """Of a table that are in memory at once."""

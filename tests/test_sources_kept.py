@@ -10,9 +10,9 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks import kept
-from tasks.kept import rows_of
 from tasks.settings.config import InputError
+from tasks.sources import kept
+from tasks.sources.kept import rows_of
 from tests.test_splits import film_reviews, write
 
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.disk import is_disk_full
 from tasks.base.records import Source, digest
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.columns import column_values
-from tasks.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
-from tasks.formats import columns_of, notes_of, read_rows
-from tasks.hub import HubUnreachable, cached_data, note_cached
-from tasks.kept import as_kinds, rows_of
-from tasks.local import local_path, test_path
-from tasks.opened import kind_of
 from tasks.settings.config import DEMO_DATA, SPLITS, DataConfig, InputError
-from tasks.tables import TABLES, table, unsaved_formulas
+from tasks.sources.columns import column_values
+from tasks.sources.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
+from tasks.sources.formats import columns_of, notes_of, read_rows
+from tasks.sources.hub import HubUnreachable, cached_data, note_cached
+from tasks.sources.kept import as_kinds, rows_of
+from tasks.sources.local import local_path, test_path
+from tasks.sources.opened import kind_of
+from tasks.sources.tables import TABLES, table, unsaved_formulas
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -292,6 +292,7 @@ def looks_like_text(values: Sequence[str]) -> bool:
 
 FIRST_ROWS = 100
 """Looked at to find out which columns hold texts and classes."""
+
 
 MOST_OPTION_LETTERS = 100
 """Of options that a message names: longer ones have no names in them, but rows where a header is missing."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tasks.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, head_of, kind_of, unreadable
 from tasks.settings.config import InputError
+from tasks.sources.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, head_of, kind_of, unreadable
 
 MOST_WORDS = 1_000
 """Different values of a column that are remembered, to know a row of the file again where it should not be."""

@@ -77,6 +77,8 @@ SHEET, ARCHIVE, COLUMNS = (
     "unpack it, and give the file or folder",
     "if it has columns, rename it to .csv or .tsv",
 )
+
+
 WAYS = {
     **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), SHEET),
     **dict.fromkeys((".tar", ".tgz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), ARCHIVE),
