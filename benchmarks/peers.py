@@ -331,7 +331,7 @@ def time_evaluation(adapter: Path, config: RunConfig, measured: Measured) -> Non
     """Rows that are tokenized, like the scripts'; once more, for inside a run other things happen meanwhile."""
     import pandas as pd
 
-    from tasks import serving
+    from tasks.models import serving
 
     model, tokenizer = serving.load_adapter(adapter, local_files_only=True)
     settings = serving.read_settings(adapter)
@@ -360,7 +360,7 @@ def floor(config: RunConfig) -> dict[str, float]:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    from tasks.adapter import body_layers
+    from tasks.models.adapter import body_layers
 
     settings = AutoConfig.from_pretrained(config.model.name)
     with torch.device("meta"):

@@ -29,8 +29,8 @@ os.environ.update(own)
 
 
 def make_adapter(folder: Path) -> Path:
-    from tasks import adapter as adapters
-    from tasks import model as models
+    from tasks.models import adapter as adapters
+    from tasks.models import foundation as models
     from tasks.settings.loading import validated
     from tasks.sources.hub import find
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from prefect import task
 
-from tasks import model as models
-from tasks.adapter import check_adapter
 from tasks.base.files import whole, write_text
 from tasks.base.machine import environment_key
 from tasks.base.records import PreparedData, Source, digest
 from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
 from tasks.frozen import file_revision
+from tasks.models import foundation as models
+from tasks.models.adapter import check_adapter
+from tasks.models.trial import try_model
 from tasks.settings.config import DEMO_DATA, SPLITS, RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
 from tasks.splits import read_splits
 from tasks.tokens import key_of_tokens, known_texts, tokenize
-from tasks.trial import try_model
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -11,18 +11,11 @@ from tasks.base.files import whole
 from tasks.base.fresh_process import RELOAD, run_offline
 from tasks.base.records import Evaluation, PreparedData, TrainedAdapter, file_sha256, read_record
 from tasks.base.work import RunFolder
+from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
 from tasks.settings.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-PROBE_ROWS = 64
-"""Validation rows whose logits are compared between memory and disk."""
-
-
-PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest difference of a logit that rounding explains. On one machine the difference is 0."""
 
 
 class ReloadMismatch(RuntimeError):
@@ -111,7 +104,7 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
     from datasets import load_from_disk
     from safetensors.torch import load_file
 
-    from tasks import serving
+    from tasks.models import serving
 
     started, run = time.monotonic(), RunFolder.around(trained.folder)
     request = {

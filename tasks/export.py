@@ -9,14 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tasks import serving
 from tasks.base.disk import writing
 from tasks.base.environment import hide_short_bars
 from tasks.base.files import whole, write_text
 from tasks.base.fresh_process import run_offline
 from tasks.base.records import Record
 from tasks.base.words import counted
-from tasks.evaluation import PROBE_ROWS, PROBE_TOLERANCE
+from tasks.models import serving
+from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.registry import fetched_adapter
 from tasks.settings.config import InputError

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import serving
 from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
+from tasks.models import serving
 from tasks.parts import Parts, check_output, is_probability, rejected_path
 from tasks.registry import fetched_adapter
 from tasks.rows import find_rows, formulas_in, read_rows

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import serving
 from tasks.base.trouble import first_line
+from tasks.models import serving
 from tasks.settings.config import InputError
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from prefect import task
 
-from tasks import serving
 from tasks.base.environment import hide_short_bars
 from tasks.base.outcomes import PredictionResult
 from tasks.base.progress import amount, progress_artifact, tell
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import sole_user
 from tasks.job import Job, parts_of
+from tasks.models import serving
 from tasks.parts import Columns, Part, Parts, as_jsonl
 from tasks.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig

@@ -16,13 +16,13 @@ from prefect import task
 from prefect.logging import get_run_logger
 from prefect.serializers import PickleSerializer
 
-from tasks import model as models
 from tasks.base.machine import environment_key
 from tasks.base.progress import tell, warn
 from tasks.base.records import Evaluation, PreparedData, digest
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.evaluation import write_evaluation
 from tasks.frozen import paired_columns
+from tasks.models import foundation as models
 from tasks.precision import use_bfloat16
 from tasks.registry import settle
 from tasks.settings.config import RunConfig
@@ -192,7 +192,7 @@ def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":
     """Probabilities (test rows, classes), as from all below, of the foundation model with its fresh head."""
     from datasets import load_from_disk
 
-    from tasks import serving
+    from tasks.models import serving
 
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
@@ -266,7 +266,7 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
     import numpy as np
     import torch
 
-    from tasks import serving
+    from tasks.models import serving
 
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
@@ -322,7 +322,7 @@ def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | Non
     import pandas as pd
     from datasets import load_from_disk
 
-    from tasks import serving
+    from tasks.models import serving
 
     assert champion
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from tasks.base.words import bounds, counted, format_p, markdown_table, plain, s
 from tasks.base.work import WORK
 from tasks.data import find_data
 from tasks.evaluation import read_predictions
-from tasks.model import find_model
+from tasks.models.foundation import find_model
 from tasks.runs import compare_runs
 from tasks.settings.config import InputError, RunConfig
 from tasks.sources.hub import NETWORK, HubUnreachable

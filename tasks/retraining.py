@@ -239,7 +239,7 @@ def measure_footprint(result: RunResult, rows: Path, here: RunFolder) -> Footpri
     """What the challenger costs to have answer, measured on `rows`, whose answers are kept."""
     files = {"rows": str(rows), "out": str(here.footprint), "answers": str(here.answers)}
     request = {"adapter": result.adapter_path, **files}
-    run_offline("tasks.footprint", request)
+    run_offline("tasks.models.footprint", request)
     return Footprint.model_validate_json(here.footprint.read_bytes())
 
 

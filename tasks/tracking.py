@@ -617,7 +617,7 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from tasks import serving
+    from tasks.models import serving
 
     sent, (line,) = journal.sent, lines
     assert sent.run_id and sent.experiment_id

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from tasks import adapter as adapters
-from tasks import model as models
 from tasks.base.device import peak_memory_mb
 from tasks.base.fresh_process import free_device_memory
 from tasks.base.progress import progress_artifact, tell, warn
@@ -18,7 +16,9 @@ from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256
 from tasks.base.work import RunFolder
 from tasks.checkpoint import newest_step
 from tasks.dropout import quick_dropout
-from tasks.evaluation import PROBE_ROWS
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
+from tasks.models.adapter import PROBE_ROWS
 from tasks.precision import quick_autocast, use_bfloat16
 from tasks.settings.config import RunConfig
 from tasks.tracking import describe, log, log_files
@@ -137,7 +137,7 @@ def fit_with(
     from datasets import load_from_disk
     from safetensors.torch import save_file
 
-    from tasks import serving
+    from tasks.models import serving
     from tasks.scores.statistics import fit_temperature
 
     transformers.set_seed(config.seed)

@@ -146,7 +146,7 @@ def own_trial(
 
 def settings_of(run_id: str, folder: Path) -> dict[str, Any] | None:
     """Of a run's adapter; None where the run does not have them."""
-    from tasks import serving
+    from tasks.models import serving
 
     file = download(run_id, f"adapter/{serving.SETTINGS}", folder)
     return serving.read_settings(file.parent) if file else None

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.blocks import evaluating, find_blocks
+from tasks.models.blocks import evaluating, find_blocks
+from tasks.models.trial import stirred
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Find = Callable[[Tensor, Tensor, int], Tensor]
+
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 """Relative, of a number: a product of fewer rows may be added up in another order."""
@@ -43,26 +45,6 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
                 trim.remove()
                 return ()
     return tuple(found.parts)
-
-
-@contextmanager
-def stirred(model: Any) -> Iterator[None]:
-    """Within, the trained weights are others: half of an adapter starts as zeros, which no gradient passes."""
-    import torch
-
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    before = [weight.detach().clone() for weight in weights]
-    generator = torch.Generator().manual_seed(0)  # not the one that training draws from
-    with torch.no_grad():
-        for weight in weights:
-            noise = torch.empty(weight.shape).uniform_(-0.1, 0.1, generator=generator)
-            weight.add_(noise.to(weight.device, weight.dtype))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, kept in zip(weights, before, strict=True):
-                weight.copy_(kept)
 
 
 def close(one: "Tensor", other: "Tensor") -> bool:

@@ -7,27 +7,34 @@ that decides about them: runs that differ by seed, rank or learning rate share i
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import serving
 from tasks.base.disk import check_space, size
 from tasks.base.files import whole
 from tasks.base.machine import environment_key
 from tasks.base.records import PreparedData, digest
 from tasks.base.words import counted
-from tasks.blocks import Blocks, evaluating, find_blocks
-from tasks.evaluation import PROBE_TOLERANCE
+from tasks.models import serving
+from tasks.models.adapter import PROBE_TOLERANCE
+from tasks.models.blocks import Blocks, entering, evaluating, find_blocks
 from tasks.settings.config import STORE, InputError, RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 TRUNKS = STORE / "trunks"
+
+
 SPLITS = ("train", "validation")
+
+
 PLACE = "trunk_place"
 """Column of a row: where its states are, as `Trunk.read` takes it."""
+
+
 STATES = "trunk_states"
 """What the collator adds to a batch: (rows, length, width), zero where there is padding."""
 
@@ -41,7 +48,7 @@ class Trunk:
         import torch
 
         blocks = find_blocks(model)
-        assert blocks and config.adapter.layers  # tasks/adapter.py has refused what has none
+        assert blocks and config.adapter.layers  # tasks/models/adapter.py has refused what has none
         self.blocks: Blocks = blocks
         self.first = len(blocks.modules) - config.adapter.layers
         self.width, self.dtype = int(model.config.get_text_config().hidden_size), getattr(torch, config.model.dtype)
@@ -179,30 +186,9 @@ class Trunk:
             )
 
 
-def entering(block: Any, model: Any, inputs: Any) -> "Tensor":
-    """What the model gives this block first, without dropout."""
-    caught: list[Tensor] = []
-
-    def catch(block: Any, given: Any) -> None:
-        caught.append(given[0])
-        raise Enough
-
-    hook = block.register_forward_pre_hook(catch)
-    try:
-        with evaluating(model), suppress(Enough):
-            model(**inputs)
-    finally:
-        hook.remove()
-    return caught[0]
-
-
 def first_place(splits: Any, split: str) -> int:
     """Of the rows of a split; those of train come first."""
     return 0 if split == "train" else len(splits["train"])
-
-
-class Enough(Exception):
-    """Everything wanted is known."""
 
 
 def passed_on(states: Any, *_: Any, **__: Any) -> Any:

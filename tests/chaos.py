@@ -39,7 +39,7 @@ POINTS = {
     "tasks.base.files:flush": 60,
     "tasks.training:fit_adapter": 1,
     "tasks.watching:curve_point": 60,
-    "tasks.adapter:save_adapter": 1,
+    "tasks.models.adapter:save_adapter": 1,
     "tasks.evaluation:write_evaluation": 4,
     "tasks.evaluation:run_offline": 1,
     "tasks.comparison:judge": 1,

@@ -159,9 +159,10 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from tasks import portable, references, serving
+    from tasks import portable, references
     from tasks.data import prepare
-    from tasks.evaluation import PROBE_TOLERANCE
+    from tasks.models import serving
+    from tasks.models.adapter import PROBE_TOLERANCE
     from tasks.settings.loading import validated
     from tasks.training import fit_adapter
     from tasks.watching import Watcher

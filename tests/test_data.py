@@ -11,11 +11,12 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks import data, model
+from tasks import data
 from tasks.base.records import PreparedData
 from tasks.data import prepare
 from tasks.datacheck import read_check
-from tasks.serving import model_rows
+from tasks.models import foundation as model
+from tasks.models.serving import model_rows
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import load_config, validated
 from tasks.sources.hub import HubUnreachable, network_may_recover

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import serving
 from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
+from tasks.models import serving
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
 from tasks.watching import Watcher

@@ -47,7 +47,11 @@ def test_without_a_fault_it_is_the_command(tmp_path: Path) -> None:
 @pytest.mark.endurance
 @pytest.mark.parametrize(
     "point",
-    ["tasks.model:find_model", "tasks.sources.hub:find:1:before", "tasks.sources.local:looks_like_path:1:after"],
+    [
+        "tasks.models.foundation:find_model",
+        "tasks.sources.hub:find:1:before",
+        "tasks.sources.local:looks_like_path:1:after",
+    ],
 )
 def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
     done = run("--kill", point, *BAD, folder=tmp_path)

@@ -348,8 +348,8 @@ def test_mismatch_after_reload_is_not_logged(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from tasks import adapter
     from tasks.evaluation import ReloadMismatch
+    from tasks.models import adapter
 
     save = adapter.save_adapter
 
@@ -358,7 +358,7 @@ def test_mismatch_after_reload_is_not_logged(
         weights = load_file(folder / "adapter_model.safetensors")
         save_file({name: tensor * 1.5 for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
 
-    monkeypatch.setattr("tasks.adapter.save_adapter", save_wrongly)
+    monkeypatch.setattr("tasks.models.adapter.save_adapter", save_wrongly)
     with pytest.raises(ReloadMismatch, match="was not logged"):
         run_flow(small_config())
     assert last_status(workplace) == "FAILED"
@@ -568,7 +568,7 @@ def test_full_rotten_tomatoes_reaches_the_measured_accuracy(hub: Hub, tmp_path: 
 
 def test_usage_on_the_card_gives_the_logits_of_the_adapter(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippet is run as it stands."""
-    from tasks import serving
+    from tasks.models import serving
 
     folder = Path(finished.result.adapter_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)

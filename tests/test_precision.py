@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tasks import serving
 from tasks.data import prepare
+from tasks.models import serving
 from tasks.precision import quick_autocast, use_bfloat16
 from tasks.training import fit_adapter
 from tasks.watching import Watcher

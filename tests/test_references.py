@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import model as models
-from tasks import references, serving, tracking
+from tasks import references, tracking
 from tasks.base.records import Evaluation, PreparedData, file_sha256
 from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
 from tasks.data import prepare
 from tasks.evaluation import paired_predictions, read_predictions
+from tasks.models import foundation as models
+from tasks.models import serving
 from tasks.recording import model_values
 from tasks.references import (
     ChampionLeftOut,

@@ -169,7 +169,7 @@ def test_adapter_of_a_model_folder_is_not_unpickled(model: Path, options: list[s
 
 
 def test_adapter_as_pickle_is_refused(trained: Trained, tmp_path: Path) -> None:
-    from tasks import serving
+    from tasks.models import serving
 
     adapter = tmp_path / "adapter"
     shutil.copytree(trained.adapter.folder, adapter)
@@ -181,7 +181,7 @@ def test_adapter_as_pickle_is_refused(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_adapter_beside_pickles_is_read(trained: Trained, tmp_path: Path) -> None:
-    from tasks import serving
+    from tasks.models import serving
 
     adapter = tmp_path / "adapter"
     shutil.copytree(trained.adapter.folder, adapter)

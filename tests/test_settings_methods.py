@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import model as models
-from tasks import serving
 from tasks.base.records import Source
 from tasks.checkpoint import put_back, trained_tensors
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
+from tasks.models import serving
 from tasks.portable import merge
 from tasks.settings.config import AdapterMethod, InputError, RunConfig
 from tasks.settings.loading import validated

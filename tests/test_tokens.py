@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import model, serving, tokens
+from tasks import tokens
 from tasks.base.records import PreparedData, Source
 from tasks.data import prepare
 from tasks.datacheck import read_check
+from tasks.models import foundation as model
+from tasks.models import serving
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tests.conftest import SHARED, sentences

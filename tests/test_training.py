@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import adapter as adapters
-from tasks import model as models
-from tasks import serving, training, watching
+from tasks import training, watching
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data import prepare
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
+from tasks.models import serving
 from tasks.settings.config import RunConfig
 from tasks.training import fit_adapter, planned_steps
 from tasks.watching import Progress, Watcher, final_points

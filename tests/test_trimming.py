@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import model as models
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS
 from tasks.sources.hub import find

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import model as models
 from tasks import trunk as trunks
 from tasks.base.records import PreparedData
 from tasks.data import check_input, prepare
 from tasks.evaluation import measure_adapter
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
 from tasks.settings.config import InputError, RunConfig
 from tasks.trunk import STATES, Trunk
 from tests.conftest import Trained

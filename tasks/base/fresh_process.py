@@ -11,7 +11,7 @@ from typing import Any
 
 import tasks
 
-RELOAD = "tasks.reload"
+RELOAD = "tasks.models.reload"
 """Module that reads an adapter in a process of its own."""
 
 

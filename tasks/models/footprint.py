@@ -1,4 +1,4 @@
-"""`python -m tasks.footprint <<< '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
+"""`python -m tasks.models.footprint <<< '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
 
 In a fresh process, as where it serves: nothing of the training is in its memory.
 """
@@ -17,9 +17,9 @@ SINGLE_TEXTS = 20
 def main() -> None:
     import pandas as pd
 
-    from tasks import serving
     from tasks.base.device import peak_memory_mb
     from tasks.base.outcomes import Footprint
+    from tasks.models import serving
 
     request = json.load(sys.stdin)
     adapter, rows = Path(request["adapter"]), pd.read_parquet(request["rows"])
@@ -36,7 +36,7 @@ def main() -> None:
 
 def answer_time(model: Any, tokenizer: Any, settings: dict[str, Any], row: Any) -> float:
     """Milliseconds for one row."""
-    from tasks import serving
+    from tasks.models import serving
 
     begun = time.perf_counter()
     serving.predict(model, tokenizer, settings, row)

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+
 SETTINGS = "peft_flow.json"
 """File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length,
 temperature."""
+
 
 CPU_TOKENS = 1024
 """Batches of so many evaluate MiniLM a quarter faster than 64 rows at a time: what they compute stays in the caches."""
@@ -379,5 +381,5 @@ def define_served_model() -> None:
         keep_words_of_csv()
 
 
-if __name__ != "tasks.serving":
+if __name__ != "tasks.models.serving":
     define_served_model()

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import serving
 from tasks.base.disk import DiskFull
+from tasks.models import adapter as adapters
+from tasks.models import serving
 from tasks.settings.loading import validated
 from tests.conftest import sentences, write_model
 from tests.support import small_configuration
-from tests.test_model import attach, build, check, refusal, save, train
+from tests.test_models_foundation import attach, build, check, refusal, save, train
 
 
 @pytest.mark.parametrize(

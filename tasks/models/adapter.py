@@ -11,13 +11,13 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks import serving
 from tasks.base.files import whole, write_text
 from tasks.base.records import PreparedData, Source
 from tasks.base.trouble import first_line
-from tasks.blocks import find_blocks, is_inside, text_parts
-from tasks.model import base_model_settings, word_embeddings
-from tasks.options import check_attached, check_options, listed
+from tasks.models import serving
+from tasks.models.blocks import find_blocks, is_inside, text_parts
+from tasks.models.foundation import base_model_settings, word_embeddings
+from tasks.models.options import check_attached, check_options, listed
 from tasks.settings.config import AdapterConfig, InputError, RunConfig
 from tasks.settings.loading import nearest_name
 from tasks.settings.methods import METHODS, Shape
@@ -305,3 +305,11 @@ def save_adapter(
         (staged / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
         tokenizer.save_pretrained(staged)
         write_text(staged / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+PROBE_ROWS = 64
+"""Validation rows whose logits are compared between memory and disk."""
+
+
+PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest difference of a logit that rounding explains. On one machine the difference is 0."""

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import model as models
-from tasks import serving
 from tasks.base.records import Source
+from tasks.models import adapter as adapters
+from tasks.models import foundation as models
+from tasks.models import serving
 from tasks.settings.config import InputError, RunConfig
 from tasks.sources.hub import find
 from tests.conftest import bare_data, sentences

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import serving
 from tasks.base.environment import hide_short_bars
 from tasks.base.records import Source
 from tasks.base.trouble import first_line, is_network_trouble
+from tasks.models import serving
 from tasks.settings.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
 from tasks.settings.methods import VIRTUAL_TOKENS
 from tasks.sources.hub import HubUnreachable, check_format, find, patient

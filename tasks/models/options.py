@@ -10,12 +10,15 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tasks.blocks import find_blocks
+from tasks.models.blocks import find_blocks
 from tasks.settings.config import InputError
 from tasks.settings.loading import nearest_name
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
+
+
 QUANTIZED = "is for quantized weights, which are not loaded here; leave it out"
+
 
 UNUSABLE = {
     "alora_invocation_tokens": "is for models that write text; leave it out",
@@ -34,8 +37,10 @@ UNUSABLE = {
 }
 """Options of peft's methods that may be empty or false, and nothing else."""
 
+
 LORA_STARTS = ("true", "false", "gaussian", "orthogonal", "pissa", "olora", "mica")
 """Of the others eva, corda and lora_ga need data, and pissa_niter_N is drawn anew where the adapter is read back."""
+
 
 STARTS = {
     "lora": ("init_lora_weights", LORA_STARTS),
@@ -46,7 +51,10 @@ STARTS = {
 }
 """The option of a method that says how its weights start, and the values that work."""
 
+
 LAYERS = ("target_modules", "exclude_modules", "feedforward_modules")
+
+
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 """Options with names of layers, and with regular expressions for ends of names."""
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tasks import adapter as adapters
-from tasks import serving
+from tasks.models import adapter as adapters
+from tasks.models import serving
 from tasks.portable import merge
 from tasks.settings.config import InputError
-from tests.test_model import attach, check, refusal, save, train
+from tests.test_models_foundation import attach, check, refusal, save, train
 
 LISTS = {"layers_to_transform": [1], "layers_pattern": ["layer", "layr"]}
 

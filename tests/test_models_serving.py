@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import serving
 from tasks.base.records import Evaluation
 from tasks.evaluation import read_predictions
+from tasks.models import serving
 from tests.conftest import Trained, free_port, tracked
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tasks import serving, trial
 from tasks.data import check_input
-from tasks.model import load_tokenizer
+from tasks.models import serving, trial
+from tasks.models.foundation import load_tokenizer
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
 from tests.support import build
-from tests.test_model import local
+from tests.test_models_foundation import local
 
 
 def configure(folder: Path | str, dtype: str = "float32", **adapter: Any) -> RunConfig:

@@ -1,8 +1,11 @@
 """The like blocks that a model is made of, whatever its architecture calls them."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Blocks(NamedTuple):
@@ -60,3 +63,24 @@ def evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def entering(block: Any, model: Any, inputs: Any) -> "Tensor":
+    """What the model gives this block first, without dropout."""
+    caught: list[Tensor] = []
+
+    def catch(block: Any, given: Any) -> None:
+        caught.append(given[0])
+        raise Enough
+
+    hook = block.register_forward_pre_hook(catch)
+    try:
+        with evaluating(model), suppress(Enough):
+            model(**inputs)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+class Enough(Exception):
+    """Everything wanted is known."""

@@ -1,4 +1,4 @@
-"""`python -m tasks.reload <<< '{"adapter": ..., "data": ...}'`: read an adapter in a fresh process and run it.
+"""`python -m tasks.models.reload <<< '{"adapter": ..., "data": ...}'`: read an adapter in a fresh process and run it.
 
 Nothing of the training process is here, so what is wrong on disk cannot hide behind what is right in memory.
 """
@@ -16,7 +16,7 @@ def main() -> None:
         from datasets import load_from_disk
         from safetensors.torch import save_file
 
-        from tasks import serving
+        from tasks.models import serving
 
     if not (asked := sys.stdin.read()):  # who started this needs nothing, or is gone
         return

@@ -8,26 +8,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tasks import serving
-from tasks.adapter import attach_adapter
 from tasks.base.fresh_process import free_device_memory
 from tasks.base.progress import warn
 from tasks.base.records import Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.words import counted
-from tasks.blocks import evaluating, find_blocks
-from tasks.model import load_foundation, load_tokenizer
+from tasks.models import serving
+from tasks.models.adapter import attach_adapter
+from tasks.models.blocks import entering, evaluating, find_blocks
+from tasks.models.foundation import load_foundation, load_tokenizer
 from tasks.settings.config import InputError, RunConfig
-from tasks.trimming import stirred
-from tasks.trunk import entering
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
+
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest logit, as a part of it. Rounding was seen to make 2e-6 and 0.016 of it (MiniLM, BERT, GPT-2)."""
 
+
 EXACT_WEIGHTS = 1_000_000_000
 """Up to so many, a bfloat16 model is asked about padding in float32, where rounding hides nothing."""
+
 
 _passed: set[str] = set()
 
@@ -147,3 +148,23 @@ def idle_layers(model: Any, names: Sequence[str], used: Sequence[str]) -> list[s
         if any(n.startswith(layer) for n in names) and not any(n.startswith(layer) for n in used)
     ]
     return [layer.removeprefix("base_model.model.").removesuffix(".") for layer in idle]
+
+
+@contextmanager
+def stirred(model: Any) -> Iterator[None]:
+    """Within, the trained weights are others: half of an adapter starts as zeros, which no gradient passes."""
+    import torch
+
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(0)  # not the one that training draws from
+    with torch.no_grad():
+        for weight in weights:
+            noise = torch.empty(weight.shape).uniform_(-0.1, 0.1, generator=generator)
+            weight.add_(noise.to(weight.device, weight.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(kept)
