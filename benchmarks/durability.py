@@ -22,7 +22,7 @@ from tasks.base.records import PreparedData
 from tasks.data import prepare
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config
-from tasks.tracking import tracked_run, try_to_send
+from tasks.tracking.run import tracked_run, try_to_send
 from tasks.training import fit_adapter, train_adapter
 from tasks.watching import Watcher
 

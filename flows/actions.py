@@ -19,7 +19,7 @@ from tasks.settings.loading import load_config
 if TYPE_CHECKING:
     from tasks.base.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
     from tasks.base.records import RunResult
-    from tasks.decision import Decision
+    from tasks.tracking.decision import Decision
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
 """Exit codes."""
@@ -125,7 +125,7 @@ def prefect_starting() -> Iterator[None]:
 
 def get_ready_to_train() -> None:
     """Do what every training needs sooner or later: imports, and MLflow's database."""
-    from tasks.tracking import make_store
+    from tasks.tracking.store import make_store
 
     for name in TRAINING_IMPORTS:
         import_module(name)
@@ -172,7 +172,7 @@ def run_predict(options: Namespace) -> int:
 def run_compare(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.runs import compare_runs, comparison_text
-    from tasks.tracking import stored_run
+    from tasks.tracking.asking import stored_run
 
     with TemporaryDirectory() as folder:
         first, second = (

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, InputError):
             say(str(error))
             return USER_MUST_CHANGE
-        from tasks.tracking import told_to_stop
+        from tasks.tracking.patience import told_to_stop
 
         say("stopped" if told_to_stop(error) else f"failed: {type(error).__name__}: {error}")
         return FAILED

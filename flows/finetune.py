@@ -19,12 +19,15 @@ from tasks.comparison import caution, compare, headline
 from tasks.data import prepare_data
 from tasks.datacheck import check_data
 from tasks.evaluation import evaluate_adapter
-from tasks.recording import flow_tags, found_input, link_to_mlflow, live, record
+from tasks.recording import found_input, record
 from tasks.references import evaluate_baseline, evaluate_references
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.rivals import SHORT_TITLES
-from tasks.tracking import run_id_of, run_url, tracked_run
+from tasks.tracking.address import run_url
+from tasks.tracking.flow import flow_tags, link_to_mlflow, live
+from tasks.tracking.journal import run_id_of
+from tasks.tracking.run import tracked_run
 from tasks.training import train_adapter
 
 

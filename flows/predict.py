@@ -14,10 +14,10 @@ from tasks.base.device import claim_device
 from tasks.base.outcomes import PredictionResult
 from tasks.job import find_job
 from tasks.prediction import describe_result, predict_rows
-from tasks.recording import live
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.settings.loading import checked
-from tasks.tracking import tidy_up
+from tasks.tracking.flow import live
+from tasks.tracking.run import tidy_up
 
 
 def flow_run_name() -> str:

@@ -11,9 +11,9 @@ from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.base.outcomes import RerunResult
 from tasks.base.work import as_one
-from tasks.recording import live
 from tasks.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.settings.config import RerunConfig
+from tasks.tracking.flow import live
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", validate_parameters=True)

@@ -14,12 +14,14 @@ from tasks.approval import ask_for_approval, check_approval
 from tasks.base.outcomes import RetrainResult
 from tasks.base.work import as_one, work_folder
 from tasks.history import publish
-from tasks.recording import found_input, live
+from tasks.recording import found_input
 from tasks.registry import settle
 from tasks.retraining import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
-from tasks.tracking import find_champion, make_store
+from tasks.tracking.flow import live
+from tasks.tracking.store import make_store
+from tasks.tracking.versions import find_champion
 
 
 def flow_run_name() -> str:

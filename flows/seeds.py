@@ -14,11 +14,13 @@ from tasks.base.records import RunResult
 from tasks.base.verdict import capital
 from tasks.base.work import work_folder
 from tasks.comparison import caution
-from tasks.recording import flow_tags, found_input, link_to_mlflow, live
+from tasks.recording import found_input
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.settings.config import InputError, RunConfig, SeedsConfig
 from tasks.settings.loading import checked
-from tasks.tracking import run_url, tracked_run
+from tasks.tracking.address import run_url
+from tasks.tracking.flow import flow_tags, link_to_mlflow, live
+from tasks.tracking.run import tracked_run
 
 
 def flow_run_name() -> str:

@@ -26,7 +26,7 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     from tasks.base.records import Comparison
     from tasks.base.work import RunFolder
     from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
-    from tasks.tracking import public_uri
+    from tasks.tracking.address import public_uri
 
     record = RunFolder.around(result.adapter_path).comparison_record
     comparison = Comparison.model_validate_json(record.read_bytes())
@@ -73,7 +73,7 @@ def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> No
 
 def where_to_browse(run_id: str) -> str:
     """How to see the run in MLflow, and the list of all runs of its experiment."""
-    from tasks.tracking import experiment_url, run_url, serve_command
+    from tasks.tracking.address import experiment_url, run_url, serve_command
 
     start = ""
     if command := serve_command():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from prefect import task
 
-from tasks import tracking
 from tasks.base.files import write_text
 from tasks.base.records import DataCheck, Place, PreparedData, SameText
 from tasks.base.words import counted, listed, named_rows
@@ -18,6 +17,7 @@ from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word
 from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 from tasks.settings.config import SPLITS, DataConfig, RunConfig
 from tasks.sources.hub import NETWORK
+from tasks.tracking import run as tracking
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,10 +18,9 @@ from tasks.base.words import counted
 from tasks.models import serving
 from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
 from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
-from tasks.registry import fetched_adapter
 from tasks.settings.config import InputError
 from tasks.sources.local import looks_like_path
-from tasks.tracking import find_test_table
+from tasks.tracking.adapters import fetched_adapter, find_test_table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,12 @@ from tasks.base.events import in_flow
 from tasks.base.progress import warn
 from tasks.base.records import Interval, Record, digest
 from tasks.base.words import bounds, counted, markdown_table
-from tasks.decision import MOVES, Decision, holder, moment, outcome, recorded
-from tasks.registry import decisions_about, no_champion, settle
-from tasks.tracking import CHAMPION, RegisteredVersion, RunFacts, registered_versions, run_facts, what_is_gone
+from tasks.registry import settle
+from tasks.tracking.asking import RunFacts, run_facts
+from tasks.tracking.champions import decisions_about, no_champion
+from tasks.tracking.decision import MOVES, Decision, holder, moment, outcome, recorded
+from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.versions import CHAMPION, RegisteredVersion, registered_versions
 
 
 class VersionHistory(Record):

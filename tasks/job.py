@@ -13,10 +13,10 @@ from tasks.base.trouble import first_line
 from tasks.base.work import WORK
 from tasks.models import serving
 from tasks.parts import Parts, check_output, is_probability, rejected_path
-from tasks.registry import fetched_adapter
 from tasks.rows import find_rows, formulas_in, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.sources.local import content_sha256, looks_like_path
+from tasks.tracking.adapters import fetched_adapter
 
 SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")
 """What an adapter must say of itself."""

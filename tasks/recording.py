@@ -1,16 +1,14 @@
 """Put the result where people look: the MLflow run, complete, and the Prefect run page."""
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import runtime, task
+from prefect import task
 
 from tasks.base.files import write_text
-from tasks.base.liveness import hold
 from tasks.base.records import (
     Comparison,
     DataCheck,
@@ -30,18 +28,10 @@ from tasks.evaluation import paired_predictions
 from tasks.frozen import frozen_rows
 from tasks.settings.config import SPLITS, RunConfig
 from tasks.sources.hub import NETWORK
-from tasks.tracking import (
-    FLOW_RUN_TAG,
-    FLOW_RUN_URL_TAG,
-    describe,
-    experiment_url,
-    log,
-    log_files,
-    run_id_of,
-    run_url,
-    send_all,
-    tracked_run,
-)
+from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.flow import flow_tags
+from tasks.tracking.run import describe, log, log_files, send_all, tracked_run
+from tasks.tracking.runlist import TABLES_TAG, tables_tag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,14 +120,6 @@ def input_values(work: str, config: RunConfig, data: PreparedData, split: str) -
 
 TABLES = ("ladder", "slices", "flips", "mistakes", "label_errors", "predictions")
 """In the order in which MLflow's page for several runs offers them."""
-
-
-TABLES_TAG = "mlflow.loggedArtifacts"
-"""Where MLflow looks for tables that it can show for several runs at once."""
-
-
-def tables_tag(names: Sequence[str]) -> str:
-    return json.dumps([{"path": f"comparison/{name}.json", "type": "table"} for name in names])
 
 
 def log_comparison(
@@ -291,16 +273,6 @@ def show_in_prefect(run_id: str, result: Comparison) -> None:
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
 
 
-def link_to_mlflow(work: str) -> None:
-    """Put the MLflow run's address onto the Prefect run page, while there is much to see live."""
-    from prefect.artifacts import create_link_artifact
-
-    run_id = run_id_of(work)
-    if run_id is None:  # MLflow has not answered yet; the comparison will have the link
-        return
-    create_link_artifact(run_url(run_id), f"MLflow run {run_id}", key="mlflow-run", description="The run in MLflow")
-
-
 def found_input(config: RunConfig, run: RunConfig) -> tuple[Source, Source]:
     """Data set and foundation model of `config`; where they are not found, `run` is a failed run in MLflow too."""
     try:
@@ -308,22 +280,3 @@ def found_input(config: RunConfig, run: RunConfig) -> tuple[Source, Source]:
     except Exception:
         with tracked_run(run, work_folder(run), flow_tags()):
             raise
-
-
-def live() -> None:
-    """Show that this process works on the flow run, before anything of it can be left behind."""
-    if flow_run := runtime.flow_run.id:
-        hold(flow_run)
-
-
-def flow_tags() -> dict[str, str]:
-    """Tags that lead from the MLflow run back to the Prefect flow run."""
-    flow_run = runtime.flow_run.id
-    if not flow_run:
-        return {}
-    # without a server the run is in Prefect's local database, which `prefect server start` shows at this address
-    address = runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
-    return {
-        FLOW_RUN_TAG: flow_run,
-        FLOW_RUN_URL_TAG: address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
-    }

@@ -29,7 +29,9 @@ from tasks.settings.config import RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK
 from tasks.splits import stratified_rows
-from tasks.tracking import Champion, answered, download_adapter, find_champion, may_recover, reason
+from tasks.tracking.adapters import download_adapter
+from tasks.tracking.patience import answered, may_recover, reason
+from tasks.tracking.versions import Champion, find_champion
 
 if TYPE_CHECKING:
     import numpy as np

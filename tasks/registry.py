@@ -4,8 +4,6 @@ MLflow has no transaction over aliases and tags. So there is one lock for each n
 call; whoever comes next completes what a kill or an outage broke off.
 """
 
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,30 +13,17 @@ from filelock import FileLock
 
 from tasks.base.progress import warn
 from tasks.base.records import digest, read_record
-from tasks.base.trouble import first_line, is_network_trouble
-from tasks.decision import MOVES, Action, Decision, Note, carry_out, holder, recorded, spoken
-from tasks.journal import now
 from tasks.settings.config import STORE, InputError
 from tasks.settings.secrets import redact
-from tasks.tracking import (
-    CHAMPION,
-    FLOW_RUN_TAG,
-    FLOW_RUN_URL_TAG,
-    PREVIOUS,
-    NoModel,
-    Refused,
-    RegisteredVersion,
-    Renamed,
-    check_store,
-    download_adapter,
-    find_adapter,
-    promote_command,
-    registered_versions,
-    run_facts,
-    run_of,
-    what_is_gone,
-)
-from tasks.tracking import reason as why
+from tasks.tracking.address import FLOW_RUN_TAG, FLOW_RUN_URL_TAG
+from tasks.tracking.champions import decisions_about, listed, lost_champion, named, no_champion, succession
+from tasks.tracking.decision import Action, Decision, Note, carry_out, holder, spoken
+from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.journal import now
+from tasks.tracking.patience import Refused
+from tasks.tracking.patience import reason as why
+from tasks.tracking.store import check_store
+from tasks.tracking.versions import CHAMPION, PREVIOUS, NoModel, RegisteredVersion, promote_command, registered_versions
 
 REGISTRY = STORE / "registry"
 
@@ -110,11 +95,6 @@ def decisions(name: str) -> list[Decision]:
     return decisions_about(registered_versions(name))
 
 
-def decisions_about(versions: Sequence[RegisteredVersion]) -> list[Decision]:
-    found = {decision for version in versions for decision in recorded(version).values() if decision}
-    return sorted(found, key=lambda decision: decision.at)
-
-
 # --- who was champion -------------------------------------------------------------------------------------------------
 
 
@@ -138,62 +118,6 @@ def before(name: str, versions: Sequence[RegisteredVersion]) -> str:
     return found
 
 
-def succession(decided: Sequence[Decision]) -> list[str]:
-    """Versions that were champion, the present one last; what was rolled back from is not among them."""
-    line: list[str] = []
-
-    def put_last(version: str | None) -> None:
-        line[:] = [*(one for one in line if one != version), *filter(None, [version])]
-
-    for decision in changes(decided):
-        put_last(decision.previous)  # somebody may have moved the alias by hand
-        if decision.action == "rolled back" and decision.previous:
-            line.remove(decision.previous)
-        put_last(decision.version)
-    return line
-
-
-def changes(decided: Sequence[Decision]) -> list[Decision]:
-    """Those that moved the alias `champion`."""
-    return [decision for decision in decided if decision.action in MOVES]
-
-
-def lost_champion(versions: Sequence[RegisteredVersion], decided: Sequence[Decision]) -> str | None:
-    """The version that was champion by what is on record, where none is any more; "" for one that nothing names."""
-    if holder(versions, CHAMPION) or not decided:
-        return None
-    last = decided[-1]
-    champion = last.version if last in changes(decided) else last.previous
-    # a version's record goes with it: the alias of the one before says that there was one after it
-    return "" if champion and champion == holder(versions, PREVIOUS) else champion
-
-
-def no_champion(name: str, versions: Sequence[RegisteredVersion], decided: Sequence[Decision]) -> str:
-    """What became of the champion and what to do, in a sentence; empty where there is one, or never was."""
-    lost = lost_champion(versions, decided)
-    if lost is None:
-        return ""
-    if lost in [version.version for version in versions]:
-        return (
-            f"{name} has no champion any more: the alias was taken off version {lost} in MLflow; give it back "
-            f"({promote_command(name, lost)}) or promote another version{listed(versions)}"
-        )
-    return (
-        f"{name} has no champion any more: {named(lost, versions)} was deleted in MLflow; go back to the one before "
-        f"(peft-flow rollback {shlex.quote(name)} --reason TEXT) or promote a version{listed(versions)}"
-    )
-
-
-def named(lost: str, versions: Sequence[RegisteredVersion]) -> str:
-    return spoken(lost) if lost else f"after version {holder(versions, PREVIOUS)}"
-
-
-def listed(versions: Sequence[RegisteredVersion]) -> str:
-    """`; it has versions 1, 3`"""
-    names = [version.version for version in versions[-10:]]
-    return f"; it has version{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
-
-
 def check_champion(name: str, versions: Sequence[RegisteredVersion]) -> None:
     """InputError where there was a champion that is gone, or whose run is: nothing can be compared with it."""
     if gone := no_champion(name, versions, decisions_about(versions)):
@@ -204,42 +128,6 @@ def check_champion(name: str, versions: Sequence[RegisteredVersion]) -> None:
                 f"version {version.version}, the champion of {name}, cannot be compared with: {gone}, or promote a "
                 "version whose run is there, or give --force"
             )
-
-
-def fetched_adapter(name: str, folder: Path) -> tuple[Path, str, str]:
-    """The adapter that a user calls `name` in `folder`, its version, and its address in MLflow.
-
-    InputError where there is none, which says what became of it, and where the run was deleted that made it: its files
-    may be cleaned up any time.
-    """
-    try:
-        uri, version = find_adapter(name)
-    except InputError:
-        if gone := what_became_of(name):
-            raise InputError(f"model: {gone}") from None
-        raise
-    if (run_id := run_of(uri)) and (gone := what_is_gone(run_id)):
-        if run_facts(run_id):
-            raise InputError(f"model: {name} cannot be used: {gone}, or choose another version or run")
-        warn("%s; the files of %s are all that is left of it", gone, version)
-    try:
-        return download_adapter(uri, folder), version, uri
-    except OSError as error:
-        if is_network_trouble(error) or error.errno:
-            raise
-        raise InputError(f"model: {name} cannot be read: {first_line(error)}; choose another version or run") from error
-
-
-def what_became_of(name: str) -> str:
-    """Of a model that was there and is not any more, by what a user calls it; empty where nothing tells of it."""
-    registered, *rest = re.split("[/@]", name.removeprefix("models:/"), maxsplit=1)
-    try:
-        versions = registered_versions(registered)
-    except Renamed as error:
-        return str(error)
-    except InputError:
-        return ""
-    return no_champion(registered, versions, decisions_about(versions)) if rest in ([], [CHAMPION]) else ""
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------

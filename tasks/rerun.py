@@ -17,7 +17,8 @@ from tasks.models.foundation import find_model
 from tasks.runs import compare_runs
 from tasks.settings.config import InputError, RunConfig
 from tasks.sources.hub import NETWORK, HubUnreachable
-from tasks.tracking import fetched, note_outcome, recorded_run, run_url
+from tasks.tracking.address import run_url
+from tasks.tracking.asking import fetched, note_outcome, recorded_run
 
 OURS = "peft_flow."
 RERUN_OF = f"{OURS}rerun_of"

@@ -17,27 +17,26 @@ from tasks.base.progress import tell
 from tasks.base.records import Comparison, PreparedData, RunResult, Source, digest
 from tasks.base.work import WORK, RunFolder
 from tasks.data import prepare
-from tasks.decision import MOVES, Decision, concerned, outcome
 from tasks.frozen import in_our_columns, paired_columns
 from tasks.gate import against_champion, page, without_champion
-from tasks.recording import flow_tags
 from tasks.references import ChampionLeftOut, check_champion
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
 from tasks.sources.hub import NETWORK, patient
 from tasks.splits import training_classes
-from tasks.tracking import (
+from tasks.tracking import champions
+from tasks.tracking.address import run_url
+from tasks.tracking.asking import attach, download, runs_tagged
+from tasks.tracking.decision import MOVES, Decision, concerned, outcome
+from tasks.tracking.flow import flow_tags
+from tasks.tracking.versions import (
     CHAMPION,
     Champion,
     NoModel,
-    attach,
-    download,
     find_champion,
     promote_command,
     register_again,
     registered_versions,
-    run_url,
-    runs_tagged,
 )
 from tasks.trials import (
     TEST_ROWS,
@@ -53,6 +52,7 @@ from tasks.trials import (
 
 if TYPE_CHECKING:
     pass
+
 
 INPUTS_TAG = "peft_flow.inputs"
 """Of a challenger's run: what it was made from. Weeks later it says whether there is anything new."""
@@ -75,7 +75,7 @@ def skipped(name: str, inputs: str) -> RetrainResult | None:
         return None
     registry.check_champion(name, versions)
     made = runs_tagged(INPUTS_TAG, inputs)
-    decided, champion = registry.decisions_about(versions), registry.holder(versions, CHAMPION)
+    decided, champion = champions.decisions_about(versions), registry.holder(versions, CHAMPION)
     for version in reversed(versions):
         if version.run_id in made and is_settled(version.version, champion, decided):
             since = datetime.fromtimestamp(version.created / 1000, UTC).date()

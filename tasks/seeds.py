@@ -17,12 +17,14 @@ from tasks.base.words import counted, ends, listed, markdown_table, plain, shown
 from tasks.base.work import RunFolder
 from tasks.comparison import caution
 from tasks.evaluation import paired_predictions
-from tasks.recording import STRONGEST, TABLES_TAG, tables_tag
+from tasks.recording import STRONGEST
 from tasks.scores.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.sources.hub import NETWORK
-from tasks.tracking import describe, experiment_url, log, log_files, run_url, send_all
+from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.run import describe, log, log_files, send_all
+from tasks.tracking.runlist import TABLES_TAG, tables_tag
 
 
 @task(

@@ -35,7 +35,8 @@ from tasks.processes import Processes, Program, Register, clear_leftovers, end, 
 from tasks.settings.config import DEPLOYMENTS, STORE, InputError
 from tasks.settings.secrets import redact, without_login
 from tasks.sources.demo import demo_folder
-from tasks.tracking import close_dead_runs, close_silent_runs, make_store, send_what_waits
+from tasks.tracking.run import close_dead_runs, close_silent_runs, send_what_waits
+from tasks.tracking.store import make_store
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -216,7 +217,7 @@ def worker_is_online(client: "SyncPrefectClient", since: datetime) -> bool:
 
 
 def welcome(options: Options, seconds: float) -> None:
-    from tasks import runlist
+    from tasks.tracking import runlist
 
     ui = os.environ["PREFECT_UI_URL"]
     mlflow = os.environ["MLFLOW_UI_URL"]

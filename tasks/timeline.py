@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.drawing import AFTER, BEFORE, NEUTRAL, STYLE, THIRD, legend_below, new_figure, reach, short
-from tasks.decision import Decision
 from tasks.history import History, VersionHistory
 from tasks.settings.config import InputError
+from tasks.tracking.decision import Decision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

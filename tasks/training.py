@@ -21,7 +21,7 @@ from tasks.models import foundation as models
 from tasks.models.adapter import PROBE_ROWS
 from tasks.precision import quick_autocast, use_bfloat16
 from tasks.settings.config import RunConfig
-from tasks.tracking import describe, log, log_files
+from tasks.tracking.run import describe, log, log_files
 from tasks.trimming import trim_last_block
 from tasks.trunk import PLACE, Trunk
 from tasks.watching import Progress, Watcher, curve_point, polite_stop, progress_callback

@@ -13,7 +13,8 @@ from tasks.frozen import in_our_columns
 from tasks.gate import NewClasses, Trial
 from tasks.references import among
 from tasks.settings.config import RunConfig
-from tasks.tracking import Champion, download, run_facts
+from tasks.tracking.asking import download, run_facts
+from tasks.tracking.versions import Champion
 
 if TYPE_CHECKING:
     import numpy as np

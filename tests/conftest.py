@@ -36,6 +36,7 @@ from tasks.base.records import (
 )
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
+from tasks.tracking import journal, store
 
 if TYPE_CHECKING:
     from tasks.evaluation import Predictions
@@ -520,15 +521,15 @@ def hub_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 @contextmanager
 def tracked(values: dict[str, Any] | None = None, tags: dict[str, str] | None = None, work: str = "a") -> Iterator[str]:
     """The MLflow run of this configuration in folder `work` of the store here, while it is open: its id."""
-    from tasks import tracking
     from tasks.base.work import WORK
     from tasks.settings.loading import validated
+    from tasks.tracking import run as tracking
 
     folder = (WORK / work).resolve()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     with tracking.tracked_run(validated(values or {}), str(folder), tags or {}):
-        run_id = tracking.run_id_of(str(folder))
+        run_id = journal.run_id_of(str(folder))
         assert run_id
         yield run_id
 
@@ -542,11 +543,9 @@ def register(
     """
     from mlflow import MlflowClient
 
-    from tasks import tracking
-
     folder.mkdir(exist_ok=True)
     with chdir(folder):
-        tracking.make_store()
+        store.make_store()
     api = MlflowClient(f"sqlite:///{folder.resolve()}/mlruns/mlflow.db")
     found = api.get_experiment_by_name("peft-flow")
     experiment = found.experiment_id if found else api.create_experiment("peft-flow", "mlflow-artifacts:/")

@@ -27,11 +27,12 @@ from prefect.states import (
     Suspended,
 )
 
-from tasks import tracking
 from tasks.base import closing, liveness
 from tasks.base.closing import FLOW_RUN
 from tasks.base.work import WORK
-from tasks.journal import LINES, Head, Journal, now
+from tasks.tracking import address, sending
+from tasks.tracking import run as tracking
+from tasks.tracking.journal import LINES, Head, Journal, now
 from tests.conftest import only_run, tracked
 
 STATES = {"COMPLETED": Completed, "FAILED": Failed, "CRASHED": Crashed, "CANCELLED": Cancelled}
@@ -74,13 +75,13 @@ def mlflow_run(run: str) -> str:
     folder_of(run).mkdir(parents=True)
     head = Head(key=run, name="a run", experiment=f"of {run}", started=now(), parent=None)
     journal = Journal.create(folder_of(run), head)
-    journal.add("begin", {"flow_run_id": run, "tags": {tracking.FLOW_RUN_TAG: run}})
-    tracking.send(journal)
+    journal.add("begin", {"flow_run_id": run, "tags": {address.FLOW_RUN_TAG: run}})
+    sending.send(journal)
     return str(journal.sent.run_id)
 
 
 def status(run_id: str) -> str:
-    return str(mlflow.MlflowClient(tracking.tracking_uri()).get_run(run_id).info.status)
+    return str(mlflow.MlflowClient(address.tracking_uri()).get_run(run_id).info.status)
 
 
 def test_run_that_was_killed_is_closed_everywhere(workplace: Path) -> None:
@@ -279,7 +280,7 @@ def test_next_run_closes_what_died_before(workplace: Path) -> None:
     run = flow_run(Running())
     run_id = mlflow_run(run)
     leave_note(run)
-    with tracked(tags={tracking.FLOW_RUN_TAG: flow_run(Running())}):
+    with tracked(tags={address.FLOW_RUN_TAG: flow_run(Running())}):
         assert state_of(run) is StateType.CRASHED and status(run_id) == "KILLED"
 
 

@@ -224,7 +224,7 @@ def test_demo_is_not_begun_where_it_does_not_fit(small: SmallDisk, monkeypatch: 
 
 
 def test_database_appears_whole(small: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.tracking import make_store
+    from tasks.tracking.store import make_store
 
     monkeypatch.chdir(small.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

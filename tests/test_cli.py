@@ -282,8 +282,8 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = finished_run(tmp_path)
-    monkeypatch.setattr("tasks.tracking.run_url", lambda run_id: "http://127.0.0.1:5000/run")
-    monkeypatch.setattr("tasks.tracking.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
+    monkeypatch.setattr("tasks.tracking.address.run_url", lambda run_id: "http://127.0.0.1:5000/run")
+    monkeypatch.setattr("tasks.tracking.address.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
     replace_flow(monkeypatch, lambda **sections: result)
     arguments = ["finetune", "--model.name", "a/b", "--data.name", "c/d"]
 
@@ -313,8 +313,8 @@ def test_several_seeds_are_summed_up_the_same_way(
     from tests.test_seeds import judge
 
     result = judge(tmp_path, [80, 84, 88])
-    monkeypatch.setattr("tasks.tracking.run_url", lambda run_id: "http://127.0.0.1:5000/run")
-    monkeypatch.setattr("tasks.tracking.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
+    monkeypatch.setattr("tasks.tracking.address.run_url", lambda run_id: "http://127.0.0.1:5000/run")
+    monkeypatch.setattr("tasks.tracking.address.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
     replace_flow(monkeypatch, lambda **sections: None)
     monkeypatch.setattr(flows.seeds, "finetune_seeds", lambda **sections: result)
     arguments = ["finetune", "--model.name", "a/b", "--data.name", "c/d", "--seeds", "3"]

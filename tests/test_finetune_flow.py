@@ -581,7 +581,7 @@ def test_usage_on_the_card_gives_the_logits_of_the_adapter(finished: Run, monkey
 
 
 def test_retried_flow_run_goes_on_in_its_mlflow_run(workplace: Path) -> None:
-    from tasks.tracking import FLOW_RUN_TAG
+    from tasks.tracking.address import FLOW_RUN_TAG
 
     tags = {FLOW_RUN_TAG: "8d1c"}
     with pytest.raises(ValueError, match="once"), tracked(tags=tags) as first:

@@ -24,6 +24,8 @@ import pytest
 from tasks.base.records import Evaluation
 from tasks.evaluation import read_predictions
 from tasks.models import serving
+from tasks.tracking import asking
+from tasks.tracking.address import tracking_uri
 from tests.conftest import Trained, free_port, tracked
 
 
@@ -250,10 +252,10 @@ def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
     the foundation model."""
     from mlflow import MlflowClient
 
-    from tasks import tracking
     from tasks.base.work import WORK
     from tasks.recording import model_values
     from tasks.settings.loading import validated
+    from tasks.tracking import run as tracking
 
     cached = folder / "hf/hub/models--tiny--reader"
     shutil.copytree(trained.config.model.name, cached / "snapshots" / COMMIT)
@@ -272,8 +274,8 @@ def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
         shutil.copyfile(measured.predictions, f"{work}/tuned.parquet")
         tracking.log_files(work, "comparison", Path(work) / "tuned.parquet")
         version = tracking.send_all(work).version
-    MlflowClient(tracking.tracking_uri()).set_registered_model_alias("reviewer", "champion", version)
-    return tracking.fetched(run_id, tracking.PREDICTIONS, folder)
+    MlflowClient(tracking_uri()).set_registered_model_alias("reviewer", "champion", version)
+    return asking.fetched(run_id, asking.PREDICTIONS, folder)
 
 
 class Server(NamedTuple):

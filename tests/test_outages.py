@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from tasks import tracking
 from tasks.base.work import WORK
-from tasks.journal import Journal
 from tasks.settings.config import InputError
+from tasks.tracking import journal
+from tasks.tracking import run as tracking
+from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.journal import Journal
 from tests.chaos import mlflow_server
 from tests.conftest import tracked
 from tests.faults import Proxy
@@ -105,19 +107,19 @@ def test_answer_of_the_creation_that_is_lost_makes_no_second_run(
     name = experiment(request)
     cut = proxy.cut(1, "after", match=b"POST /api/2.0/mlflow/runs/create")
     with tracked_anyway(name):
-        assert cut.happened and tracking.run_id_of(folder()) is None
+        assert cut.happened and journal.run_id_of(folder()) is None
         tell()
-    assert check_whole(server, name).info.run_id == tracking.run_id_of(folder())
+    assert check_whole(server, name).info.run_id == journal.run_id_of(folder())
 
 
 def test_address_of_a_run_is_known_when_mlflow_has_gone_again(proxy: Proxy, request: pytest.FixtureRequest) -> None:
     """The command shows it at its very end, and must not fail there."""
     with tracked_anyway(experiment(request)):
         tell()
-    run_id = str(tracking.run_id_of(folder()))
+    run_id = str(journal.run_id_of(folder()))
     proxy.down()
-    assert tracking.run_url(run_id).endswith(f"/runs/{run_id}?workflowType=machine_learning")
-    assert tracking.experiment_url(run_id).startswith(f"{proxy.url}/#/experiments/")
+    assert run_url(run_id).endswith(f"/runs/{run_id}?workflowType=machine_learning")
+    assert experiment_url(run_id).startswith(f"{proxy.url}/#/experiments/")
 
 
 def test_down_from_start_to_end_is_told_by_the_next_command(
@@ -244,7 +246,7 @@ def test_run_that_was_deleted_meanwhile_is_told_as_a_new_one(
     name = experiment(request)
     with pytest.raises(ValueError), tracked_anyway(name):
         tell(3)
-        first = tracking.run_id_of(folder())
+        first = journal.run_id_of(folder())
         raise ValueError
     MlflowClient(server).delete_run(first)
     with tracked_anyway(name):

@@ -23,6 +23,7 @@ from tasks.evaluation import read_predictions
 from tasks.job import Job, find_job
 from tasks.prediction import describe_result, predict_rows
 from tasks.settings.config import InputError, PredictionConfig
+from tasks.tracking import address
 from tests.conftest import ROOT, Trained, sentences
 
 REVIEWS = sentences(3)[0]
@@ -429,9 +430,9 @@ def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A folder whose store has the adapter as version 1, champion, of `reviews`, and in the artifacts of its run."""
     from mlflow import MlflowClient
 
-    from tasks import tracking
     from tasks.base.work import WORK
     from tasks.recording import model_values
+    from tasks.tracking import run as tracking
     from tests.conftest import tracked
 
     store = tmp_path_factory.mktemp("registry")
@@ -446,7 +447,7 @@ def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
             tracking.log(work, "model", values)
             tracking.log_files(work, "adapter", Path(trained.adapter.folder))
             tracking.send_all(work)
-        MlflowClient(tracking.tracking_uri()).set_registered_model_alias("reviews", "champion", "1")
+        MlflowClient(address.tracking_uri()).set_registered_model_alias("reviews", "champion", "1")
     return store
 
 
@@ -476,11 +477,9 @@ def test_model_without_a_champion_is_refused_with_the_command_that_makes_one(
 ) -> None:
     from mlflow import MlflowClient
 
-    from tasks import tracking
-
     store = shutil.copytree(registered, tmp_path / "store")
     monkeypatch.chdir(store)
-    MlflowClient(tracking.tracking_uri()).delete_registered_model_alias("reviews", "champion")
+    MlflowClient(address.tracking_uri()).delete_registered_model_alias("reviews", "champion")
     pd.DataFrame({"text": REVIEWS}).to_csv("reviews.csv", index=False)
     for name in ("reviews", "models:/reviews@champion"):
         says = refusal("reviews.csv", "none.csv", model=name, ask=ask)

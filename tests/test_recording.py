@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks import tracking
 from tasks.base.records import (
     Calibration,
     Comparison,
@@ -20,6 +19,8 @@ from tasks.base.records import (
 )
 from tasks.base.work import WORK
 from tasks.recording import TABLES, data_metrics, final_metrics, log_comparison
+from tasks.tracking import address
+from tasks.tracking import run as tracking
 from tests.conftest import tracked
 
 
@@ -161,7 +162,7 @@ def test_tables_are_logged_once_however_often_the_task_is_tried(workplace: Path)
     tables = {name: mlflow.load_table(f"comparison/{name}.json", run_ids=[run_id]) for name in TABLES}
     assert [len(tables[name]) for name in TABLES] == [2, 2, 2, 2, 2, 3]
     assert list(tables["ladder"]["classifier"]) == ["adapter", "é"]
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(address.tracking_uri())
     logged = {Path(file.path).name for file in api.list_artifacts(run_id, "comparison")}
     assert logged == {
         "comparison.json", "comparison.md", "test.parquet", "tuned.parquet", "baseline.parquet", "probe.parquet",
@@ -200,7 +201,7 @@ def test_data_check_is_in_the_run_before_its_figures_are(workplace: Path) -> Non
     with tracked() as run_id:
         tracking.log_files(str((WORK / "a").resolve()), "data_check", folder)
         tracking.send_all(str((WORK / "a").resolve()))
-        api = MlflowClient(tracking.tracking_uri())
+        api = MlflowClient(address.tracking_uri())
         logged = {file.path for file in api.list_artifacts(run_id, "data_check")}
         assert logged == {"data_check/data_check.json", "data_check/data_check.md"}
         assert not api.get_run(run_id).data.metrics

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import references, tracking
+from tasks import references
 from tasks.base.records import Evaluation, PreparedData, file_sha256
 from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
@@ -39,7 +39,10 @@ from tasks.references import (
 )
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
-from tasks.tracking import Champion, download_adapter, find_champion
+from tasks.tracking import address
+from tasks.tracking import run as tracking
+from tasks.tracking.adapters import download_adapter
+from tasks.tracking.versions import Champion, find_champion
 from tests.conftest import Trained, sentences, tracked
 
 FAMILIES = ("gpt2", "llama", "bert", "roberta", "distilbert")
@@ -495,7 +498,7 @@ def registry(registered: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     store, config = registered
     monkeypatch.chdir(store)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(address.tracking_uri())
     yield api, config
     api.delete_registered_model_alias("reviews", "champion")
 

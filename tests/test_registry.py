@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tasks import decision, registry
-from tasks.decision import Decision
-from tasks.recording import flow_tags
+from tasks import registry
 from tasks.registry import Overtaken, decisions, keep, promote, rollback, settle
 from tasks.settings.config import InputError
+from tasks.tracking import adapters, decision
+from tasks.tracking.decision import Decision
+from tasks.tracking.flow import flow_tags
 from tests.conftest import ROOT, register
 
 Change = Callable[[], Decision]
@@ -274,7 +275,7 @@ def test_each_command_says_what_was_deleted_and_what_to_do(
 ) -> None:
     from tasks.history import history_of, history_text
     from tasks.retraining import skipped
-    from tasks.tracking import stored_run
+    from tasks.tracking.asking import stored_run
 
     run_id = api.get_model_version("reviews", "2").run_id
     (workplace / "settings.json").write_text("{}")
@@ -283,7 +284,7 @@ def test_each_command_says_what_was_deleted_and_what_to_do(
         promote("reviews", version, "better", "gate")
     delete(what, api)
     commands: dict[str, Callable[[], Any]] = {
-        "predict": lambda: registry.fetched_adapter("reviews", workplace / "adapter"),
+        "predict": lambda: adapters.fetched_adapter("reviews", workplace / "adapter"),
         "retrain": lambda: skipped("reviews", "inputs"),
         "history": lambda: history_text(history_of("reviews")),
         "rollback": lambda: rollback("reviews", "complaints", "anna").version,
@@ -316,9 +317,9 @@ def test_adapter_of_a_deleted_run_is_refused_by_any_name_until_it_is_restored(
     name = {"champion": "models:/reviews@champion", "version": "reviews/2", "run": run_id}[by]
     said = RUN_GONE if what == "run" else EXPERIMENT_GONE
     with pytest.raises(InputError, match=f"model: {name} cannot be used: {said}.*, or choose another version or run"):
-        registry.fetched_adapter(name, workplace / "adapter")
+        adapters.fetched_adapter(name, workplace / "adapter")
     _ = api.restore_run(run_id) if what == "run" else api.restore_experiment("1")
-    assert (registry.fetched_adapter(name, workplace / "adapter")[0] / "settings.json").is_file()
+    assert (adapters.fetched_adapter(name, workplace / "adapter")[0] / "settings.json").is_file()
 
 
 def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
@@ -382,7 +383,7 @@ def test_model_is_found_under_no_part_of_its_old_name(api: Any, workplace: Path,
     promote("reviews", "2", "better", "gate")
     delete("name", api)
     with pytest.raises(InputError, match=f"model: {RENAMED}"):
-        registry.fetched_adapter(name, workplace / "adapter")
+        adapters.fetched_adapter(name, workplace / "adapter")
 
 
 def test_rollback_from_a_deleted_champion_is_on_record(api: Any) -> None:

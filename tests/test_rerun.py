@@ -315,7 +315,7 @@ def test_changed_data_are_refused_and_with_anyway_named(
 def test_package_of_another_version_is_named(finished: RunResult, workplace: Path) -> None:
     from mlflow import MlflowClient
 
-    from tasks.tracking import fetched
+    from tasks.tracking.asking import fetched
 
     api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
     text = fetched(finished.run_id, "environment.txt", workplace).read_text()

@@ -11,9 +11,9 @@ import pytest
 
 from tasks import registry
 from tasks.base.outcomes import RetrainResult
-from tasks.decision import Decision
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
+from tasks.tracking.decision import Decision
 from tests.conftest import only_run, sentences
 
 NAME = "reviews"

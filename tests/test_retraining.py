@@ -15,7 +15,7 @@ from tasks.duplicates import stable_keys
 from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import find
-from tasks.tracking import Champion
+from tasks.tracking.versions import Champion
 from tasks.trials import LABEL, new_classes, own_trial, trial_of
 from tests.conftest import bare_data, made_up_data
 from tests.test_splits import film_reviews, write

@@ -11,9 +11,9 @@ import pytest
 
 from tasks import registry
 from tasks.base.outcomes import RetrainResult
-from tasks.decision import Decision
 from tasks.settings.config import SPLITS, RetrainConfig
 from tasks.settings.loading import checked
+from tasks.tracking.decision import Decision
 from tests.conftest import SHARED
 
 pytestmark = [pytest.mark.endurance, pytest.mark.hub, pytest.mark.timeout(3000)]
@@ -49,7 +49,7 @@ def write(rows: pd.DataFrame, file: Path) -> None:
 @pytest.fixture(scope="module")
 def year(hub_root: Path, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None) -> Iterator[Year]:
     from flows.retrain import retrain
-    from tasks.tracking import find_champion
+    from tasks.tracking.versions import find_champion
 
     folder, before = tmp_path_factory.mktemp("year"), Path.cwd()
     os.chdir(folder)

@@ -20,7 +20,7 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # tasks/tracking.py asks again itself: what MLflow's client repeats on its own can arrive twice
+    # tasks/tracking/run.py asks again itself: what MLflow's client repeats on its own can arrive twice
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.journal import LINES, Head, Journal, Sent, now, waits
+from tasks.tracking.journal import LINES, Head, Journal, Sent, now, waits
 
 
 @pytest.fixture

@@ -18,7 +18,10 @@ from tasks.base.records import Record, read_record
 
 LINES, HEAD, SENT = "journal.jsonl", "run.json", "sent.json"
 
+
 Kind = Literal["begin", "params", "metrics", "tags", "files", "inputs", "model", "end"]
+
+
 ONCE = frozenset({"metrics", "inputs", "model"})
 """Kinds of which MLflow would keep both, told twice. Of what a run computes again after an interruption, the first
 stays."""
@@ -163,3 +166,16 @@ def end_of_lines(file: BinaryIO) -> int:
 
 def now() -> int:
     return int(1000 * time.time())
+
+
+_open: dict[str, Journal] = {}
+"""Journals that this process writes to, by folder."""
+
+
+def run_id_of(work: str) -> str | None:
+    """Id of the MLflow run; None while MLflow has not answered yet."""
+    return journal_of(work).sent.run_id
+
+
+def journal_of(work: str) -> Journal:
+    return _open.get(work) or Journal(Path(work))

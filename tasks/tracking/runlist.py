@@ -7,13 +7,16 @@ experiment tag, which is written here in the shape that the page of MLflow 3.17 
 import base64
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 VIEW, TITLE = "peft-flow", "Comparison"
 """The view's id in addresses, and its name in the menu."""
 
+
 KIND = "workflowType=machine_learning"
 """Without it in an address MLflow shows its menu for LLM applications, which leads to empty pages."""
+
 
 COLUMNS = (
     ("tags", "verdict"),
@@ -34,11 +37,14 @@ COLUMNS = (
 )
 """From left to right, after the run's name and time."""
 
+
 WIDE = {"verdict": 240, "reference/strongest/gain_p_value": 160, "model.name": 160, "data.name": 160}
 """Pixels. A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
 
+
 SETTINGS = ("training.learning_rate", "adapter.r", "seed")
 """Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
+
 
 CHARTS = (
     ("BAR", "tuned/accuracy"),
@@ -48,6 +54,7 @@ CHARTS = (
     ("BAR", "tuned/log_loss"),
     ("BAR", "calibration/error_after"),
 )
+
 
 RUN_NAME = "attributes.`Run Name`"
 
@@ -100,3 +107,11 @@ def page_state() -> dict[str, Any]:
 def chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:
     identity = {"type": kind, "uuid": f"{VIEW} {name}", "metricSectionId": VIEW}
     return {**identity, "runsCountToCompare": 10, "xAxisKey": "step", "lineSmoothness": 0, **settings}
+
+
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Where MLflow looks for tables that it can show for several runs at once."""
+
+
+def tables_tag(names: Sequence[str]) -> str:
+    return json.dumps([{"path": f"comparison/{name}.json", "type": "table"} for name in names])

@@ -8,18 +8,11 @@ from pydantic import ValidationError
 
 from tasks.base.events import announce_decision
 from tasks.base.records import Record
-from tasks.tracking import (
-    CHAMPION,
-    FLOW_RUN_URL_TAG,
-    PREVIOUS,
-    RegisteredVersion,
-    describe_version,
-    link_to_prefect,
-    set_alias,
-    tag_version,
-)
+from tasks.tracking.address import FLOW_RUN_URL_TAG, link_to_prefect
+from tasks.tracking.versions import CHAMPION, PREVIOUS, RegisteredVersion, describe_version, set_alias, tag_version
 
 Action = Literal["promoted", "kept", "rejected", "rolled back"]
+
 
 MOVES = ("promoted", "rolled back")
 """Actions that move the alias; the others only say that a version was judged."""

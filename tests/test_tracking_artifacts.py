@@ -6,8 +6,8 @@ import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-from tasks import tracking
-from tasks.artifacts import path_of
+from tasks.tracking.address import tracking_uri
+from tasks.tracking.artifacts import path_of
 from tests.conftest import tracked
 
 
@@ -18,7 +18,7 @@ def test_run_is_whole_after_its_folder_moved(workplace: Path, monkeypatch: pytes
     shutil.move(workplace / "mlruns", workplace / "elsewhere/mlruns")
     monkeypatch.chdir(workplace / "elsewhere")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the old place: MLflow sets it for its child processes
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/notes/hello.txt") == "hello"
 
 

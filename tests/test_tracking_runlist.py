@@ -5,9 +5,9 @@ import json
 import zlib
 from typing import Any
 
-from tasks import runlist
 from tasks.settings.loading import validated
-from tasks.tracking import NOT_COMPARED, flatten
+from tasks.tracking import runlist
+from tasks.tracking.run import NOT_COMPARED, flatten
 
 
 def unpacked(tag: str) -> dict[str, Any]:

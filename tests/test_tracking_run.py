@@ -12,13 +12,15 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 
-from tasks import runlist, tracking
 from tasks.base import liveness, machine
 from tasks.base.work import WORK
-from tasks.journal import HEAD, LINES, Head, Journal, now, waits
 from tasks.recording import input_values, model_values
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
+from tasks.tracking import run as tracking
+from tasks.tracking import runlist, sending, store, versions
+from tasks.tracking.address import experiment_url, public_uri, serve_command, tracking_uri, ui
+from tasks.tracking.journal import HEAD, LINES, Head, Journal, journal_of, now, waits
 from tests.conftest import Trained, only_run, tracked
 
 
@@ -111,19 +113,19 @@ def test_store_that_cannot_be_made_is_refused_with_its_path(workplace: Path) -> 
 )
 def test_passwords_are_not_shown(address: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    assert tracking.public_uri() == shown
+    assert public_uri() == shown
     monkeypatch.setenv("MLFLOW_UI_URL", address)
-    assert tracking.ui() == shown.rstrip("/")
+    assert ui() == shown.rstrip("/")
 
 
 def test_command_that_shows_a_store_works_in_its_folder(workplace: Path) -> None:
-    assert tracking.serve_command()[:2] == ["mlflow", "server"]
+    assert serve_command()[:2] == ["mlflow", "server"]
     (workplace / "prefect.yaml").touch()
-    assert tracking.serve_command() == ["peft-flow", "up"]
+    assert serve_command() == ["peft-flow", "up"]
 
 
 def test_command_to_promote_can_be_copied_into_a_shell() -> None:
-    command = tracking.promote_command("Max's model", "2")
+    command = versions.promote_command("Max's model", "2")
     assert shlex.split(command) == ["peft-flow", "promote", "Max's model", "2", "--reason", "TEXT"]
 
 
@@ -138,12 +140,12 @@ def left(name: str, experiment: str = "peft-flow", **head: Any) -> Journal:
 
 
 def names_in_mlflow() -> set[str]:
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     return {run.info.run_name for run in api.search_runs([one.experiment_id for one in api.search_experiments()])}
 
 
 def delete_experiment(journal: Journal) -> None:
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     api.delete_experiment(api.create_experiment(journal.head.experiment))
 
 
@@ -159,7 +161,7 @@ SPOILED: dict[str, Callable[[Journal], object]] = {
 def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
     workplace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracking.make_store()
+    store.make_store()
     spoiled = {fault: left(f"{number}", f"of {fault}") for number, fault in enumerate(SPOILED)}
     for fault, journal in spoiled.items():
         SPOILED[fault](journal)
@@ -173,7 +175,7 @@ def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
         assert "does not accept what an earlier run recorded" in words and str(journal.folder) in words
         assert waits(journal.folder)
     assert "'of experiment deleted' was deleted in MLflow; restore it" in said[0]
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     api.restore_experiment(api.get_experiment_by_name("of experiment deleted").experiment_id)
     tracking._next_attempt.clear()
     tracking.send_what_waits()
@@ -213,7 +215,7 @@ def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
     def refuse(*_: Any) -> None:
         raise MlflowException("Tag value has 900 characters, 500 allowed", error_code=INVALID_PARAMETER_VALUE)
 
-    monkeypatch.setitem(tracking.SENDERS, "params", refuse)
+    monkeypatch.setitem(sending.SENDERS, "params", refuse)
     with pytest.raises(InputError, match=r"^MLflow \(sqlite:.*\) refuses this run: Tag value has 900"), tracked():
         pass
     assert only_run(workplace).info.status == "FAILED" and not list(WORK.glob(f"*/{LINES}"))
@@ -221,18 +223,18 @@ def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
 
 def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
     """Also as older versions wrote them down, as null."""
-    tracking.make_store()
+    store.make_store()
     journal = left("a")
     for step, value in enumerate((math.nan, math.inf, None)):
         journal.add("metrics", {"loss": value}, step)
-    tracking.send(Journal(journal.folder))
-    api = MlflowClient(tracking.tracking_uri())
+    sending.send(Journal(journal.folder))
+    api = MlflowClient(tracking_uri())
     values = [point.value for point in api.get_metric_history(str(journal.sent.run_id), "loss")]
     assert len(values) == 3 and sum(map(math.isnan, values)) == 2 and max(values[1:2]) > 1e308
 
 
 def test_run_whose_parents_folder_was_removed_is_delivered(workplace: Path) -> None:
-    tracking.make_store()
+    store.make_store()
     left("a", parent=str((WORK / "gone").resolve()))
     tracking.send_what_waits()
     assert names_in_mlflow() == {"a"}
@@ -266,9 +268,9 @@ def test_view_of_the_run_list_is_made_once_and_then_left_to_people(workplace: Pa
     experiment = mlflow.get_experiment_by_name("peft-flow")
     tags = runlist.experiment_tags(experiment.experiment_id)
     assert experiment.tags.items() >= tags.items()
-    assert tracking.experiment_url(run_id).startswith("http://127.0.0.1:5000/#/experiments/1/runs?")
+    assert experiment_url(run_id).startswith("http://127.0.0.1:5000/#/experiments/1/runs?")
     name, _ = tags
-    MlflowClient(tracking.tracking_uri()).set_experiment_tag(experiment.experiment_id, name, "somebody's own")
+    MlflowClient(tracking_uri()).set_experiment_tag(experiment.experiment_id, name, "somebody's own")
     with tracked():
         pass
     assert mlflow.get_experiment_by_name("peft-flow").tags[name] == "somebody's own"
@@ -294,7 +296,7 @@ def test_run_inside_another_is_its_child(workplace: Path) -> None:
         with pytest.raises(ValueError), tracked({"seed": 1}, work="b") as child:
             raise ValueError
         assert MlflowClient().get_run(parent).info.status == "RUNNING"
-    runs = {run_id: MlflowClient(tracking.tracking_uri()).get_run(run_id) for run_id in (parent, child)}
+    runs = {run_id: MlflowClient(tracking_uri()).get_run(run_id) for run_id in (parent, child)}
     assert runs[child].data.tags["mlflow.parentRunId"] == parent
     assert "mlflow.parentRunId" not in runs[parent].data.tags
     assert [runs[run_id].info.status for run_id in (parent, child)] == ["FINISHED", "FAILED"]
@@ -400,7 +402,7 @@ def test_model_whose_logging_broke_off_after_a_call_is_finished(
         assert tracking.try_to_send(work, at_once=True) or tracking.try_to_send(work, at_once=True)
         model_id = tracking.send_all(work).model_id
     assert calls, "it did break off"
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     run = api.get_run(run_id)
     (model,) = api.search_logged_models([run.info.experiment_id])
     assert model.model_id == model_id and model.status == "READY"
@@ -425,7 +427,7 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
 
     def send(name: str) -> None:
         work = str((WORK / name).resolve())
-        tracking.journal_of(work).add("inputs", values)
+        journal_of(work).add("inputs", values)
         tracking.send_all(work)
 
     with tracked() as one, tracked({"seed": 1}, work="b") as other:
@@ -442,7 +444,7 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
         monkeypatch.setattr(sqlalchemy_store, "uuid", Late())
         send("a")
     assert refused
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     for run_id in (one, other):
         (given,) = api.get_run(run_id).inputs.dataset_inputs
         assert given.dataset.name == values["name"]
@@ -452,7 +454,7 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
 def test_deletion_during_a_run_is_said_with_what_can_be_done(workplace: Path, what: str) -> None:
     from mlflow import MlflowClient
 
-    api = MlflowClient(tracking.tracking_uri())
+    api = MlflowClient(tracking_uri())
     with tracked() as run_id:
         work = str((WORK / "a").resolve())
         experiment = api.get_run(run_id).info.experiment_id
