@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from flows.finetune import finetune
-from tasks import data, splits
+from tasks.data import prepare as data
+from tasks.data import splits
 from tasks.scores import statistics
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tasks import resume
 from tasks.base.records import PreparedData
-from tasks.data import prepare
+from tasks.data.prepare import prepare
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config
 from tasks.tracking.run import tracked_run, try_to_send

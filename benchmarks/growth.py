@@ -28,7 +28,7 @@ LENGTHS, WORDS = (16, 32, 64, 128, 256, 500), 65_536
 
 
 def prepare_alone(file: str) -> None:
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
 
     began = time.perf_counter()
     Path("work").mkdir()

@@ -310,7 +310,7 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
 
 def run_bare(config: RunConfig, measured: Measured) -> None:
     """The same data, training, two evaluations and checkpoints, and nothing else."""
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
     from tasks.evaluation import measure_adapter
     from tasks.references import ask_foundation
     from tasks.training import fit_adapter

@@ -40,7 +40,7 @@ def run_finetune(options: Namespace) -> int:
     check_early(config.data)
 
     from tasks.base.fresh_process import reload_at_hand
-    from tasks.data import check_input
+    from tasks.data.prepare import check_input
 
     with reload_at_hand():
         with environment.without_collection():
@@ -74,7 +74,7 @@ def run_retrain(options: Namespace) -> int:
     check_early(config.data)
 
     from tasks.approval import check_approval
-    from tasks.data import check_input
+    from tasks.data.prepare import check_input
 
     check_approval(config)
     check_input(config.run_config())

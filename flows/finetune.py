@@ -16,10 +16,10 @@ from tasks.base.verdict import capital
 from tasks.base.words import shown_share
 from tasks.base.work import WORK, work_folder
 from tasks.comparison import caution, compare, headline
-from tasks.data import prepare_data
-from tasks.datacheck import check_data
+from tasks.data.datacheck import check_data
+from tasks.data.prepare import found_input, prepare_data
 from tasks.evaluation import evaluate_adapter
-from tasks.recording import found_input, record
+from tasks.recording import record
 from tasks.references import evaluate_baseline, evaluate_references
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated

@@ -14,7 +14,7 @@ from tasks.base.records import RunResult
 from tasks.base.verdict import capital
 from tasks.base.work import work_folder
 from tasks.comparison import caution
-from tasks.recording import found_input
+from tasks.data.prepare import found_input
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.settings.config import InputError, RunConfig, SeedsConfig
 from tasks.settings.loading import checked

@@ -16,21 +16,18 @@ from tasks.base.records import (
     Evaluation,
     Logged,
     PreparedData,
-    Source,
     TrainedAdapter,
 )
-from tasks.base.work import RunFolder, work_folder
+from tasks.base.work import RunFolder
 from tasks.card import model_card
 from tasks.comparison import description
-from tasks.data import find_input
-from tasks.duplicates import stable_keys
+from tasks.data.duplicates import stable_keys
+from tasks.data.frozen import frozen_rows
 from tasks.evaluation import paired_predictions
-from tasks.frozen import frozen_rows
 from tasks.settings.config import SPLITS, RunConfig
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url
-from tasks.tracking.flow import flow_tags
-from tasks.tracking.run import describe, log, log_files, send_all, tracked_run
+from tasks.tracking.run import describe, log, log_files, send_all
 from tasks.tracking.runlist import TABLES_TAG, tables_tag
 
 if TYPE_CHECKING:
@@ -271,12 +268,3 @@ def show_in_prefect(run_id: str, result: Comparison) -> None:
     page = (Path(result.folder) / "comparison.md").read_text(encoding="utf-8")
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
-
-
-def found_input(config: RunConfig, run: RunConfig) -> tuple[Source, Source]:
-    """Data set and foundation model of `config`; where they are not found, `run` is a failed run in MLflow too."""
-    try:
-        return find_input(config)
-    except Exception:
-        with tracked_run(run, work_folder(run), flow_tags()):
-            raise

@@ -20,15 +20,15 @@ from tasks.base.machine import environment_key
 from tasks.base.progress import tell, warn
 from tasks.base.records import Evaluation, PreparedData, digest
 from tasks.base.trouble import first_line, is_network_trouble
+from tasks.data.frozen import paired_columns
+from tasks.data.splits import stratified_rows
 from tasks.evaluation import write_evaluation
-from tasks.frozen import paired_columns
 from tasks.models import foundation as models
 from tasks.precision import use_bfloat16
 from tasks.registry import settle
 from tasks.settings.config import RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK
-from tasks.splits import stratified_rows
 from tasks.tracking.adapters import download_adapter
 from tasks.tracking.patience import answered, may_recover, reason
 from tasks.tracking.versions import Champion, find_champion

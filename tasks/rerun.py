@@ -11,7 +11,7 @@ from tasks.base.files import write_text
 from tasks.base.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
 from tasks.base.words import bounds, counted, format_p, markdown_table, plain, shown, shown_share
 from tasks.base.work import WORK
-from tasks.data import find_data
+from tasks.data.prepare import find_data
 from tasks.evaluation import read_predictions
 from tasks.models.foundation import find_model
 from tasks.runs import compare_runs

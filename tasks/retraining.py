@@ -16,14 +16,14 @@ from tasks.base.outcomes import Finding, Footprint, Gate, RetrainResult
 from tasks.base.progress import tell
 from tasks.base.records import Comparison, PreparedData, RunResult, Source, digest
 from tasks.base.work import WORK, RunFolder
-from tasks.data import prepare
-from tasks.frozen import in_our_columns, paired_columns
+from tasks.data.frozen import in_our_columns, paired_columns
+from tasks.data.prepare import prepare
+from tasks.data.splits import training_classes
 from tasks.gate import against_champion, page, without_champion
 from tasks.references import ChampionLeftOut, check_champion
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
 from tasks.sources.hub import NETWORK, patient
-from tasks.splits import training_classes
 from tasks.tracking import champions
 from tasks.tracking.address import run_url
 from tasks.tracking.asking import attach, download, runs_tagged

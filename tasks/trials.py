@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import PreparedData
 from tasks.base.work import RunFolder
 from tasks.comparison import slice_title
+from tasks.data.frozen import in_our_columns
 from tasks.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation import paired_predictions, read_predictions
-from tasks.frozen import in_our_columns
 from tasks.gate import NewClasses, Trial
 from tasks.references import among
 from tasks.settings.config import RunConfig
@@ -98,7 +98,7 @@ def unseen(rows: "pd.DataFrame", text_columns: Sequence[str], seen: set[int]) ->
     """Mask, (rows,), of those whose text is not in `seen`."""
     import numpy as np
 
-    from tasks.duplicates import stable_keys
+    from tasks.data.duplicates import stable_keys
 
     return np.asarray([key not in seen for key in stable_keys([rows[name] for name in text_columns])])
 

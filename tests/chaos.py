@@ -26,11 +26,11 @@ from tests.conftest import ROOT, free_port
 
 POINTS = {
     # where, and up to how many calls a run makes
-    "tasks.data:find_input": 1,
-    "tasks.data:check_input": 2,
-    "tasks.data:tokenize": 1,
-    "tasks.data:fingerprint": 2,
-    "tasks.datacheck:make_check": 1,
+    "tasks.data.prepare:find_input": 1,
+    "tasks.data.prepare:check_input": 2,
+    "tasks.data.prepare:tokenize": 1,
+    "tasks.data.prepare:fingerprint": 2,
+    "tasks.data.datacheck:make_check": 1,
     "tasks.references:measure": 4,
     "tasks.base.files:write_text": 40,
     "tasks.tracking.journal:append": 110,

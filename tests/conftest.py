@@ -289,7 +289,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="session")
 def trained(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """GPT-2 with LoRA, trained once a session on the reviews; leave its files as they are."""
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
     from tasks.training import fit_adapter
     from tasks.watching import Watcher
 

@@ -160,7 +160,7 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     from safetensors.torch import load_file
 
     from tasks import portable, references
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
     from tasks.models import serving
     from tasks.models.adapter import PROBE_TOLERANCE
     from tasks.settings.loading import validated
@@ -321,7 +321,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from tasks import data, portable, references, training  # noqa: F401
+    from tasks.data import prepare as data  # noqa: F401
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # else a forked process may wait for threads that it does not have

@@ -190,7 +190,7 @@ def test_text_fails_whole_at_its_write_and_at_its_rename(number: int, tmp_path: 
 
 
 def test_data_that_do_not_fit_leave_nothing_and_fit_later(small: SmallDisk, small_config: Any) -> None:
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
 
     small.fill(left=30_000)
     with pytest.raises(DiskFull, match=LINE):

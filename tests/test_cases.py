@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tasks.data.splits import Splits, read_splits
 from tasks.rows import find_rows, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import find
 from tasks.sources.reading import check_early, load
-from tasks.splits import Splits, read_splits
 from tests.conftest import ROOT
 
 CASES = ROOT.parent / "shared/cases"

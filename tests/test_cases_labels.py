@@ -13,7 +13,7 @@ from tasks.models.serving import check_request, keep_words_of_csv
 from tasks.settings.config import DataConfig, InputError
 from tasks.sources.hub import find
 from tests.conftest import SHARED, bare_data
-from tests.test_splits import read
+from tests.test_data_splits import read
 
 pytestmark = pytest.mark.hub
 CASES = SHARED / "cases"

@@ -46,7 +46,7 @@ def fitted(foundation: Any, reviews: Path, tmp_path: Path) -> Callable[..., Path
     """`fitted("dora", "bert")`: the folder of an adapter of that method, trained for two steps."""
 
     def make(method: str, family: str = "bert") -> Path:
-        from tasks.data import prepare
+        from tasks.data.prepare import prepare
         from tasks.training import fit_adapter
 
         config = validated(

@@ -131,7 +131,7 @@ def test_write_of_the_command_fails(tmp_path: Path) -> None:
 
 
 def test_nth_call_fails_in_every_module_that_has_a_copy(tmp_path: Path) -> None:
-    from tasks import data
+    from tasks.data import prepare as data
     from tasks.sources import hub
 
     file = str(tmp_path / "rows.csv")
@@ -149,13 +149,13 @@ def test_nth_call_fails_in_every_module_that_has_a_copy(tmp_path: Path) -> None:
 
 def test_methods_and_prefect_tasks_fail_too(tmp_path: Path) -> None:
     from tasks.base.records import Place
-    from tasks.data import prepare_data
+    from tasks.data.prepare import prepare_data
 
     with fail_nth("tasks.base.records", "Place.write", 1, OSError("broken")), pytest.raises(OSError, match="broken"):
         Place(split="test", row=1).write(tmp_path / "a")
     Place(split="test", row=1).write(tmp_path / "a")
     function = prepare_data.fn
-    with fail_nth("tasks.data", "prepare_data", 1, OSError("broken")), pytest.raises(OSError, match="broken"):
+    with fail_nth("tasks.data.prepare", "prepare_data", 1, OSError("broken")), pytest.raises(OSError, match="broken"):
         prepare_data.fn(None, "")
     assert prepare_data.fn is function
 

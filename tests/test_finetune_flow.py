@@ -214,7 +214,7 @@ def test_recorded_configuration_is_the_one_that_ran(finished: Run) -> None:
 
 
 def test_logged_test_rows_are_a_test_file_for_later_data(finished: Run, tmp_path: Path) -> None:
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
 
     file = artifacts(finished) / "comparison/test.parquet"
     values = finished.config.model_dump()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.data import check_input
+from tasks.data.prepare import check_input
 from tasks.models import serving, trial
 from tasks.models.foundation import load_tokenizer
 from tasks.settings.config import InputError, RunConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tasks.data import prepare
+from tasks.data.prepare import prepare
 from tasks.models import serving
 from tasks.precision import quick_autocast, use_bfloat16
 from tasks.training import fit_adapter

@@ -15,7 +15,7 @@ from tasks import references
 from tasks.base.records import Evaluation, PreparedData, file_sha256
 from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
-from tasks.data import prepare
+from tasks.data.prepare import prepare
 from tasks.evaluation import paired_predictions, read_predictions
 from tasks.models import foundation as models
 from tasks.models import serving

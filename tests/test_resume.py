@@ -15,7 +15,7 @@ from tasks import checkpoint, resume, training, watching
 from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.checkpoint import newest_checkpoint, newest_first
-from tasks.data import prepare
+from tasks.data.prepare import prepare
 from tasks.resume import NotContinued
 from tasks.settings.config import AdapterMethod, RunConfig
 from tasks.training import fit_adapter

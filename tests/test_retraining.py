@@ -11,14 +11,14 @@ import pytest
 from tasks import retraining, trials
 from tasks.base.records import PreparedData, Source
 from tasks.base.work import RunFolder
-from tasks.duplicates import stable_keys
+from tasks.data.duplicates import stable_keys
 from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import find
 from tasks.tracking.versions import Champion
 from tasks.trials import LABEL, new_classes, own_trial, trial_of
 from tests.conftest import bare_data, made_up_data
-from tests.test_splits import film_reviews, write
+from tests.test_data_splits import film_reviews, write
 
 CHAMPION = Champion(uri="models:/reviews/1", version="1", source="m-1", run_id="0")
 Frozen = Callable[..., pd.DataFrame | None]

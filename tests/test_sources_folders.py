@@ -11,7 +11,7 @@ from tasks.settings.loading import validated
 from tasks.sources import reading
 from tasks.sources.folders import describe, look_into
 from tasks.sources.hub import find
-from tests.test_splits import film_reviews, read, write
+from tests.test_data_splits import film_reviews, read, write
 
 
 def load(folder: Path, **fields: Any) -> Any:

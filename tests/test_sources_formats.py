@@ -21,7 +21,7 @@ from tasks.sources.formats import columns_of, notes_of, read_rows
 from tasks.sources.kept import rows_of
 from tasks.sources.opened import Broken
 from tasks.sources.tables import unsaved_formulas
-from tests.test_splits import read as splits_of
+from tests.test_data_splits import read as splits_of
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "2026-01-02", "NA", "007"]
 LABELS = ["0100", "007.1", "1", "01", "null", "None"]

@@ -357,7 +357,7 @@ def test_same_rows_from_csv_files_have_the_fingerprint_of_the_hub_data_set(
 ) -> None:
     import pandas as pd
 
-    from tasks.data import prepare
+    from tasks.data.prepare import prepare
     from tasks.settings.loading import validated
 
     (tmp_path / "data").mkdir()

@@ -13,7 +13,7 @@ import pytest
 from tasks.settings.config import InputError
 from tasks.sources import kept
 from tasks.sources.kept import rows_of
-from tests.test_splits import film_reviews, write
+from tests.test_data_splits import film_reviews, write
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.settings.config import InputError
 from tests.conftest import ROOT, sentences
-from tests.test_splits import FORMATS, SPLITS, film_reviews, fingerprint_of, read, write
+from tests.test_data_splits import FORMATS, SPLITS, film_reviews, fingerprint_of, read, write
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from tasks import training, watching
 from tasks.base.records import PreparedData, TrainedAdapter
-from tasks.data import prepare
+from tasks.data.prepare import prepare
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving

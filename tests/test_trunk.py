@@ -8,7 +8,7 @@ import pytest
 
 from tasks import trunk as trunks
 from tasks.base.records import PreparedData
-from tasks.data import check_input, prepare
+from tasks.data.prepare import check_input, prepare
 from tasks.evaluation import measure_adapter
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models

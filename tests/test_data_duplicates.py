@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks.base.words import named_rows
-from tasks.duplicates import (
+from tasks.data.duplicates import (
     conflicts,
     describe_sharing,
     leaked_rows,

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.words import counted, listed, named_rows
-from tasks.duplicates import normal
+from tasks.data.duplicates import normal
 from tasks.settings.config import DataConfig, InputError
 from tasks.sources.columns import column_values
 from tasks.sources.reading import class_names, labelled_instead
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
 
+
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 """A whole number; pandas writes those of a column with gaps as 1.0."""
 
+
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?|[0-9]+(?:\.[0-9]+)?e-[0-9]+|inf|infinity)", re.IGNORECASE)
+
 
 NOTHING = {"nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"}
 """Words that programs write where there is no label; in small letters."""
 
+
 SEPARATORS = ("|", ";", ",")
 """Of several labels in one."""
+
 
 MOST_LETTERS = 200
 """In the name of a class."""

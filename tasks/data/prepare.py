@@ -12,16 +12,19 @@ from prefect import task
 from tasks.base.files import whole, write_text
 from tasks.base.machine import environment_key
 from tasks.base.records import PreparedData, Source, digest
-from tasks.datacheck import CHECK_FILE, PAGE_FILE, make_check
-from tasks.frozen import file_revision
+from tasks.base.work import work_folder
+from tasks.data.datacheck import CHECK_FILE, PAGE_FILE, make_check
+from tasks.data.frozen import file_revision
+from tasks.data.splits import read_splits
+from tasks.data.tokens import key_of_tokens, known_texts, tokenize
 from tasks.models import foundation as models
 from tasks.models.adapter import check_adapter
 from tasks.models.trial import try_model
 from tasks.settings.config import DEMO_DATA, SPLITS, RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
-from tasks.splits import read_splits
-from tasks.tokens import key_of_tokens, known_texts, tokenize
+from tasks.tracking.flow import flow_tags
+from tasks.tracking.run import tracked_run
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -152,3 +155,12 @@ def fingerprint_parts(
         for batch in splits[role].select_columns([*text_columns, "label"]).iter(batch_size=1000):
             for *texts, label in zip(*(batch[column] for column in text_columns), batch["label"], strict=True):
                 yield from (*texts, str(label))
+
+
+def found_input(config: RunConfig, run: RunConfig) -> tuple[Source, Source]:
+    """Data set and foundation model of `config`; where they are not found, `run` is a failed run in MLflow too."""
+    try:
+        return find_input(config)
+    except Exception:
+        with tracked_run(run, work_folder(run), flow_tags()):
+            raise

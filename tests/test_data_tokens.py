@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import tokens
 from tasks.base.records import PreparedData, Source
-from tasks.data import prepare
-from tasks.datacheck import read_check
+from tasks.data import tokens
+from tasks.data.datacheck import read_check
+from tasks.data.prepare import prepare
 from tasks.models import foundation as model
 from tasks.models import serving
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tests.conftest import SHARED, sentences
-from tests.test_splits import film_reviews, read, write
+from tests.test_data_splits import film_reviews, read, write
 
 Configure = Callable[..., RunConfig]
 

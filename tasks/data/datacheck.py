@@ -11,9 +11,9 @@ from tasks.base.files import write_text
 from tasks.base.records import DataCheck, Place, PreparedData, SameText
 from tasks.base.words import counted, listed, named_rows
 from tasks.base.work import RunFolder
-from tasks.datapage import check_page, tables_page
-from tasks.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
-from tasks.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
+from tasks.data.datapage import check_page, tables_page
+from tasks.data.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
+from tasks.data.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
 from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
 from tasks.settings.config import SPLITS, DataConfig, RunConfig
 from tasks.sources.hub import NETWORK
@@ -23,22 +23,28 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from tasks.splits import Splits
+    from tasks.data.splits import Splits
+
 
 CHECK_FILE, PAGE_FILE = "data_check.json", "data_check.md"
+
 
 MOST_TEXTS, MOST_PLACES, TEXT_CHARACTERS = 10_000, 100, 80
 """Shared texts that a record names, rows of each, and how much of the text: enough to repair a file by."""
 
+
 BINS = 20
 """Of the histogram of token lengths, about."""
+
 
 FEW_TEST_ROWS = 30
 """A class with fewer: its recall moves in steps of three points, and 95 % intervals of macro-F1 covered as little as
 75 % of the cases with 9 rows."""
 
+
 SHARE_DIFFERENCE, SHARE_P_VALUE = 0.05, 0.001
 """The classes are spread differently where the share of one differs by more, and not by chance (chi-square)."""
+
 
 MUCH_TRUNCATED = 0.1
 """Share of the rows."""

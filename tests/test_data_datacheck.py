@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import datacheck, duplicates, splits
 from tasks.base.records import DataCheck, Place, PreparedData
 from tasks.base.work import WORK
-from tasks.data import check_input, prepare
-from tasks.datacheck import (
+from tasks.data import datacheck, duplicates, splits
+from tasks.data.datacheck import (
     balance_warnings,
     check_data,
     histogram,
@@ -23,11 +22,12 @@ from tasks.datacheck import (
     read_check,
     twin_warnings,
 )
+from tasks.data.prepare import check_input, prepare
 from tasks.scores.statistics import detectable_difference
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
 from tests.conftest import SHARED, tracked
-from tests.test_splits import film_reviews, write
+from tests.test_data_splits import film_reviews, write
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import data
-from tasks.data import find_data
-from tasks.labels import numbers_first
+from tasks.data import prepare as data
+from tasks.data.labels import numbers_first
+from tasks.data.prepare import find_data
+from tasks.data.splits import Splits, read_splits, stratified_rows
 from tasks.settings.config import DataConfig, InputError
 from tasks.settings.loading import validated
 from tasks.sources.reading import check_columns
-from tasks.splits import Splits, read_splits, stratified_rows
 from tests.conftest import sentences
 
 FORMATS = ("csv", "json", "jsonl", "parquet")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import DataCheck, SameText
 from tasks.base.words import counted, listed, markdown_table
-from tasks.frozen import describe_kept_out
+from tasks.data.frozen import describe_kept_out
 from tasks.settings.config import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np
+
 
 TEXTS_SHOWN = 50
 """Shared texts on the page; data_check.json has more."""

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import datapage
-from tasks.data import prepare
-from tasks.datacheck import read_check
-from tasks.datapage import check_page, shares
+from tasks.data import datapage
+from tasks.data.datacheck import read_check
+from tasks.data.datapage import check_page, shares
+from tasks.data.prepare import prepare
 from tasks.settings.loading import validated
-from tests.test_splits import film_reviews, write
+from tests.test_data_splits import film_reviews, write
 
 
 def page_of(folder: Path, foundation: Any, train: pd.DataFrame, test: pd.DataFrame) -> str:

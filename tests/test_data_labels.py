@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tasks.datacheck import label_warnings
-from tasks.labels import are_codes, are_many_numbers, as_label, same_word, several_labels
+from tasks.data.datacheck import label_warnings
+from tasks.data.labels import are_codes, are_many_numbers, as_label, same_word, several_labels
 from tasks.settings.config import InputError
-from tests.test_splits import film_reviews, read, write
+from tests.test_data_splits import film_reviews, read, write
 
 ROWS = 60
 TEXTS = list(film_reviews()["text"][:ROWS])

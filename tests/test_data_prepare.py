@@ -11,17 +11,17 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks import data
 from tasks.base.records import PreparedData
-from tasks.data import prepare
-from tasks.datacheck import read_check
+from tasks.data import prepare as data
+from tasks.data.datacheck import read_check
+from tasks.data.prepare import prepare
 from tasks.models import foundation as model
 from tasks.models.serving import model_rows
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import load_config, validated
 from tasks.sources.hub import HubUnreachable, network_may_recover
 from tests.conftest import ROOT
-from tests.test_splits import film_reviews, fingerprint_of, write
+from tests.test_data_splits import film_reviews, fingerprint_of, write
 
 
 def tokenizer_of(prepared: PreparedData, config: RunConfig) -> Any:
@@ -128,7 +128,7 @@ def test_data_are_tokenized_again_by_other_packages(
     reviews: Path, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = prepare(configure(reviews), tmp_path)
-    monkeypatch.setattr("tasks.data.environment_key", lambda: "after an upgrade")
+    monkeypatch.setattr("tasks.data.prepare.environment_key", lambda: "after an upgrade")
     assert prepare(configure(reviews), tmp_path).folder != before.folder
 
 

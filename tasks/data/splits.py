@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.records import Source
 from tasks.base.words import counted, named_rows
-from tasks.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
-from tasks.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.labels import class_names_of, encode_labels, read_labels
+from tasks.data.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
+from tasks.data.frozen import describe_kept_out, keep_out, read_test_file, renumbered
+from tasks.data.labels import class_names_of, encode_labels, read_labels
 from tasks.settings.config import SPLITS, DataConfig, InputError
 from tasks.sources.columns import column_values, numbers
 from tasks.sources.reading import (
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
 
+
 CUT_FRACTION = 0.1
 """Share of the training rows that becomes a validation or test split where there is none."""
 
+
 MOST_SLICE_COLUMNS, MOST_SLICES = 5, 20
 """Further columns worth scoring by, and different values in each."""
+
 
 NO_VALUE = "(none)"
 

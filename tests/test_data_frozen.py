@@ -10,13 +10,13 @@ import pytest
 
 from tasks.base.records import PreparedData
 from tasks.base.work import work_folder
-from tasks.data import find_data, find_input, prepare
-from tasks.datacheck import read_check
-from tasks.frozen import frozen_rows, in_our_columns
+from tasks.data.datacheck import read_check
+from tasks.data.frozen import frozen_rows, in_our_columns
+from tasks.data.prepare import find_data, find_input, prepare
+from tasks.data.splits import Splits, read_splits
 from tasks.references import measurement_key
 from tasks.settings.config import DataConfig, InputError, RunConfig
-from tasks.splits import Splits, read_splits
-from tests.test_splits import film_reviews, write
+from tests.test_data_splits import film_reviews, write
 
 Configure = Callable[..., RunConfig]
 
