@@ -17,14 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from tasks import resume
 from tasks.base.records import PreparedData
 from tasks.data.prepare import prepare
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import load_config
 from tasks.tracking.run import tracked_run, try_to_send
-from tasks.training import fit_adapter, train_adapter
-from tasks.watching import Watcher
+from tasks.training import resume
+from tasks.training.fit import fit_adapter, train_adapter
+from tasks.training.watching import Watcher
 
 DEFAULT_SHARE = resume.MOST_SHARE
 

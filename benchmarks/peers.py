@@ -313,8 +313,8 @@ def run_bare(config: RunConfig, measured: Measured) -> None:
     from tasks.data.prepare import prepare
     from tasks.evaluation import measure_adapter
     from tasks.references import ask_foundation
-    from tasks.training import fit_adapter
-    from tasks.watching import Watcher
+    from tasks.training.fit import fit_adapter
+    from tasks.training.watching import Watcher
 
     measured.watch()
     work = Path("work")

@@ -28,7 +28,7 @@ from tasks.tracking.address import run_url
 from tasks.tracking.flow import flow_tags, link_to_mlflow, live
 from tasks.tracking.journal import run_id_of
 from tasks.tracking.run import tracked_run
-from tasks.training import train_adapter
+from tasks.training.fit import train_adapter
 
 
 def flow_run_name() -> str:

@@ -28,7 +28,7 @@ from tasks.evaluation import Predictions
 from tasks.scores.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.settings.config import SPLITS
 from tasks.settings.rivals import NAMES, TITLES
-from tasks.watching import final_points
+from tasks.training.watching import final_points
 
 if TYPE_CHECKING:
     import numpy as np

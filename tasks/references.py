@@ -24,7 +24,6 @@ from tasks.data.frozen import paired_columns
 from tasks.data.splits import stratified_rows
 from tasks.evaluation import write_evaluation
 from tasks.models import foundation as models
-from tasks.precision import use_bfloat16
 from tasks.registry import settle
 from tasks.settings.config import RunConfig
 from tasks.sources.columns import numbers
@@ -32,6 +31,7 @@ from tasks.sources.hub import NETWORK
 from tasks.tracking.adapters import download_adapter
 from tasks.tracking.patience import answered, may_recover, reason
 from tasks.tracking.versions import Champion, find_champion
+from tasks.training.precision import use_bfloat16
 
 if TYPE_CHECKING:
     import numpy as np

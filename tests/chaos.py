@@ -35,10 +35,10 @@ POINTS = {
     "tasks.base.files:write_text": 40,
     "tasks.tracking.journal:append": 110,
     "tasks.tracking.journal:Journal.mark": 90,
-    "tasks.checkpoint:write_checkpoint": 12,
+    "tasks.training.checkpoint:write_checkpoint": 12,
     "tasks.base.files:flush": 60,
-    "tasks.training:fit_adapter": 1,
-    "tasks.watching:curve_point": 60,
+    "tasks.training.fit:fit_adapter": 1,
+    "tasks.training.watching:curve_point": 60,
     "tasks.models.adapter:save_adapter": 1,
     "tasks.evaluation:write_evaluation": 4,
     "tasks.evaluation:run_offline": 1,
@@ -59,8 +59,8 @@ POINTS = {
 
 START = """
 import sys
-import tasks.resume
-tasks.resume.MOST_SHARE = 0.2  # more checkpoints than usual: what they hold must not show in the result
+import tasks.training.resume
+tasks.training.resume.MOST_SHARE = 0.2  # more checkpoints than usual: what they hold must not show in the result
 from tests.faults import main
 sys.exit(main())
 """

@@ -290,8 +290,8 @@ class Trained(NamedTuple):
 def trained(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """GPT-2 with LoRA, trained once a session on the reviews; leave its files as they are."""
     from tasks.data.prepare import prepare
-    from tasks.training import fit_adapter
-    from tasks.watching import Watcher
+    from tasks.training.fit import fit_adapter
+    from tasks.training.watching import Watcher
 
     work = tmp_path_factory.mktemp("trained")
     config = validated(

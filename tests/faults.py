@@ -1,6 +1,6 @@
 """Faults on purpose, without any hook in the product: kills, failing calls and writes, cut connections, full disks.
 
-    python -m tests.faults --kill tasks.training:fit_adapter:1:after -- finetune CONFIG.yaml --seed 3
+    python -m tests.faults --kill tasks.training.fit:fit_adapter:1:after -- finetune CONFIG.yaml --seed 3
 
 runs `peft-flow finetune CONFIG.yaml --seed 3` in this process with the faults installed and ends with its exit code.
 

@@ -164,8 +164,8 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     from tasks.models import serving
     from tasks.models.adapter import PROBE_TOLERANCE
     from tasks.settings.loading import validated
-    from tasks.training import fit_adapter
-    from tasks.watching import Watcher
+    from tasks.training.fit import fit_adapter
+    from tasks.training.watching import Watcher
 
     config = validated(
         {

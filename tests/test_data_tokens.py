@@ -131,8 +131,8 @@ def test_special_token_in_a_text_is_text(family: str, foundation: Any, tmp_path:
 def test_text_with_an_end_token_is_trained_on_and_served(
     family: str, foundation: Any, small_config: Any, tmp_path: Path
 ) -> None:
-    from tasks.training import fit_adapter
-    from tasks.watching import Watcher
+    from tasks.training.fit import fit_adapter
+    from tasks.training.watching import Watcher
 
     frame = pd.DataFrame({"text": sentences(4)[0], "label": sentences(4)[1]})
     frame["text"] += [" </s>" if row % 3 else " <pad> </s></s> film" for row in frame.index]

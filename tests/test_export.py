@@ -17,7 +17,7 @@ from tasks.export import ExportMismatch, check_folder, check_settings, export, s
 from tasks.models import serving
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
-from tasks.watching import Watcher
+from tasks.training.watching import Watcher
 from tests.conftest import Trained
 
 TEXTS = ["i loved every minute of it", "dull", "a warm and funny film and " * 20]
@@ -47,7 +47,7 @@ def fitted(foundation: Any, reviews: Path, tmp_path: Path) -> Callable[..., Path
 
     def make(method: str, family: str = "bert") -> Path:
         from tasks.data.prepare import prepare
-        from tasks.training import fit_adapter
+        from tasks.training.fit import fit_adapter
 
         config = validated(
             {

@@ -337,7 +337,7 @@ def burn(*arguments: Any) -> None:
 def test_failed_run_is_failed_in_mlflow(
     small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.training.fit_adapter", burn)
+    monkeypatch.setattr("tasks.training.fit.fit_adapter", burn)
     with pytest.raises(RuntimeError, match="on fire"):
         run_flow(small_config())
     assert last_status(workplace) == "FAILED"

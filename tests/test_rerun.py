@@ -249,7 +249,7 @@ def test_rerun_trains_anew_is_bit_identical_and_leads_back_to_the_first_run(
 ) -> None:
     from mlflow import MlflowClient
 
-    from tasks import training
+    from tasks.training import fit as training
 
     fitted: list[Path] = []
     fit = training.fit_adapter

@@ -441,7 +441,7 @@ def test_failing_seed_fails_the_parent_and_says_which(
     small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.seeds import finetune_seeds
-    from tasks import training
+    from tasks.training import fit as training
 
     fit = training.fit_adapter
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, get_args
 import pytest
 
 from tasks.base.records import Source
-from tasks.checkpoint import put_back, trained_tensors
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
@@ -17,6 +16,7 @@ from tasks.settings.config import AdapterMethod, InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
 from tasks.sources.hub import find
+from tasks.training.checkpoint import put_back, trained_tensors
 from tests.conftest import bare_data, sentences
 
 FAMILIES = ("gpt2", "bert", "roberta", "distilbert", "llama")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tasks.dropout import keep, quick_dropout
-from tests.test_trimming import Prepared
+from tasks.training.dropout import keep, quick_dropout
+from tests.test_training_trimming import Prepared
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5])

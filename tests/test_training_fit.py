@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import training, watching
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
 from tasks.settings.config import RunConfig
-from tasks.training import fit_adapter, planned_steps
-from tasks.watching import Progress, Watcher, final_points
+from tasks.training import fit as training
+from tasks.training import watching
+from tasks.training.fit import fit_adapter, planned_steps
+from tasks.training.watching import Progress, Watcher, final_points
 from tests.conftest import Trained, sentences
 
 STEPS_PER_EPOCH = 6

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from tasks import checkpoint, resume, training, watching
 from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
-from tasks.checkpoint import newest_checkpoint, newest_first
 from tasks.data.prepare import prepare
-from tasks.resume import NotContinued
 from tasks.settings.config import AdapterMethod, RunConfig
-from tasks.training import fit_adapter
-from tasks.watching import Progress, Watcher
+from tasks.training import checkpoint, resume, watching
+from tasks.training import fit as training
+from tasks.training.checkpoint import newest_checkpoint, newest_first
+from tasks.training.fit import fit_adapter
+from tasks.training.resume import NotContinued
+from tasks.training.watching import Progress, Watcher
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
@@ -205,7 +206,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_adapter_that_was_drawn_anew_is_refused(cut: tuple[Job, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = cut
-    monkeypatch.setattr("tasks.trainer.put_back", lambda model, tensors: None)  # the weights stay as they were drawn
+    monkeypatch.setattr(
+        "tasks.training.trainer.put_back", lambda model, tensors: None
+    )  # the weights stay as they were drawn
     with pytest.raises(NotContinued, match="is not the one that was trained"):
         one.fit("cut")
 
@@ -255,7 +258,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of the test's own: a step takes a second, a checkpoint two."""
     clock = [0.0]
-    monkeypatch.setattr("tasks.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tasks.training.trainer.time.monotonic", lambda: clock[0])
     written: list[int] = []
     write = checkpoint.write_checkpoint
 
@@ -267,7 +270,7 @@ def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch:
     def report(progress: Progress) -> None:
         clock[0] += progress.point is None
 
-    monkeypatch.setattr("tasks.trainer.write_checkpoint", write_slowly)
+    monkeypatch.setattr("tasks.training.trainer.write_checkpoint", write_slowly)
     one = job({"training": {"epochs": 40}})
     fit_adapter(one.config, one.data, one.root / "run", Watcher(report))
     assert written[0] <= 6 and len(written) >= 2

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tasks import trunk as trunks
 from tasks.base.records import PreparedData
 from tasks.data.prepare import check_input, prepare
 from tasks.evaluation import measure_adapter
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.settings.config import InputError, RunConfig
-from tasks.trunk import STATES, Trunk
+from tasks.training import trunk as trunks
+from tasks.training.trunk import STATES, Trunk
 from tests.conftest import Trained
 from tests.test_settings_methods import FAMILIES
 
@@ -152,8 +152,8 @@ def test_file_with_other_content_is_refused(job: Callable[..., Job], own_trunks:
 def test_training_learns_and_what_it_saves_is_an_adapter_like_any(
     small_config: Any, tmp_path: Path, own_trunks: Path
 ) -> None:
-    from tasks.training import fit_adapter
-    from tasks.watching import Watcher
+    from tasks.training.fit import fit_adapter
+    from tasks.training.watching import Watcher
 
     changes = {"adapter": {"layers": 1}, "training": {"epochs": 8, "learning_rate": 0.02}}
     config = small_config(changes)

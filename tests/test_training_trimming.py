@@ -12,7 +12,7 @@ from tasks.models import foundation as models
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS
 from tasks.sources.hub import find
-from tasks.trimming import trim_last_block
+from tasks.training.trimming import trim_last_block
 from tests.conftest import sentences
 from tests.support import build
 from tests.test_settings_methods import FAMILIES, REFUSED

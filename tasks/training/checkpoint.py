@@ -16,8 +16,12 @@ from tasks.base.records import file_sha256
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 KEPT = 2
+
+
 MANIFEST, STATE = "manifest.json", "state.json"
+
 
 Tensors = dict[str, "Tensor"]
 

@@ -1,6 +1,6 @@
 """A Trainer that can be stopped anywhere: it goes on from its newest checkpoint, bit for bit as if nothing had been.
 
-What Trainer's own checkpoints lack for that, see tasks/resume.py. Imported only where a training begins: it is built on
+What Trainer's own checkpoints lack for that, see tasks/training/resume.py. Imported only where a training begins: it is built on
 transformers.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from tasks import resume
-from tasks.checkpoint import (
+from tasks.training import resume
+from tasks.training.checkpoint import (
     Checkpoint,
     newest_checkpoint,
     pack_optimizer,
@@ -26,7 +26,7 @@ from tasks.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
-from tasks.resume import (
+from tasks.training.resume import (
     FIRST_GUESS_SECONDS,
     PROBE_ROWS,
     Best,

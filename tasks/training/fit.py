@@ -14,21 +14,22 @@ from tasks.base.fresh_process import free_device_memory
 from tasks.base.progress import progress_artifact, tell, warn
 from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
 from tasks.base.work import RunFolder
-from tasks.checkpoint import newest_step
-from tasks.dropout import quick_dropout
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models.adapter import PROBE_ROWS
-from tasks.precision import quick_autocast, use_bfloat16
 from tasks.settings.config import RunConfig
 from tasks.tracking.run import describe, log, log_files
-from tasks.trimming import trim_last_block
-from tasks.trunk import PLACE, Trunk
-from tasks.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
+from tasks.training.checkpoint import newest_step
+from tasks.training.dropout import quick_dropout
+from tasks.training.precision import quick_autocast, use_bfloat16
+from tasks.training.trimming import trim_last_block
+from tasks.training.trunk import PLACE, Trunk
+from tasks.training.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainerCallback, TrainingArguments
+
 
 CURVE_POINTS = 100
 """Training loss is reported about this many times a run: enough for a curve, few enough to cost nothing."""
@@ -268,7 +269,7 @@ def build_trainer(
     from transformers.trainer_callback import PrinterCallback
 
     from tasks.scores.metrics import score
-    from tasks.trainer import ResumableTrainer
+    from tasks.training.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
     if config.adapter.method == "adalora":
@@ -330,7 +331,7 @@ def training_arguments(
         # rows of like length share a batch: half the padding of random batches, still shuffled by seed
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
-        save_strategy="no",  # tasks/trainer.py decides when
+        save_strategy="no",  # tasks/training/trainer.py decides when
         metric_for_best_model=f"eval_{training.selection_metric}",
         greater_is_better=training.selection_metric != "log_loss",
         logging_steps=max(1, steps // CURVE_POINTS),

@@ -7,9 +7,9 @@ import pytest
 
 from tasks.data.prepare import prepare
 from tasks.models import serving
-from tasks.precision import quick_autocast, use_bfloat16
-from tasks.training import fit_adapter
-from tasks.watching import Watcher
+from tasks.training.fit import fit_adapter
+from tasks.training.precision import quick_autocast, use_bfloat16
+from tasks.training.watching import Watcher
 
 
 @pytest.mark.parametrize(
