@@ -188,7 +188,7 @@ def run_promote(options: Namespace) -> int:
     reason = given_reason(options.reason)
 
     from tasks.base import environment  # before the libraries that read it
-    from tasks.registry import promote
+    from tasks.registry.decisions import promote
 
     with environment.without_collection():
         return tell_champion(promote(options.name, options.version, reason, by=user()))
@@ -198,7 +198,7 @@ def run_rollback(options: Namespace) -> int:
     reason = given_reason(options.reason)
 
     from tasks.base import environment  # before the libraries that read it
-    from tasks.registry import rollback
+    from tasks.registry.decisions import rollback
 
     with environment.without_collection():
         return tell_champion(rollback(options.name, reason, by=user()))
@@ -231,14 +231,14 @@ def user() -> str:
 
 def run_history(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.history import history_of, history_text
+    from tasks.registry.history import history_of, history_text
 
     picture: Path | None = options.picture
     if picture and (picture.suffix != ".png" or not picture.absolute().parent.is_dir()):
         raise InputError(f"--picture must be a file NAME.png in a folder that is there, not {str(picture)!r:.80}")
     history = history_of(options.name)
     if picture:
-        from tasks.timeline import draw
+        from tasks.registry.timeline import draw
 
         picture.write_bytes(draw(history))
     print(history.model_dump_json() if options.json else history_text(history))

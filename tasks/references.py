@@ -24,7 +24,7 @@ from tasks.data.frozen import paired_columns
 from tasks.data.splits import stratified_rows
 from tasks.evaluation import write_evaluation
 from tasks.models import foundation as models
-from tasks.registry import settle
+from tasks.registry.decisions import settle
 from tasks.settings.config import RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK

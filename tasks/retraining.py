@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from tasks import registry
 from tasks.approval import Approval
 from tasks.base.files import write_text
 from tasks.base.fresh_process import run_offline
@@ -21,6 +20,7 @@ from tasks.data.prepare import prepare
 from tasks.data.splits import training_classes
 from tasks.gate import against_champion, page, without_champion
 from tasks.references import ChampionLeftOut, check_champion
+from tasks.registry import decisions as registry
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
 from tasks.sources.hub import NETWORK, patient

@@ -342,7 +342,7 @@ def test_several_seeds_are_summed_up_the_same_way(
 def test_promote_and_rollback_say_who_is_champion_and_record_who_gave_the_command(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.registry import decisions
+    from tasks.registry.decisions import decisions
 
     register(workplace, "reviews", 2)
     monkeypatch.setenv("LOGNAME", "anna")
@@ -377,7 +377,7 @@ def test_what_cannot_be_promoted_or_rolled_back_is_said_in_one_line(
 
 def test_rollback_loads_neither_prefect_nor_torch(workplace: Path) -> None:
     """In an emergency it takes what importing MLflow takes, and little more."""
-    from tasks.registry import promote
+    from tasks.registry.decisions import promote
 
     register(workplace, "reviews", 2)
     for version in ("1", "2"):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from tasks import registry
 from tasks.base.outcomes import RetrainResult
+from tasks.registry import decisions as registry
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
 from tasks.tracking.decision import Decision

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from tasks import registry
 from tasks.base.outcomes import RetrainResult
+from tasks.registry import decisions as registry
 from tasks.settings.config import SPLITS, RetrainConfig
 from tasks.settings.loading import checked
 from tasks.tracking.decision import Decision
@@ -137,7 +137,7 @@ def test_step_back_in_the_middle_holds_until_something_better_comes(year: Year) 
 
 
 def test_history_of_the_alias_is_what_happened(year: Year) -> None:
-    from tasks.history import history_of
+    from tasks.registry.history import history_of
 
     champion, told, history = None, [], history_of(NAME)
     for decision in year.decisions:

@@ -1,15 +1,11 @@
 """The life of a registered model: every version with its score, who promoted it and why, and which one was in use."""
 
-import base64
-import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from tasks.base.events import in_flow
-from tasks.base.progress import warn
-from tasks.base.records import Interval, Record, digest
+from tasks.base.records import Interval, Record
 from tasks.base.words import bounds, counted, markdown_table
-from tasks.registry import settle
+from tasks.registry.decisions import settle
 from tasks.tracking.asking import RunFacts, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.decision import MOVES, Decision, holder, moment, outcome, recorded
@@ -144,6 +140,7 @@ def history_text(history: History, links: bool = False) -> str:
 
 DECIDED = ("decision", "by", "why")
 
+
 MOST_CHARACTERS = 200
 """Of a reason in a table; MLflow and --json have all of it."""
 
@@ -180,31 +177,3 @@ def decided(decision: Decision, version: str, links: bool) -> tuple[str, str, st
     if links and decision.flow_run_url:
         by = f"[{by}]({decision.flow_run_url})"
     return outcome(decision, version), by, why
-
-
-def publish(name: str) -> None:
-    """The history as an artifact of the flow run at hand, with its picture. It never disturbs the run."""
-    if not in_flow():
-        return
-    from prefect.artifacts import create_markdown_artifact
-
-    try:
-        history = history_of(name)
-        create_markdown_artifact(page(history), key=artifact_key(name), description=f"All versions of {name}")
-    except Exception as error:
-        warn("the history of %s is not shown: %s", name, error)
-
-
-def page(history: History) -> str:
-    from tasks.timeline import draw
-
-    picture = ""
-    if any(version.accuracy for version in history.versions):
-        picture = f"![History](data:image/png;base64,{base64.b64encode(draw(history)).decode()})\n\n"
-    return f"# History of {history.name}\n\n{picture}{history_text(history, links=True)}\n"
-
-
-def artifact_key(name: str) -> str:
-    """`history-NAME` in the letters that Prefect takes; names that would lose theirs get a digest."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return f"history-{plain if plain == name else '-'.join(filter(None, (plain, digest(name)[:6])))}"

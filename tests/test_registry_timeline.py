@@ -10,10 +10,10 @@ from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from tasks.base.drawing import STYLE
-from tasks.history import History, VersionHistory, letters_of
+from tasks.registry.history import History, VersionHistory, letters_of
+from tasks.registry.timeline import LOOKS, draw, slots_of, timeline
 from tasks.scores.statistics import wilson_interval
 from tasks.settings.config import InputError
-from tasks.timeline import LOOKS, draw, slots_of, timeline
 from tasks.tracking.decision import Decision
 from tests.test_plots import visible_texts
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tasks import registry
-from tasks.registry import Overtaken, decisions, keep, promote, rollback, settle
+from tasks.registry import decisions as registry
+from tasks.registry.decisions import Overtaken, decisions, keep, promote, rollback, settle
 from tasks.settings.config import InputError
 from tasks.tracking import adapters, decision
 from tasks.tracking.decision import Decision
@@ -273,7 +273,7 @@ SAID: dict[str, dict[str, str]] = {
 def test_each_command_says_what_was_deleted_and_what_to_do(
     what: str, command: str, api: Any, workplace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tasks.history import history_of, history_text
+    from tasks.registry.history import history_of, history_text
     from tasks.retraining import skipped
     from tasks.tracking.asking import stored_run
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import history
 from tasks.base.records import Interval
-from tasks.history import History, artifact_key, history_of, history_text, letters_of, publish
-from tasks.registry import keep, promote, rollback
+from tasks.registry import publishing
+from tasks.registry.decisions import keep, promote, rollback
+from tasks.registry.history import History, history_of, history_text, letters_of
+from tasks.registry.publishing import artifact_key, publish
 from tests.conftest import register
 
 SCORES = [
@@ -86,7 +87,7 @@ def test_text_is_for_reading() -> None:
 @pytest.mark.usefixtures("here")
 def test_page_leads_to_runs_and_flow_runs_and_shows_the_picture() -> None:
     found = history_of("reviews")
-    page = history.page(found)
+    page = publishing.page(found)
     run_id = str(found.versions[2].run_id)
     assert f"[{run_id[:8]}](http://127.0.0.1:5000/#/experiments/1/runs/{run_id}?" in page
     assert "[gate](http://127.0.0.1:4200/runs/flow-run/f-1)" in page
@@ -102,7 +103,7 @@ def test_alias_that_was_changed_by_hand_is_said(here: Path) -> None:
 def test_model_without_versions_or_runs_has_a_history(workplace: Path) -> None:
     api = register(workplace, "bare", 0)
     assert history_text(history_of("bare")) == "bare: 0 versions, none is champion"
-    assert "data:image" not in history.page(history_of("bare"))
+    assert "data:image" not in publishing.page(history_of("bare"))
     register(workplace, "bare", 1)
     api.delete_run(api.get_model_version("bare", "1").run_id)
     (version,) = history_of("bare").versions

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.drawing import AFTER, BEFORE, NEUTRAL, STYLE, THIRD, legend_below, new_figure, reach, short
-from tasks.history import History, VersionHistory
+from tasks.registry.history import History, VersionHistory
 from tasks.settings.config import InputError
 from tasks.tracking.decision import Decision
 
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 LOOKS = ((AFTER, "o"), (THIRD, "s"), ("#CC79A7", "D"), ("#56B4E9", "^"))
 """Colour and marker for each of the newest test rows, from the oldest of them; Okabe and Ito's again."""
+
+
 OLD = (NEUTRAL, "p")
+
 
 MOST_DAYS, MOST_NUMBERS = 7, 24
 """Days, and version numbers, that fit below the picture."""

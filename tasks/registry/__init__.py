@@ -1,0 +1,1 @@
+"""The champion: promote, roll back, settle what was interrupted, tell its history."""
