@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=3)
     options = parser.parse_args()
-    from tasks.prediction import CHUNK_ROWS
+    from tasks.inference.prediction import CHUNK_ROWS
 
     with TemporaryDirectory() as root:
         os.chdir(root)

@@ -154,13 +154,13 @@ def run_predict(options: Namespace) -> int:
     config = load_config(overrides=overrides(options), kind=PredictionConfig)
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.job import find_job
+    from tasks.inference.job import find_job
 
     with TemporaryDirectory() as folder:
         find_job(config, Path(folder))  # what the user must change is said before Prefect starts
     with prefect_starting():
         from flows.predict import predict
-        from tasks.prediction import describe_result
+        from tasks.inference.prediction import describe_result
 
     result: PredictionResult = predict(**dict(config))
     print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)
@@ -267,7 +267,7 @@ def run_export(options: Namespace) -> int:
         raise InputError("say what to write: --merged, --onnx or both")
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.export import describe_export, export
+    from tasks.inference.export import describe_export, export
 
     print(
         describe_export(export(options.model, options.folder, options.merged, options.onnx, options.trust_remote_code))

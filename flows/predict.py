@@ -12,8 +12,8 @@ from prefect.logging import get_run_logger
 from flows.parameters import parameters_of
 from tasks.base.device import claim_device
 from tasks.base.outcomes import PredictionResult
-from tasks.job import find_job
-from tasks.prediction import describe_result, predict_rows
+from tasks.inference.job import find_job
+from tasks.inference.prediction import describe_result, predict_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.settings.loading import checked
 from tasks.tracking.flow import live

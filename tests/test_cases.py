@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tasks.data.splits import Splits, read_splits
-from tasks.rows import find_rows, notes_of, read_rows
+from tasks.inference.rows import find_rows, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import find

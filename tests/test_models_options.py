@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import serving
-from tasks.portable import merge
 from tasks.settings.config import InputError
 from tests.test_models_foundation import attach, check, refusal, save, train
 

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import parts as storing
-from tasks import prediction
 from tasks.base import files
 from tasks.base.outcomes import PredictionResult
 from tasks.base.records import Evaluation
 from tasks.evaluation import read_predictions
-from tasks.job import Job, find_job
-from tasks.prediction import describe_result, predict_rows
+from tasks.inference import parts as storing
+from tasks.inference import prediction
+from tasks.inference.job import Job, find_job
+from tasks.inference.prediction import describe_result, predict_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.tracking import address
 from tests.conftest import ROOT, Trained, sentences
@@ -519,9 +519,9 @@ def test_command_that_was_killed_three_times_goes_on_and_gives_the_same_bytes(tr
     assert not list(Path("mlruns/work").glob("predict-*/parts"))
     Path("whole.csv").rename("kept.csv")
     for point, parts in (
-        ("tasks.prediction:label:2:after", 1),
-        ("tasks.prediction:write_chunk:1:after", 2),
-        ("tasks.parts:Published.write", 3),
+        ("tasks.inference.prediction:label:2:after", 1),
+        ("tasks.inference.prediction:write_chunk:1:after", 2),
+        ("tasks.inference.parts:Published.write", 3),
     ):
         killed = command(*arguments, "out.csv", kill=point)
         assert killed.returncode == -9, killed.stderr.decode()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, get_args
 import pytest
 
 from tasks.base.records import Source
+from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
-from tasks.portable import merge
 from tasks.settings.config import AdapterMethod, InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor

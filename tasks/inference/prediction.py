@@ -17,15 +17,16 @@ from tasks.base.outcomes import PredictionResult
 from tasks.base.progress import amount, progress_artifact, tell
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import sole_user
-from tasks.job import Job, parts_of
+from tasks.inference.job import Job, parts_of
+from tasks.inference.parts import Columns, Part, Parts, as_jsonl
+from tasks.inference.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
 from tasks.models import serving
-from tasks.parts import Columns, Part, Parts, as_jsonl
-from tasks.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 
 CHUNK_ROWS = 4096
 """Input rows that are sorted by length together, and lost at most. Of 8,530 real reviews, batched by 64, 3 % is padding
 then (counted in words); in chunks of 512 it was 17 %."""
+
 
 LOG_SECONDS = 30
 

@@ -1,6 +1,6 @@
 """A classifier that runs without peft: an adapter merged into a transformers model, or that as ONNX.
 
-`python -m tasks.portable`, with a request as JSON on standard input, is the fresh process that reads such a folder as a
+`python -m tasks.inference.portable`, with a request as JSON on standard input, is the fresh process that reads such a folder as a
 user would, and says what it makes of some texts.
 """
 
@@ -17,13 +17,19 @@ from tasks.settings.config import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 TRANSFORMERS_FILE, ONNX_FILE = "model.safetensors", "model.onnx"
+
+
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
 
 MOST_BYTES = 2_000_000_000
 """Weights in one ONNX file, which is a protocol buffer; more lie beside it in model.onnx.data."""
 
+
 BATCH_SIZE = 8
+
 
 ADVICE = "serve it as it is, with mlflow models serve"
 
@@ -136,6 +142,7 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 inputs = tokenizer(["a text"], truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
 probabilities = (model(**inputs).logits / {temperature!r}).softmax(-1)
 ```"""
+
 
 ONNX_USAGE = """```python
 import onnxruntime

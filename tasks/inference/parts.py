@@ -22,6 +22,7 @@ from tasks.settings.config import InputError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
+
 Columns = Mapping[str, Sequence[Any]]
 """Values by name, all equally many."""
 

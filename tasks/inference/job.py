@@ -11,9 +11,9 @@ from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
+from tasks.inference.parts import Parts, check_output, is_probability, rejected_path
+from tasks.inference.rows import find_rows, formulas_in, read_rows
 from tasks.models import serving
-from tasks.parts import Parts, check_output, is_probability, rejected_path
-from tasks.rows import find_rows, formulas_in, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tasks.sources.local import content_sha256, looks_like_path
 from tasks.tracking.adapters import fetched_adapter

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
+from tasks.inference.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
 from tasks.models import serving
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
@@ -117,7 +117,9 @@ def test_method_that_cannot_be_merged_is_refused_and_leaves_nothing(
 def test_model_that_merging_changes_is_refused(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.export.merge", lambda model, name: model.unload().eval())  # without the adapter
+    monkeypatch.setattr(
+        "tasks.inference.export.merge", lambda model, name: model.unload().eval()
+    )  # without the adapter
     with pytest.raises(InputError, match="changes its predictions"):
         export(trained.adapter.folder, tmp_path / "merged", merged=True, onnx=False)
     assert list(tmp_path.iterdir()) == []
@@ -179,7 +181,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_onnx_without_its_packages_says_what_to_install(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tasks.export.find_spec", lambda name: None)
+    monkeypatch.setattr("tasks.inference.export.find_spec", lambda name: None)
     says = refused(capsys, trained.adapter.folder, str(tmp_path / "out"), "--onnx")
     assert "pip install 'peft-flow[onnx]'" in says
 

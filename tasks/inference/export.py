@@ -15,15 +15,16 @@ from tasks.base.files import whole, write_text
 from tasks.base.fresh_process import run_offline
 from tasks.base.records import Record
 from tasks.base.words import counted
+from tasks.inference.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.models import serving
 from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
-from tasks.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.settings.config import InputError
 from tasks.sources.local import looks_like_path
 from tasks.tracking.adapters import fetched_adapter, find_test_table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 TEXTS = (
     "",
@@ -163,7 +164,7 @@ def check(folder: Path, texts: Sequence[Sequence[str]], expected: "Tensor", sett
         out, file = Path(place) / "logits.safetensors", Path(place) / "texts.json"
         file.write_text(json.dumps(texts), encoding="utf-8")
         request = {"folder": str(folder.resolve()), "texts": str(file), "out": str(out), "settings": settings}
-        run_offline("tasks.portable", request)
+        run_offline("tasks.inference.portable", request)
         found = load_file(out)
     worst = max(difference(logits, expected) for logits in found.values())
     if not worst <= tolerance(settings):

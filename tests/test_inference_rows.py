@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks import rows as reading
-from tasks.rows import Row, find_rows, formulas_in, notes_of, read_rows
+from tasks.inference import rows as reading
+from tasks.inference.rows import Row, find_rows, formulas_in, notes_of, read_rows
 from tasks.settings.config import InputError, PredictionConfig
 from tests.test_sources_formats import sheet_with
 

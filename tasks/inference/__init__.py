@@ -1,0 +1,1 @@
+"""Label a file with an adapter, and export it for other tools."""
