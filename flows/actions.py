@@ -108,7 +108,7 @@ def prefect_starting() -> Iterator[None]:
     if not settings.api.url:
         import prefect.server.api.server  # noqa: F401  (not in the thread: two threads must not import the same)
 
-        from tasks.deployments import refuse_newer_database
+        from tasks.servers.deployments import refuse_newer_database
 
         refuse_newer_database(settings.home / "prefect.db")
 
@@ -277,7 +277,7 @@ def run_export(options: Namespace) -> int:
 
 def run_up(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.stack import Options, up
+    from tasks.servers.up import Options, up
 
     with contextlib.suppress(KeyboardInterrupt):  # how it ends
         up(Options(options.host, options.prefect_port, options.mlflow_port))

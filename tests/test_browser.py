@@ -21,9 +21,9 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 from tasks.base.records import RunResult
+from tasks.servers.up import answers
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
-from tasks.stack import answers
 from tasks.tracking import runlist
 from tests.conftest import free_port
 from tests.test_finetune_flow import run_flow

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.parameters import parameters_of
-from tasks.deployments import FLOWS
+from tasks.servers.deployments import FLOWS
 from tasks.settings.config import Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
 
 

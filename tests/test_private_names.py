@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tasks.deployments import MIGRATIONS
+from tasks.servers.deployments import MIGRATIONS
 from tests.conftest import ROOT
 
 NAMES = (

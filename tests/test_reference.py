@@ -6,7 +6,7 @@ import pytest
 
 from flows import reference
 from flows.commands import COMMANDS
-from tasks.deployments import FLOWS
+from tasks.servers.deployments import FLOWS
 from tasks.settings.config import GateConfig, PredictionConfig, RerunConfig, RetrainConfig
 from tasks.settings.loading import sections
 

@@ -24,7 +24,7 @@ GONE = "The process of this run is gone: it was killed, or the machine stopped. 
 
 
 NO_HEARTBEAT = "No sign of life from this run for more than a minute"
-"""Message of the state that the heartbeat automation sets; see tasks/stack.py."""
+"""Message of the state that the heartbeat automation sets; see tasks/servers/up.py."""
 
 
 class End(Record):

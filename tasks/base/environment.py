@@ -26,7 +26,7 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # the server inside the first run migrates its database, which took 15 s on a busy two-core machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; see the automation in tasks/stack.py
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; see the automation in tasks/servers/up.py
     # a run says what matters itself; libraries speak up for warnings
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -126,7 +126,7 @@ story = Story()
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logger = logging.getLogger(name)
     logger.addFilter(story)
-    logger.setLevel(logging.NOTSET)  # a worker of tasks/stack.py starts a run with less
+    logger.setLevel(logging.NOTSET)  # a worker of tasks/servers/up.py starts a run with less
 
 
 def hide_short_bars() -> None:

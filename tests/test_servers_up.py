@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import psutil
 import pytest
 
-from tasks import stack as stacks
+from tasks.servers import up as stacks
 from tasks.settings.config import InputError
 from tests.conftest import ROOT, free_port
 from tests.stacks import FINAL, Stack, until, used_by_newer_prefect

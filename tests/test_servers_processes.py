@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tasks.base.closing import FLOW_RUN, has_worker
-from tasks.processes import Processes, Program, clear_leftovers, refuse_taken_port
+from tasks.servers.processes import Processes, Program, clear_leftovers, refuse_taken_port
 from tasks.settings.config import InputError
 from tests.stacks import until
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from tasks.settings.config import STORE, InputError
 
 if TYPE_CHECKING:
-    from tasks.stack import Options
+    from tasks.servers.up import Options
 
 
 def refuse_open_doors(options: "Options") -> None:

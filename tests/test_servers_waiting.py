@@ -9,7 +9,7 @@ from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tasks.waiting import WaitingSqlite
+from tasks.servers.waiting import WaitingSqlite
 
 
 async def switched_while_busy(config: AioSqliteConfiguration) -> int:

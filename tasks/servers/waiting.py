@@ -40,5 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    del sys.argv[0]  # `python -m tasks.waiting prefect server start`: what stands after it is Prefect's
+    del sys.argv[0]  # `python -m tasks.servers.waiting prefect server start`: what stands after it is Prefect's
     main()

@@ -1,4 +1,4 @@
-"""What needs a server is in test_stack.py."""
+"""What needs a server is in test_servers_up.py."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tasks import deployments
+from tasks.servers import deployments
 from tasks.settings.config import InputError, RetrainConfig, RunConfig
 from tasks.settings.loading import checked, load_config, validated
 from tests.conftest import ROOT

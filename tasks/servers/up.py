@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from tasks.base import liveness
 from tasks.base.closing import close_lost_runs, drop_missed, flow_runs, set_right, wake_overdue
 from tasks.base.trouble import is_network_trouble
-from tasks.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
-from tasks.doors import (
+from tasks.servers.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
+from tasks.servers.doors import (
     CREDENTIALS,
     clients_environment,
     doors,
@@ -31,7 +31,7 @@ from tasks.doors import (
     refuse_other_password,
     write_auth_config,
 )
-from tasks.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
+from tasks.servers.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
 from tasks.settings.config import DEPLOYMENTS, STORE, InputError
 from tasks.settings.secrets import redact, without_login
 from tasks.sources.demo import demo_folder
@@ -41,12 +41,22 @@ from tasks.tracking.store import make_store
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+
 LOGS = STORE / "logs"
+
+
 PREFECT, MLFLOW, WORKER = "the Prefect server", "the MLflow server", "the worker"
 
+
 START_SECONDS = 120.0
+
+
 LOOK_SECONDS = 2.0
+
+
 TIDY_SECONDS = 5.0
+
+
 FLOWS_STOP_SECONDS = 5.0
 """What is left of the ten seconds in which all must be gone, for flow runs to save and say what they have."""
 
@@ -164,7 +174,7 @@ def make_programs(options: Options) -> Iterator[Program]:
     address = ["--host", options.host, "--port"]
     yield Program(
         PREFECT,
-        [*python, "tasks.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
+        [*python, "tasks.servers.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
         # the page asks the address that it came from, whatever that was called
         everyone | {"PREFECT_SERVER_UI_API_URL": "/api"},
         LOGS / "prefect.log",

@@ -1,0 +1,1 @@
+"""What `peft-flow up` starts and keeps alive: Prefect, MLflow, the worker, deployments."""
