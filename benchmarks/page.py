@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.peers import OURS, SAME_LOSSES, SCRIPTS
-from tasks.references import PROBE_TRAINING_ROWS as PROBE_ROWS
+from tasks.evaluation.references import PROBE_TRAINING_ROWS as PROBE_ROWS
 
 TITLES = {name: script.title for name, script in SCRIPTS.items()} | OURS
 TRAIN_ROWS, EVAL_ROWS, EPOCHS = 8_530, 1_066, 3

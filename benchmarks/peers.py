@@ -311,8 +311,8 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
 def run_bare(config: RunConfig, measured: Measured) -> None:
     """The same data, training, two evaluations and checkpoints, and nothing else."""
     from tasks.data.prepare import prepare
-    from tasks.evaluation import measure_adapter
-    from tasks.references import ask_foundation
+    from tasks.evaluation.adapter import measure_adapter
+    from tasks.evaluation.references import ask_foundation
     from tasks.training.fit import fit_adapter
     from tasks.training.watching import Watcher
 

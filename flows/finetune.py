@@ -15,12 +15,13 @@ from tasks.base.records import Comparison, Delta, Logged, PreparedData, RunResul
 from tasks.base.verdict import capital
 from tasks.base.words import shown_share
 from tasks.base.work import WORK, work_folder
-from tasks.comparison import caution, compare, headline
 from tasks.data.datacheck import check_data
 from tasks.data.prepare import found_input, prepare_data
-from tasks.evaluation import evaluate_adapter
-from tasks.recording import record
-from tasks.references import evaluate_baseline, evaluate_references
+from tasks.evaluation.adapter import evaluate_adapter
+from tasks.evaluation.comparison import compare
+from tasks.evaluation.recording import record
+from tasks.evaluation.references import evaluate_baseline, evaluate_references
+from tasks.evaluation.wording import caution, headline
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.rivals import SHORT_TITLES

@@ -13,8 +13,8 @@ from tasks.base.outcomes import SeedsResult
 from tasks.base.records import RunResult
 from tasks.base.verdict import capital
 from tasks.base.work import work_folder
-from tasks.comparison import caution
 from tasks.data.prepare import found_input
+from tasks.evaluation.wording import caution
 from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.settings.config import InputError, RunConfig, SeedsConfig
 from tasks.settings.loading import checked

@@ -25,7 +25,7 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     """The verdict, the ladder as a table, and what to do next."""
     from tasks.base.records import Comparison
     from tasks.base.work import RunFolder
-    from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
+    from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
     from tasks.tracking.address import public_uri
 
     record = RunFolder.around(result.adapter_path).comparison_record
@@ -51,7 +51,7 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
 
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
     """The verdict, the ladder over the seeds, each seed's run, and what to do next."""
-    from tasks.comparison import caution
+    from tasks.evaluation.wording import caution
     from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
 
     parts = [

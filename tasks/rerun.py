@@ -12,7 +12,7 @@ from tasks.base.outcomes import Change, Outcome, RecordedRun, RerunResult, RunCo
 from tasks.base.words import bounds, counted, format_p, markdown_table, plain, shown, shown_share
 from tasks.base.work import WORK
 from tasks.data.prepare import find_data
-from tasks.evaluation import read_predictions
+from tasks.evaluation.predictions import read_predictions
 from tasks.models.foundation import find_model
 from tasks.runs import compare_runs
 from tasks.settings.config import InputError, RunConfig

@@ -18,8 +18,8 @@ from tasks.base.work import WORK, RunFolder
 from tasks.data.frozen import in_our_columns, paired_columns
 from tasks.data.prepare import prepare
 from tasks.data.splits import training_classes
+from tasks.evaluation.references import ChampionLeftOut, check_champion
 from tasks.gate import against_champion, page, without_champion
-from tasks.references import ChampionLeftOut, check_champion
 from tasks.registry import decisions as registry
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat

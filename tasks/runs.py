@@ -7,7 +7,7 @@ from tasks.base.outcomes import RunComparison, RunScores, StoredRun
 from tasks.base.records import Scores
 from tasks.base.verdict import Verdict
 from tasks.base.words import bounds, counted, format_p, markdown_table, shown, shown_share
-from tasks.evaluation import read_predictions
+from tasks.evaluation.predictions import read_predictions
 from tasks.scores.statistics import bootstrap, difference, wilson_interval
 from tasks.settings.config import EvaluationConfig, InputError
 

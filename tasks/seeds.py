@@ -15,9 +15,9 @@ from tasks.base.records import Comparison, RunResult
 from tasks.base.verdict import Verdict, capital, standing
 from tasks.base.words import counted, ends, listed, markdown_table, plain, shown, shown_share
 from tasks.base.work import RunFolder
-from tasks.comparison import caution
-from tasks.evaluation import paired_predictions
-from tasks.recording import STRONGEST
+from tasks.evaluation.predictions import paired_predictions
+from tasks.evaluation.recording import STRONGEST
+from tasks.evaluation.wording import caution
 from tasks.scores.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import PreparedData
 from tasks.base.work import RunFolder
-from tasks.comparison import slice_title
 from tasks.data.frozen import in_our_columns
-from tasks.error_analysis import read_test_rows, slice_masks
-from tasks.evaluation import paired_predictions, read_predictions
+from tasks.evaluation.error_analysis import read_test_rows, slice_masks
+from tasks.evaluation.predictions import paired_predictions, read_predictions
+from tasks.evaluation.references import among
+from tasks.evaluation.wording import slice_title
 from tasks.gate import NewClasses, Trial
-from tasks.references import among
 from tasks.settings.config import RunConfig
 from tasks.tracking.asking import download, run_facts
 from tasks.tracking.versions import Champion

@@ -39,7 +39,7 @@ from tasks.settings.loading import validated
 from tasks.tracking import journal, store
 
 if TYPE_CHECKING:
-    from tasks.evaluation import Predictions
+    from tasks.evaluation.predictions import Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -309,7 +309,7 @@ def trained(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def measured(trained: Trained) -> Evaluation:
     """`trained` on the test rows, read back in a fresh process."""
-    from tasks.evaluation import measure_adapter
+    from tasks.evaluation.adapter import measure_adapter
 
     return measure_adapter(*trained)
 
@@ -368,9 +368,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     import numpy as np
     import pandas as pd
 
-    from tasks.comparison import judge
-    from tasks.evaluation import Predictions
-    from tasks.report import write_report
+    from tasks.evaluation.predictions import Predictions
+    from tasks.evaluation.report import write_report
+    from tasks.evaluation.verdict import judge
     from tasks.scores.statistics import detectable_difference
 
     work = tmp_path_factory.mktemp("judged")

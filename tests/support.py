@@ -159,8 +159,8 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from tasks import references
     from tasks.data.prepare import prepare
+    from tasks.evaluation import references
     from tasks.inference import portable
     from tasks.models import serving
     from tasks.models.adapter import PROBE_TOLERANCE

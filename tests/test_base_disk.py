@@ -201,7 +201,7 @@ def test_data_that_do_not_fit_leave_nothing_and_fit_later(small: SmallDisk, smal
 
 
 def test_predictions_that_do_not_fit_leave_nothing(small: SmallDisk) -> None:
-    from tasks.evaluation import write_evaluation
+    from tasks.evaluation.predictions import write_evaluation
 
     table = np.random.default_rng(0).dirichlet([1, 1], 40_000).astype(np.float32)
     split = {"labels": np.zeros(40_000, int), "row": np.arange(40_000)}

@@ -14,7 +14,7 @@ from tasks.data.datacheck import read_check
 from tasks.data.frozen import frozen_rows, in_our_columns
 from tasks.data.prepare import find_data, find_input, prepare
 from tasks.data.splits import Splits, read_splits
-from tasks.references import measurement_key
+from tasks.evaluation.references import measurement_key
 from tasks.settings.config import DataConfig, InputError, RunConfig
 from tests.test_data_splits import film_reviews, write
 

@@ -348,7 +348,7 @@ def test_mismatch_after_reload_is_not_logged(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from tasks.evaluation import ReloadMismatch
+    from tasks.evaluation.adapter import ReloadMismatch
     from tasks.models import adapter
 
     save = adapter.save_adapter
@@ -599,7 +599,7 @@ def test_failed_run_shows_its_configuration(
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setattr("tasks.references.ask_foundation", burn)
+    monkeypatch.setattr("tasks.evaluation.references.ask_foundation", burn)
     with pytest.raises(RuntimeError, match="on fire"):
         run_flow(small_config({"training": {"learning_rate": 0.125}}))
     run, api = only_run(workplace), MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")

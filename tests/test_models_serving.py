@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 
 from tasks.base.records import Evaluation
-from tasks.evaluation import read_predictions
+from tasks.evaluation.predictions import read_predictions
 from tasks.models import serving
 from tasks.tracking import asking
 from tasks.tracking.address import tracking_uri
@@ -253,7 +253,7 @@ def log_champion(trained: Trained, measured: Evaluation, folder: Path) -> Path:
     from mlflow import MlflowClient
 
     from tasks.base.work import WORK
-    from tasks.recording import model_values
+    from tasks.evaluation.recording import model_values
     from tasks.settings.loading import validated
     from tasks.tracking import run as tracking
 

@@ -17,7 +17,7 @@ from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.base import files
 from tasks.base.outcomes import PredictionResult
 from tasks.base.records import Evaluation
-from tasks.evaluation import read_predictions
+from tasks.evaluation.predictions import read_predictions
 from tasks.inference import parts as storing
 from tasks.inference import prediction
 from tasks.inference.job import Job, find_job
@@ -431,7 +431,7 @@ def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from mlflow import MlflowClient
 
     from tasks.base.work import WORK
-    from tasks.recording import model_values
+    from tasks.evaluation.recording import model_values
     from tasks.tracking import run as tracking
     from tests.conftest import tracked
 

@@ -15,7 +15,7 @@ from tasks.registry.timeline import LOOKS, draw, slots_of, timeline
 from tasks.scores.statistics import wilson_interval
 from tasks.settings.config import InputError
 from tasks.tracking.decision import Decision
-from tests.test_plots import visible_texts
+from tests.test_evaluation_plots import visible_texts
 
 
 def life(count: int, rows_change: int = 20) -> History:

@@ -7,18 +7,18 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from tasks import comparison, references
 from tasks.base.records import Comparison
 from tasks.base.verdict import standing
-from tasks.cautions import learned
-from tasks.error_analysis import likely_label_errors
+from tasks.evaluation import references, verdict, wording
+from tasks.evaluation.cautions import learned
+from tasks.evaluation.error_analysis import likely_label_errors
+from tasks.evaluation.references import MEASURES, Measure, measure
+from tasks.evaluation.report import ladder_frame
 from tasks.gate import without_champion
-from tasks.references import MEASURES, Measure, measure
-from tasks.report import ladder_frame
 from tasks.settings import rivals
 from tasks.settings.config import EvaluationConfig, GateConfig
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
-from tests.test_error_analysis import Case, sure
+from tests.test_evaluation_error_analysis import Case, sure
 from tests.test_gate import ladder
 
 GOOD = ("improved", 0.02)
@@ -41,9 +41,9 @@ def test_every_reference_of_a_configuration_has_a_record_and_can_be_measured() -
 def test_new_reference_is_in_the_tables(oracle: None, tmp_path: Path) -> None:
     case = Case(tmp_path / "data")
     case.tables["oracle"] = sure(1 - case.labels)
-    rungs = comparison.ladder(case.predictions, 50, 0.95, 0)
+    rungs = verdict.ladder(case.predictions, 50, 0.95, 0)
     result = Comparison.model_construct(rows=len(case.labels), confidence=0.95, ladder=rungs)
-    assert "| oracle + a coin " in comparison.ladder_table(result)
+    assert "| oracle + a coin " in wording.ladder_table(result)
     assert "oracle + a coin" in ladder_frame(result)["classifier"].tolist()
     assert standing([("oracle", "worse")]) == ("worse than oracle", "oracle")
 

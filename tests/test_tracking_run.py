@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from tasks.base import liveness, machine
 from tasks.base.work import WORK
-from tasks.recording import input_values, model_values
+from tasks.evaluation.recording import input_values, model_values
 from tasks.settings.config import InputError
 from tasks.settings.loading import validated
 from tasks.tracking import run as tracking

@@ -13,6 +13,7 @@ import pytest
 
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
+from tasks.evaluation.plots import final_points
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
@@ -20,7 +21,7 @@ from tasks.settings.config import RunConfig
 from tasks.training import fit as training
 from tasks.training import watching
 from tasks.training.fit import fit_adapter, planned_steps
-from tasks.training.watching import Progress, Watcher, final_points
+from tasks.training.watching import Progress, Watcher
 from tests.conftest import Trained, sentences
 
 STEPS_PER_EPOCH = 6
@@ -458,7 +459,7 @@ def test_mixed_precision_ends_with_training(small_config: Any, tmp_path: Path, b
 
 @pytest.mark.gpu
 def test_an_adapter_trained_on_a_gpu_reads_back_as_it_was(small_config: Any, tmp_path: Path) -> None:
-    from tasks.evaluation import measure_adapter
+    from tasks.evaluation.adapter import measure_adapter
 
     config = small_config({"training": {"epochs": 1}})
     data = prepare(config, tmp_path)

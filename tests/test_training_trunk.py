@@ -8,7 +8,7 @@ import pytest
 
 from tasks.base.records import PreparedData
 from tasks.data.prepare import check_input, prepare
-from tasks.evaluation import measure_adapter
+from tasks.evaluation.adapter import measure_adapter
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.settings.config import InputError, RunConfig

@@ -302,7 +302,9 @@ def save_adapter(
     size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     with whole(folder, size, writer="training") as staged:
         model.save_pretrained(staged, safe_serialization=True)
-        (staged / "README.md").unlink(missing_ok=True)  # a template full of blanks; tasks/card.py writes the real one
+        (staged / "README.md").unlink(
+            missing_ok=True
+        )  # a template full of blanks; tasks/evaluation/card.py writes the real one
         tokenizer.save_pretrained(staged)
         write_text(staged / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,6 +1,6 @@
 """What the adapter is compared with: one record for each, from which tables, gate and error analysis derive.
 
-How each is measured says tasks/references.py.
+How each is measured says tasks/evaluation/references.py.
 """
 
 from typing import Literal, NamedTuple

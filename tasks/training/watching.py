@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -126,8 +126,3 @@ def curve_point(logs: dict[str, Any]) -> Point | None:
     """The part of Trainer's log line that belongs in a curve."""
     metrics = {ours: float(logs[theirs]) for theirs, ours in CURVE_NAMES.items() if theirs in logs}
     return Point(step=int(logs["step"]), metrics=metrics) if metrics else None
-
-
-def final_points(history: Sequence[Point], name: str) -> list[tuple[int, float]]:
-    """Step and value of each point of one curve."""
-    return [(point.step, point.metrics[name]) for point in history if name in point.metrics]

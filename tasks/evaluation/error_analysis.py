@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tasks.base.records import PreparedData, Slice
-from tasks.evaluation import Predictions
+from tasks.evaluation.predictions import Predictions
 from tasks.scores.statistics import mcnemar_p_value, wilson_interval
 from tasks.settings.rivals import learning_from_train
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+
 MOST_FLIPS, MOST_MISTAKES, MOST_LABEL_ERRORS = 1_000, 100, 100
+
 
 SMALL = 30
 """Rows. The interval of an accuracy near a half is wider than 0.33 below that."""
+
 
 NEGATION = re.compile(
     r"\b(?:not|no|never|neither|nor|none|nobody|nothing|nowhere|cannot|without)\b|n['’]t\b", re.IGNORECASE

@@ -9,20 +9,9 @@ import pytest
 
 from tasks.base.records import DataCheck, Interval
 from tasks.base.words import bounds, markdown_table, plain, shown
-from tasks.comparison import (
-    caution,
-    class_table,
-    confusion,
-    description,
-    headline,
-    judge,
-    ladder,
-    ladder_table,
-    leak_sentence,
-    log_loss,
-    step_sentence,
-)
-from tasks.evaluation import Predictions
+from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.verdict import class_table, confusion, judge, ladder, log_loss
+from tasks.evaluation.wording import caution, description, headline, ladder_table, leak_sentence, step_sentence
 from tasks.scores.metrics import score
 from tasks.scores.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tasks.settings.rivals import SHORT_TITLES, TITLES

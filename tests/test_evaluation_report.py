@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 
 from tasks.base.records import Calibration, Comparison, Interval, Slice
-from tasks.card import model_card
-from tasks.comparison import confusion, judge, ladder_table, leak_sentence
-from tasks.evaluation import Predictions
-from tasks.report import (
+from tasks.evaluation.card import model_card
+from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.report import (
     calibration_table,
     class_report,
     class_rows,
@@ -21,6 +20,8 @@ from tasks.report import (
     slice_table,
     write_report,
 )
+from tasks.evaluation.verdict import confusion, judge
+from tasks.evaluation.wording import ladder_table, leak_sentence
 from tasks.scores.metrics import score
 from tests.conftest import Judged
 

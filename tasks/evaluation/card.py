@@ -8,7 +8,7 @@ from tasks.base.machine import public_version
 from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
-from tasks.comparison import caution, headline, ladder_table, leak_sentence, step_sentence
+from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
 from tasks.settings.config import RunConfig
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import evaluation
 from tasks.base import fresh_process
 from tasks.base.fresh_process import reload_at_hand, run_offline, start_offline
 from tasks.base.records import Evaluation, TrainedAdapter, file_sha256
-from tasks.evaluation import ReloadMismatch, measure_adapter, paired_predictions, read_predictions, write_evaluation
+from tasks.evaluation import adapter as evaluation
+from tasks.evaluation.adapter import ReloadMismatch, measure_adapter
+from tasks.evaluation.predictions import paired_predictions, read_predictions, write_evaluation
+from tasks.evaluation.references import measure
 from tasks.models import serving
-from tasks.references import measure
 from tasks.scores.statistics import without_temperature
 from tests.conftest import Trained
 

@@ -11,16 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import references
 from tasks.base.records import Evaluation, PreparedData, file_sha256
 from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
 from tasks.data.prepare import prepare
-from tasks.evaluation import paired_predictions, read_predictions
-from tasks.models import foundation as models
-from tasks.models import serving
-from tasks.recording import model_values
-from tasks.references import (
+from tasks.evaluation import references
+from tasks.evaluation.predictions import paired_predictions, read_predictions
+from tasks.evaluation.recording import model_values
+from tasks.evaluation.references import (
     ChampionLeftOut,
     among,
     ask_champion,
@@ -37,6 +35,8 @@ from tasks.references import (
     text_features,
     words_recur,
 )
+from tasks.models import foundation as models
+from tasks.models import serving
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking import address
@@ -382,7 +382,7 @@ def test_what_other_packages_or_code_gave_is_measured_again(
     name: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = measurement_key(name, trained.config, trained.data)
-    monkeypatch.setattr("tasks.references.environment_key", lambda: "after an upgrade")
+    monkeypatch.setattr("tasks.evaluation.references.environment_key", lambda: "after an upgrade")
     assert measurement_key(name, trained.config, trained.data) != before
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import Comparison, PreparedData
 from tasks.base.words import counted, listed
-from tasks.evaluation import Predictions
+from tasks.evaluation.predictions import Predictions
 from tasks.scores.statistics import USEFUL_DIFFERENCE
 from tasks.settings.rivals import NAMES, learning_from_train
 

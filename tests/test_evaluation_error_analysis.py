@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import error_analysis
 from tasks.base.records import PreparedData, Slice
-from tasks.evaluation import Predictions
+from tasks.evaluation import error_analysis
+from tasks.evaluation.predictions import Predictions
 from tasks.scores.statistics import mcnemar_p_value, wilson_interval
 from tests.conftest import Judged, made_up_data, sentences
 

@@ -20,15 +20,14 @@ from tasks.base.drawing import (
     reach,
     short,
 )
-from tasks.base.records import Comparison, DataCheck, Interval, PreparedData, TrainedAdapter
+from tasks.base.records import Comparison, DataCheck, Interval, Point, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import ends, shown_share, signed
-from tasks.comparison import confusion
-from tasks.evaluation import Predictions
+from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.verdict import confusion
 from tasks.scores.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.settings.config import SPLITS
 from tasks.settings.rivals import NAMES, TITLES
-from tasks.training.watching import final_points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,3 +254,8 @@ def lengths(check: DataCheck) -> "Figure":
     axis.yaxis.set_major_formatter("{x:g}")
     legend_below(figure, 2)
     return figure
+
+
+def final_points(history: Sequence[Point], name: str) -> list[tuple[int, float]]:
+    """Step and value of each point of one curve."""
+    return [(point.step, point.metrics[name]) for point in history if name in point.metrics]

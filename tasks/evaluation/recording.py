@@ -19,11 +19,11 @@ from tasks.base.records import (
     TrainedAdapter,
 )
 from tasks.base.work import RunFolder
-from tasks.card import model_card
-from tasks.comparison import description
 from tasks.data.duplicates import stable_keys
 from tasks.data.frozen import frozen_rows
-from tasks.evaluation import paired_predictions
+from tasks.evaluation.card import model_card
+from tasks.evaluation.predictions import paired_predictions
+from tasks.evaluation.wording import description
 from tasks.settings.config import SPLITS, RunConfig
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url

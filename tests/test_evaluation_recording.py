@@ -18,7 +18,7 @@ from tasks.base.records import (
     TrainedAdapter,
 )
 from tasks.base.work import WORK
-from tasks.recording import TABLES, data_metrics, final_metrics, log_comparison
+from tasks.evaluation.recording import TABLES, data_metrics, final_metrics, log_comparison
 from tasks.tracking import address
 from tasks.tracking import run as tracking
 from tests.conftest import tracked

@@ -5,20 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import error_analysis
 from tasks.base.files import write_text
 from tasks.base.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import bounds, counted, markdown_table, plain, short_p, shown_share
-from tasks.comparison import caution, class_table, confusion, headline, ladder_table, leak_sentence, step_sentence
-from tasks.evaluation import Predictions
+from tasks.evaluation import error_analysis
+from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.verdict import class_table, confusion
+from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 MOST_CLASSES_IN_A_MATRIX = 12
+
 
 ROWS_SHOWN, TEXT_CHARACTERS = 10, 80
 """Of the tables of single rows on the page; the tables beside it hold more rows, and whole texts."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tasks.base.records import Scores
-from tasks.cautions import find_cautions
-from tasks.comparison import judge
-from tasks.evaluation import Predictions
+from tasks.evaluation.cautions import find_cautions
+from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.verdict import judge
 from tests.conftest import Judged
 
 

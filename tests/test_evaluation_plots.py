@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from tasks import plots
 from tasks.base import drawing
 from tasks.base.records import Calibration, Rung, Slice
-from tasks.evaluation import Predictions
+from tasks.evaluation import plots
+from tasks.evaluation.predictions import Predictions
 from tasks.scores.statistics import reliability, wilson_interval, without_temperature
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
@@ -270,7 +270,7 @@ def test_names_that_begin_alike_stay_apart() -> None:
 
 
 def test_card_says_nothing_of_an_untrained_head_where_there_is_none(run: Judged) -> None:
-    from tasks.card import model_card
+    from tasks.evaluation.card import model_card
 
     def card(fresh_modules: tuple[str, ...]) -> Any:
         trained = run.trained.model_copy(update={"fresh_modules": fresh_modules})

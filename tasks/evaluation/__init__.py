@@ -1,0 +1,1 @@
+"""How good the adapter is: predictions, references, comparison, verdict, pictures, report, record."""
