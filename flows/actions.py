@@ -73,8 +73,8 @@ def run_retrain(options: Namespace) -> int:
 
     check_early(config.data)
 
-    from tasks.approval import check_approval
     from tasks.data.prepare import check_input
+    from tasks.retraining.approval import check_approval
 
     check_approval(config)
     check_input(config.run_config())

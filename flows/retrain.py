@@ -10,13 +10,13 @@ from prefect.states import Completed
 
 from flows.finetune import finetune
 from flows.parameters import parameters_of
-from tasks.approval import ask_for_approval, check_approval
 from tasks.base.outcomes import RetrainResult
 from tasks.base.work import as_one, work_folder
 from tasks.data.prepare import found_input
 from tasks.registry.decisions import settle
 from tasks.registry.publishing import publish
-from tasks.retraining import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
+from tasks.retraining.approval import ask_for_approval, check_approval
+from tasks.retraining.challenger import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
 from tasks.tracking.flow import live

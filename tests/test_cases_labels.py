@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import retraining, trials
 from tasks.models.serving import check_request, keep_words_of_csv
+from tasks.retraining import challenger as retraining
+from tasks.retraining import trials
 from tasks.settings.config import DataConfig, InputError
 from tasks.sources.hub import find
 from tests.conftest import SHARED, bare_data

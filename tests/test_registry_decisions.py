@@ -274,7 +274,7 @@ def test_each_command_says_what_was_deleted_and_what_to_do(
     what: str, command: str, api: Any, workplace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from tasks.registry.history import history_of, history_text
-    from tasks.retraining import skipped
+    from tasks.retraining.challenger import skipped
     from tasks.tracking.asking import stored_run
 
     run_id = api.get_model_version("reviews", "2").run_id
@@ -323,7 +323,7 @@ def test_adapter_of_a_deleted_run_is_refused_by_any_name_until_it_is_restored(
 
 
 def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
-    from tasks.retraining import INPUTS_TAG, skipped
+    from tasks.retraining.challenger import INPUTS_TAG, skipped
 
     api.set_tag(api.get_model_version("reviews", "1").run_id, INPUTS_TAG, "inputs")
     settle("reviews")
@@ -347,7 +347,7 @@ def test_first_retraining_that_was_interrupted_starts_again(api: Any) -> None:
     ],
 )  # fmt: skip
 def test_skipped_retraining_says_what_became_of_the_version_made_of_the_same(done: str, told: str, api: Any) -> None:
-    from tasks.retraining import INPUTS_TAG, skipped
+    from tasks.retraining.challenger import INPUTS_TAG, skipped
 
     api.set_tag(api.get_model_version("reviews", "1").run_id, INPUTS_TAG, "inputs")
     for step in done.split(", "):
@@ -366,7 +366,7 @@ def test_skipped_retraining_says_what_became_of_the_version_made_of_the_same(don
 def test_challenger_whose_version_was_deleted_is_registered_again(api: Any, gone: str) -> None:
     from types import SimpleNamespace
 
-    from tasks.retraining import version_of
+    from tasks.retraining.challenger import version_of
 
     run_id = api.get_model_version("reviews", "2").run_id
     model = api.create_logged_model("1", name="model", source_run_id=run_id)

@@ -14,12 +14,12 @@ from tasks.evaluation.cautions import learned
 from tasks.evaluation.error_analysis import likely_label_errors
 from tasks.evaluation.references import MEASURES, Measure, measure
 from tasks.evaluation.report import ladder_frame
-from tasks.gate import without_champion
+from tasks.retraining.gate import without_champion
 from tasks.settings import rivals
 from tasks.settings.config import EvaluationConfig, GateConfig
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
 from tests.test_evaluation_error_analysis import Case, sure
-from tests.test_gate import ladder
+from tests.test_retraining_gate import ladder
 
 GOOD = ("improved", 0.02)
 

@@ -278,7 +278,7 @@ PAGE = 200
 
 
 OVERDUE = "Overdue"
-"""State of a run that is started again because nobody answered in time; see tasks/approval.py."""
+"""State of a run that is started again because nobody answered in time; see tasks/retraining/approval.py."""
 
 
 def wake_overdue(pool: str) -> list[str]:

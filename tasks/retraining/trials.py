@@ -11,7 +11,7 @@ from tasks.evaluation.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation.predictions import paired_predictions, read_predictions
 from tasks.evaluation.references import among
 from tasks.evaluation.wording import slice_title
-from tasks.gate import NewClasses, Trial
+from tasks.retraining.gate import NewClasses, Trial
 from tasks.settings.config import RunConfig
 from tasks.tracking.asking import download, run_facts
 from tasks.tracking.versions import Champion

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from tasks import approval
 from tasks.base import closing
 from tasks.base.outcomes import Finding, Gate
+from tasks.retraining import approval
 from tasks.settings.config import InputError, RetrainConfig
 from tasks.settings.loading import checked
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from tasks.approval import Approval
 from tasks.base.files import write_text
 from tasks.base.fresh_process import run_offline
 from tasks.base.outcomes import Finding, Footprint, Gate, RetrainResult
@@ -19,8 +18,20 @@ from tasks.data.frozen import in_our_columns, paired_columns
 from tasks.data.prepare import prepare
 from tasks.data.splits import training_classes
 from tasks.evaluation.references import ChampionLeftOut, check_champion
-from tasks.gate import against_champion, page, without_champion
 from tasks.registry import decisions as registry
+from tasks.retraining.approval import Approval
+from tasks.retraining.gate import against_champion, page, without_champion
+from tasks.retraining.trials import (
+    TEST_ROWS,
+    is_measured_on,
+    learned_by,
+    new_classes,
+    own_test,
+    own_trial,
+    read_keys,
+    settings_of,
+    trial_of,
+)
 from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
 from tasks.settings.rivals import NAMES, to_beat
 from tasks.sources.hub import NETWORK, patient
@@ -37,17 +48,6 @@ from tasks.tracking.versions import (
     promote_command,
     register_again,
     registered_versions,
-)
-from tasks.trials import (
-    TEST_ROWS,
-    is_measured_on,
-    learned_by,
-    new_classes,
-    own_test,
-    own_trial,
-    read_keys,
-    settings_of,
-    trial_of,
 )
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tasks.base.liveness import hold
 from tasks.base.outcomes import Gate
 from tasks.base.progress import tell
 from tasks.base.records import digest
-from tasks.gate import page
+from tasks.retraining.gate import page
 from tasks.settings.config import InputError, RetrainConfig
 
 POLL_SECONDS = 5

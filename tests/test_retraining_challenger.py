@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import retraining, trials
 from tasks.base.records import PreparedData, Source
 from tasks.base.work import RunFolder
 from tasks.data.duplicates import stable_keys
+from tasks.retraining import challenger as retraining
+from tasks.retraining import trials
+from tasks.retraining.trials import LABEL, new_classes, own_trial, trial_of
 from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import find
 from tasks.tracking.versions import Champion
-from tasks.trials import LABEL, new_classes, own_trial, trial_of
 from tests.conftest import bare_data, made_up_data
 from tests.test_data_splits import film_reviews, write
 

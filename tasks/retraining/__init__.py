@@ -1,0 +1,1 @@
+"""A challenger against the champion: gate and approval. Does not know studies."""
