@@ -171,7 +171,7 @@ def run_predict(options: Namespace) -> int:
 
 def run_compare(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.runs import compare_runs, comparison_text
+    from tasks.studies.two_runs import compare_runs, comparison_text
     from tasks.tracking.asking import stored_run
 
     with TemporaryDirectory() as folder:
@@ -247,7 +247,7 @@ def run_history(options: Namespace) -> int:
 
 def run_rerun(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.rerun import recall, rerun_text
+    from tasks.studies.rerun import recall, rerun_text
 
     recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
     with prefect_starting():

@@ -11,8 +11,8 @@ from flows.finetune import finetune
 from flows.parameters import parameters_of
 from tasks.base.outcomes import RerunResult
 from tasks.base.work import as_one
-from tasks.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.settings.config import RerunConfig
+from tasks.studies.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.tracking.flow import live
 
 

@@ -15,9 +15,9 @@ from tasks.base.verdict import capital
 from tasks.base.work import work_folder
 from tasks.data.prepare import found_input
 from tasks.evaluation.wording import caution
-from tasks.seeds import headline, noise_sentence, summarize_seeds
 from tasks.settings.config import InputError, RunConfig, SeedsConfig
 from tasks.settings.loading import checked
+from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking.address import run_url
 from tasks.tracking.flow import flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run

@@ -52,7 +52,7 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
     """The verdict, the ladder over the seeds, each seed's run, and what to do next."""
     from tasks.evaluation.wording import caution
-    from tasks.seeds import headline, noise_sentence, runs_table, seeds_table
+    from tasks.studies.seeds import headline, noise_sentence, runs_table, seeds_table
 
     parts = [
         f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}",

@@ -273,7 +273,7 @@ def test_demo_says_that_it_is_one_and_real_jobs_do_not(
 
 def finished_run(folder: Path) -> Any:
     """The result of a run that has left its comparison in `folder`."""
-    from tests.test_seeds import write_run
+    from tests.test_studies_seeds import write_run
 
     return write_run(folder / "a", right=80, verdict="no evidence")
 
@@ -310,7 +310,7 @@ def test_several_seeds_are_summed_up_the_same_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import flows.seeds
-    from tests.test_seeds import judge
+    from tests.test_studies_seeds import judge
 
     result = judge(tmp_path, [80, 84, 88])
     monkeypatch.setattr("tasks.tracking.address.run_url", lambda run_id: "http://127.0.0.1:5000/run")

@@ -15,7 +15,7 @@ from tasks.base.records import digest
 
 def describe_environment() -> str:
     """What a run needs to be done again elsewhere, by line: Python, system, device, threads, CPU, this program, and
-    every package. tasks/rerun.py reads it."""
+    every package. tasks/studies/rerun.py reads it."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

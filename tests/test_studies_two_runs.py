@@ -11,8 +11,8 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.base.outcomes import StoredRun
-from tasks.runs import compare_runs, comparison_text
 from tasks.settings.config import InputError
+from tasks.studies.two_runs import compare_runs, comparison_text
 from tests.conftest import tracked
 
 ROWS = 200

@@ -14,6 +14,7 @@ from tasks.settings.config import EvaluationConfig, InputError
 if TYPE_CHECKING:
     import numpy as np
 
+
 WORDS: dict[Verdict, str] = {
     "improved": "the second is better",
     "worse": "the second is worse",

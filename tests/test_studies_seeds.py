@@ -85,7 +85,7 @@ def write_run(
 
 
 def judge(folder: Path, rights: list[int], verdicts: list[str] | None = None) -> SeedsResult:
-    from tasks.seeds import judge_seeds
+    from tasks.studies.seeds import judge_seeds
 
     given = verdicts or ["improved"] * len(rights)
     results = [
@@ -114,7 +114,7 @@ def test_spread_is_what_can_be_counted_by_hand(tmp_path: Path) -> None:
 
 
 def test_ladder_has_the_rungs_of_every_run_best_first(tmp_path: Path) -> None:
-    from tasks.seeds import judge_seeds
+    from tasks.studies.seeds import judge_seeds
 
     results = [
         write_run(tmp_path / "a", 80, tfidf=0.9, champion=0.95),  # a champion that only the first run knew
@@ -139,7 +139,7 @@ def test_verdict_needs_every_seed(verdicts: list[str], together: str, tmp_path: 
 
 
 def test_verdict_over_seeds_is_about_the_strongest_reference_with_its_difference(tmp_path: Path) -> None:
-    from tasks.seeds import description, headline, judge_seeds, runs_table, seed_metrics
+    from tasks.studies.seeds import description, headline, judge_seeds, runs_table, seed_metrics
 
     results = [
         write_run(tmp_path / "a", 80, "no evidence", probe=0.6, tfidf=0.79),
@@ -158,7 +158,7 @@ def test_verdict_over_seeds_is_about_the_strongest_reference_with_its_difference
 
 
 def test_intervals_over_two_seeds_are_possible(tmp_path: Path) -> None:
-    from tasks.seeds import noise_sentence, seeds_table
+    from tasks.studies.seeds import noise_sentence, seeds_table
 
     result = judge(tmp_path, [50, 58])
     for rung in result.ladder:
@@ -170,7 +170,7 @@ def test_intervals_over_two_seeds_are_possible(tmp_path: Path) -> None:
 
 
 def test_cautions_of_the_seeds_stand_beside_the_verdict(tmp_path: Path) -> None:
-    from tasks.seeds import description, judge_seeds, seeds_markdown
+    from tasks.studies.seeds import description, judge_seeds, seeds_markdown
 
     results = [
         write_run(tmp_path / "a", 80, cautions=("few rows",)),
@@ -189,7 +189,7 @@ def test_pairs_that_a_paired_test_tells_apart_are_counted(tmp_path: Path) -> Non
 
 
 def test_runs_on_other_rows_are_not_paired(tmp_path: Path) -> None:
-    from tasks.seeds import judge_seeds
+    from tasks.studies.seeds import judge_seeds
 
     results = [write_run(tmp_path / name, 80) for name in "ab"]
     frame = pd.read_parquet(tmp_path / "b/tuned.parquet")
@@ -199,7 +199,7 @@ def test_runs_on_other_rows_are_not_paired(tmp_path: Path) -> None:
 
 
 def test_page_says_verdict_spread_noise_and_runs(tmp_path: Path) -> None:
-    from tasks.seeds import description, seeds_markdown
+    from tasks.studies.seeds import description, seeds_markdown
 
     result = judge(tmp_path, [80, 84, 88], ["improved", "improved", "no evidence"])
     page = seeds_markdown(validated({}), result)
@@ -217,7 +217,7 @@ def test_page_says_verdict_spread_noise_and_runs(tmp_path: Path) -> None:
 
 
 def test_seeds_that_agree_exactly_are_not_called_a_noise_of_zero(tmp_path: Path) -> None:
-    from tasks.seeds import noise_sentence
+    from tasks.studies.seeds import noise_sentence
 
     said = noise_sentence(judge(tmp_path, [80, 80]))
     assert "All seeds have the same accuracy" in said and "±" not in said
@@ -225,7 +225,7 @@ def test_seeds_that_agree_exactly_are_not_called_a_noise_of_zero(tmp_path: Path)
 
 
 def test_parent_has_the_means_under_the_names_of_single_runs(tmp_path: Path) -> None:
-    from tasks.seeds import seed_metrics
+    from tasks.studies.seeds import seed_metrics
 
     metrics = seed_metrics(judge(tmp_path, [80, 84, 88]))
     expected = {

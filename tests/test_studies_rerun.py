@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
-from tasks import rerun
 from tasks.base.outcomes import RecordedRun, RerunResult, StoredRun
 from tasks.base.records import RunResult, Source
-from tasks.rerun import changes, judge, pinned, recall, rerun_markdown, rerun_text
 from tasks.settings.config import InputError, RunConfig
 from tasks.settings.loading import validated
 from tasks.sources.hub import HubUnreachable
+from tasks.studies import rerun
+from tasks.studies.rerun import changes, judge, pinned, recall, rerun_markdown, rerun_text
 from tests.conftest import ROOT, Hub, tracked
-from tests.test_runs import ALIKE, GOOD, POOR, write_predictions
+from tests.test_studies_two_runs import ALIKE, GOOD, POOR, write_predictions
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 ENVIRONMENT = """\

@@ -1,0 +1,1 @@
+"""Several runs together: seeds, two runs compared, a run done again. Does not know retraining."""
