@@ -13,7 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from flows.summary import introduce, summarize, summarize_seeds, where_to_browse
-from tasks.settings.config import MOST_SEEDS, InputError, PredictionConfig, RetrainConfig, RunConfig, check_text
+from tasks.settings.config import PredictionConfig, RetrainConfig, RunConfig
+from tasks.settings.fields import InputError, check_text
+from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import load_config
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def prefect_starting() -> Iterator[None]:
 
 def get_ready_to_train() -> None:
     """Do what every training needs sooner or later: imports, and MLflow's database."""
-    from tasks.tracking.store import make_store
+    from tasks.tracking.opening import make_store
 
     for name in TRAINING_IMPORTS:
         import_module(name)

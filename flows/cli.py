@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 
 from flows.actions import DONE, FAILED, USER_MUST_CHANGE
 from flows.commands import COMMANDS
-from tasks.settings.config import Config, InputError
+from tasks.settings.fields import Config, InputError
 from tasks.settings.loading import choices, sections, unknown_field
 from tasks.settings.secrets import redact
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows import actions
-from tasks.settings.config import MOST_SEEDS, Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig
+from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig
+from tasks.settings.fields import Config
+from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import sections
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from tasks.settings.config import Config
+from tasks.settings.fields import Config
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -14,7 +14,8 @@ from tasks.base.device import claim_device
 from tasks.base.outcomes import PredictionResult
 from tasks.inference.job import find_job
 from tasks.inference.prediction import describe_result, predict_rows
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
 from tasks.tracking.flow import live
 from tasks.tracking.run import tidy_up

@@ -13,16 +13,10 @@ from pydantic.fields import FieldInfo
 
 from flows.cli import EPILOG, bounds, shown
 from flows.commands import COMMANDS, Argument, Command
-from tasks.settings.config import (
-    Config,
-    GateConfig,
-    PredictionConfig,
-    RerunConfig,
-    RetrainConfig,
-    RunConfig,
-    SeedsConfig,
-)
+from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
+from tasks.settings.fields import Config
 from tasks.settings.loading import choices, sections
+from tasks.settings.sections import GateConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = "<!-- Written by `python -m flows.reference`; change the descriptions in the program, not this page. -->"

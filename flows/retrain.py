@@ -20,7 +20,7 @@ from tasks.retraining.challenger import choose_challenger, decide, inputs_key, j
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
 from tasks.tracking.flow import live
-from tasks.tracking.store import make_store
+from tasks.tracking.opening import make_store
 from tasks.tracking.versions import find_champion
 
 

@@ -15,7 +15,8 @@ from tasks.base.verdict import capital
 from tasks.base.work import work_folder
 from tasks.data.prepare import found_input
 from tasks.evaluation.wording import caution
-from tasks.settings.config import InputError, RunConfig, SeedsConfig
+from tasks.settings.config import RunConfig, SeedsConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
 from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking.address import run_url

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.settings.config import DEMO_DATA, DEMO_MODEL, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import SeedsResult

@@ -36,7 +36,7 @@ from tasks.base.records import (
 )
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
-from tasks.tracking import journal, store
+from tasks.tracking import journal, opening
 
 if TYPE_CHECKING:
     from tasks.evaluation.predictions import Predictions
@@ -545,7 +545,7 @@ def register(
 
     folder.mkdir(exist_ok=True)
     with chdir(folder):
-        store.make_store()
+        opening.make_store()
     api = MlflowClient(f"sqlite:///{folder.resolve()}/mlruns/mlflow.db")
     found = api.get_experiment_by_name("peft-flow")
     experiment = found.experiment_id if found else api.create_experiment("peft-flow", "mlflow-artifacts:/")

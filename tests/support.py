@@ -137,7 +137,7 @@ def try_one(family: str, method: str = "lora") -> Row:
         try:
             take_through(here, model, method, row)
         except Exception as error:
-            from tasks.settings.config import InputError
+            from tasks.settings.fields import InputError
 
             row[next_step(row)] = f"{'refused' if isinstance(error, InputError) else 'FAILS'}: {line(error)}"
     return row

@@ -18,7 +18,7 @@ from flows import actions, cli
 from tasks.base import disk
 from tasks.base.disk import DiskFull, check_space, describe, is_disk_full, size, writing
 from tasks.base.files import write_text
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.conftest import ROOT
 from tests.faults import SmallDisk, fail_write, full_disk
 
@@ -224,7 +224,7 @@ def test_demo_is_not_begun_where_it_does_not_fit(small: SmallDisk, monkeypatch: 
 
 
 def test_database_appears_whole(small: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.tracking.store import make_store
+    from tasks.tracking.opening import make_store
 
     monkeypatch.chdir(small.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

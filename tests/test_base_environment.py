@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from tasks.base import environment, machine
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 
 
 def shown(name: str, level: int, message: str, error: Exception | None = None) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 
 from tasks.data.splits import Splits, read_splits
 from tasks.inference.rows import find_rows, notes_of, read_rows
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.sources.hub import find
 from tasks.sources.reading import check_early, load

@@ -11,7 +11,8 @@ import pytest
 from tasks.models.serving import check_request, keep_words_of_csv
 from tasks.retraining import challenger as retraining
 from tasks.retraining import trials
-from tasks.settings.config import DataConfig, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.sections import DataConfig
 from tasks.sources.hub import find
 from tests.conftest import SHARED, bare_data
 from tests.test_data_splits import read

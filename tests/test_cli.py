@@ -15,7 +15,8 @@ import pytest
 from flows.actions import prefect_starting
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from flows.commands import COMMANDS
-from tasks.settings.config import InputError, PredictionConfig, RunConfig
+from tasks.settings.config import PredictionConfig, RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import sections
 from tasks.settings.methods import METHODS
 from tests.conftest import ROOT, register

@@ -24,7 +24,8 @@ from tasks.data.datacheck import (
 )
 from tasks.data.prepare import check_input, prepare
 from tasks.scores.statistics import detectable_difference
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tests.conftest import SHARED, tracked
 from tests.test_data_splits import film_reviews, write

@@ -17,7 +17,7 @@ from tasks.data.duplicates import (
     same_texts,
     words_alone,
 )
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 
 NAMES = ("bad", "good")
 

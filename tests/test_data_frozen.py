@@ -15,7 +15,9 @@ from tasks.data.frozen import frozen_rows, in_our_columns
 from tasks.data.prepare import find_data, find_input, prepare
 from tasks.data.splits import Splits, read_splits
 from tasks.evaluation.references import measurement_key
-from tasks.settings.config import DataConfig, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.sections import DataConfig
 from tests.test_data_splits import film_reviews, write
 
 Configure = Callable[..., RunConfig]

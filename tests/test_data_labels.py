@@ -15,7 +15,7 @@ import pytest
 
 from tasks.data.datacheck import label_warnings
 from tasks.data.labels import are_codes, are_many_numbers, as_label, same_word, several_labels
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.test_data_splits import film_reviews, read, write
 
 ROWS = 60

@@ -17,7 +17,8 @@ from tasks.data.datacheck import read_check
 from tasks.data.prepare import prepare
 from tasks.models import foundation as model
 from tasks.models.serving import model_rows
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import load_config, validated
 from tasks.sources.hub import HubUnreachable, network_may_recover
 from tests.conftest import ROOT

@@ -15,8 +15,9 @@ from tasks.data import prepare as data
 from tasks.data.labels import numbers_first
 from tasks.data.prepare import find_data
 from tasks.data.splits import Splits, read_splits, stratified_rows
-from tasks.settings.config import DataConfig, InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
+from tasks.settings.sections import DataConfig
 from tasks.sources.reading import check_columns
 from tests.conftest import sentences
 

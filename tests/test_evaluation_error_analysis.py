@@ -260,7 +260,7 @@ def test_predictions_about_other_rows_are_refused(case: Case) -> None:
 
 
 def test_every_column_of_the_tables_is_kept_from_texts(case: Case) -> None:
-    from tasks.settings.config import RESERVED_COLUMNS
+    from tasks.settings.fixed import RESERVED_COLUMNS
 
     data, test = case.read()
     frames = (

@@ -16,12 +16,10 @@ from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
 from tasks.data.prepare import prepare
 from tasks.evaluation import references
+from tasks.evaluation.champion import ChampionLeftOut, among, ask_champion
 from tasks.evaluation.predictions import paired_predictions, read_predictions
 from tasks.evaluation.recording import model_values
 from tasks.evaluation.references import (
-    ChampionLeftOut,
-    among,
-    ask_champion,
     ask_majority,
     cache_key,
     class_probabilities,

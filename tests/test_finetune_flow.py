@@ -397,7 +397,7 @@ def test_what_the_user_must_change_is_logged_in_one_line(
     """As in a run from the Prefect UI, which no command line has checked before."""
     import logging
 
-    from tasks.settings.config import InputError
+    from tasks.settings.fields import InputError
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addHandler(caplog.handler)

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.base import trouble
 from tasks.base.records import Source
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources import hub
 from tasks.sources.hub import HubUnreachable, Silence, find, patient
 from tests.conftest import ROOT, Hub

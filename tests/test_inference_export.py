@@ -15,7 +15,7 @@ import pytest
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.inference.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
 from tasks.models import serving
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.training.watching import Watcher
 from tests.conftest import Trained

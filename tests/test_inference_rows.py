@@ -13,7 +13,8 @@ import pytest
 
 from tasks.inference import rows as reading
 from tasks.inference.rows import Row, find_rows, formulas_in, notes_of, read_rows
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 from tests.test_sources_formats import sheet_with
 
 TEXTS = ["a warm, funny film", 'he said "superb"', "über\nzwei Zeilen", "dull", "x\ry"]

@@ -15,7 +15,8 @@ from tasks.base.records import Source
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.sources.hub import find
 from tests.conftest import bare_data, sentences
 from tests.support import build as build_family

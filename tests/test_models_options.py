@@ -8,7 +8,7 @@ import pytest
 from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import serving
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.test_models_foundation import attach, check, refusal, save, train
 
 LISTS = {"layers_to_transform": [1], "layers_pattern": ["layer", "layr"]}

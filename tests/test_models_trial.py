@@ -9,7 +9,8 @@ import pytest
 from tasks.data.prepare import check_input
 from tasks.models import serving, trial
 from tasks.models.foundation import load_tokenizer
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tests.support import build
 from tests.test_models_foundation import local

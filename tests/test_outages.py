@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.base.work import WORK
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking import journal
 from tasks.tracking import run as tracking
 from tasks.tracking.address import experiment_url, run_url

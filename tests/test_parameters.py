@@ -7,7 +7,8 @@ import pytest
 
 from flows.parameters import parameters_of
 from tasks.servers.deployments import FLOWS
-from tasks.settings.config import Config, PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
+from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
+from tasks.settings.fields import Config
 
 
 def flows() -> dict[str, tuple[Any, type[Config]]]:

@@ -22,7 +22,8 @@ from tasks.inference import parts as storing
 from tasks.inference import prediction
 from tasks.inference.job import Job, find_job
 from tasks.inference.prediction import describe_result, predict_rows
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 from tasks.tracking import address
 from tests.conftest import ROOT, Trained, sentences
 

@@ -14,7 +14,7 @@ import pytest
 
 from tasks.registry import decisions as registry
 from tasks.registry.decisions import Overtaken, decisions, keep, promote, rollback, settle
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking import adapters, decision
 from tasks.tracking.decision import Decision
 from tasks.tracking.flow import flow_tags

@@ -13,7 +13,7 @@ from tasks.base.drawing import STYLE
 from tasks.registry.history import History, VersionHistory, letters_of
 from tasks.registry.timeline import LOOKS, draw, slots_of, timeline
 from tasks.scores.statistics import wilson_interval
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking.decision import Decision
 from tests.test_evaluation_plots import visible_texts
 

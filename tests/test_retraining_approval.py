@@ -13,7 +13,8 @@ import pytest
 from tasks.base import closing
 from tasks.base.outcomes import Finding, Gate
 from tasks.retraining import approval
-from tasks.settings.config import InputError, RetrainConfig
+from tasks.settings.config import RetrainConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
 
 

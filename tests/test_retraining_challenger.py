@@ -14,8 +14,8 @@ from tasks.data.duplicates import stable_keys
 from tasks.retraining import challenger as retraining
 from tasks.retraining import trials
 from tasks.retraining.trials import LABEL, new_classes, own_trial, trial_of
-from tasks.settings.config import DataConfig
 from tasks.settings.loading import validated
+from tasks.settings.sections import DataConfig
 from tasks.sources.hub import find
 from tasks.tracking.versions import Champion
 from tests.conftest import bare_data, made_up_data

@@ -18,7 +18,7 @@ import pytest
 from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
 from tasks.base import environment
 from tasks.base.trouble import first_line
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.settings.secrets import HIDDEN, redact
 from tests.conftest import ROOT, Trained

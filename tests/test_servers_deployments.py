@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tasks.servers import deployments
-from tasks.settings.config import InputError, RetrainConfig, RunConfig
+from tasks.settings.config import RetrainConfig, RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import checked, load_config, validated
 from tests.conftest import ROOT
 from tests.stacks import used_by_newer_prefect

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.base.closing import FLOW_RUN, has_worker
 from tasks.servers.processes import Processes, Program, clear_leftovers, refuse_taken_port
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.stacks import until
 
 SLEEP = "import time; time.sleep(60)"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tasks.servers import up as stacks
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.conftest import ROOT, free_port
 from tests.stacks import FINAL, Stack, until, used_by_newer_prefect
 from tests.test_retrain import furnished

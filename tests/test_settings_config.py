@@ -10,18 +10,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tasks.settings.config import (
-    DEMO_DATA,
-    DEMO_MODEL,
-    AdapterMethod,
-    DataConfig,
-    InputError,
-    PredictionConfig,
-    RetrainConfig,
-    RunConfig,
-)
+from tasks.settings.config import PredictionConfig, RetrainConfig, RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
 from tasks.settings.loading import field_names, load_config, nearest_name, sections, validated
 from tasks.settings.methods import METHODS
+from tasks.settings.sections import AdapterMethod, DataConfig
 from tests.conftest import ROOT, SHARED
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

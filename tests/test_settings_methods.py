@@ -12,9 +12,11 @@ from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import serving
-from tasks.settings.config import AdapterMethod, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.settings.methods import METHODS, Shape, adalora_schedule, divisor, even_divisor
+from tasks.settings.sections import AdapterMethod
 from tasks.sources.hub import find
 from tasks.training.checkpoint import put_back, trained_tensors
 from tests.conftest import bare_data, sentences

@@ -16,8 +16,8 @@ from tasks.evaluation.references import MEASURES, Measure, measure
 from tasks.evaluation.report import ladder_frame
 from tasks.retraining.gate import without_champion
 from tasks.settings import rivals
-from tasks.settings.config import EvaluationConfig, GateConfig
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
+from tasks.settings.sections import EvaluationConfig, GateConfig
 from tests.test_evaluation_error_analysis import Case, sure
 from tests.test_retraining_gate import ladder
 

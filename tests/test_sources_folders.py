@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import pytest
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.sources import reading
 from tasks.sources.folders import describe, look_into

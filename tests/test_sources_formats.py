@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.delimited import separator
 from tasks.sources.formats import columns_of, notes_of, read_rows
 from tasks.sources.kept import rows_of

@@ -18,7 +18,7 @@ from huggingface_hub import errors
 
 from tasks.base import trouble
 from tasks.base.trouble import is_network_trouble, is_silence
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources import hub, local
 from tasks.sources.hub import HubUnreachable, find
 from tasks.sources.local import content_sha256

@@ -10,7 +10,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources import kept
 from tasks.sources.kept import rows_of
 from tests.test_data_splits import film_reviews, write

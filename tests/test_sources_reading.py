@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tests.conftest import ROOT, sentences
 from tests.test_data_splits import FORMATS, SPLITS, film_reviews, fingerprint_of, read, write
 

@@ -15,7 +15,8 @@ import yaml
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.base.outcomes import RecordedRun, RerunResult, StoredRun
 from tasks.base.records import RunResult, Source
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.sources.hub import HubUnreachable
 from tasks.studies import rerun

@@ -15,7 +15,9 @@ from tasks.base.outcomes import SeedsResult
 from tasks.base.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
 from tasks.base.verdict import capital
 from tasks.scores.statistics import SCORES
-from tasks.settings.config import MOST_SEEDS, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import validated
 
 ROWS = 100

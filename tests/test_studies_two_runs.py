@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.base.outcomes import StoredRun
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.studies.two_runs import compare_runs, comparison_text
 from tests.conftest import tracked
 

@@ -15,10 +15,10 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from tasks.base import liveness, machine
 from tasks.base.work import WORK
 from tasks.evaluation.recording import input_values, model_values
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
+from tasks.tracking import opening, runlist, sending, versions
 from tasks.tracking import run as tracking
-from tasks.tracking import runlist, sending, store, versions
 from tasks.tracking.address import experiment_url, public_uri, serve_command, tracking_uri, ui
 from tasks.tracking.journal import HEAD, LINES, Head, Journal, journal_of, now, waits
 from tests.conftest import Trained, only_run, tracked
@@ -161,7 +161,7 @@ SPOILED: dict[str, Callable[[Journal], object]] = {
 def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
     workplace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.make_store()
+    opening.make_store()
     spoiled = {fault: left(f"{number}", f"of {fault}") for number, fault in enumerate(SPOILED)}
     for fault, journal in spoiled.items():
         SPOILED[fault](journal)
@@ -223,7 +223,7 @@ def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
 
 def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
     """Also as older versions wrote them down, as null."""
-    store.make_store()
+    opening.make_store()
     journal = left("a")
     for step, value in enumerate((math.nan, math.inf, None)):
         journal.add("metrics", {"loss": value}, step)
@@ -234,7 +234,7 @@ def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
 
 
 def test_run_whose_parents_folder_was_removed_is_delivered(workplace: Path) -> None:
-    store.make_store()
+    opening.make_store()
     left("a", parent=str((WORK / "gone").resolve()))
     tracking.send_what_waits()
     assert names_in_mlflow() == {"a"}

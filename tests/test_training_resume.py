@@ -14,7 +14,8 @@ import pytest
 from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
-from tasks.settings.config import AdapterMethod, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.sections import AdapterMethod
 from tasks.training import checkpoint, resume, watching
 from tasks.training import fit as training
 from tasks.training.checkpoint import newest_checkpoint, newest_first

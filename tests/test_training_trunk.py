@@ -11,7 +11,8 @@ from tasks.data.prepare import check_input, prepare
 from tasks.evaluation.adapter import measure_adapter
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.training import trunk as trunks
 from tasks.training.trunk import STATES, Trunk
 from tests.conftest import Trained

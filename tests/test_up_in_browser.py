@@ -16,9 +16,10 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks.base.closing import flow_runs
-from tasks.settings.config import EvaluationConfig, RunConfig
+from tasks.settings.config import RunConfig
 from tasks.settings.loading import choices, sections
 from tasks.settings.rivals import TITLES
+from tasks.settings.sections import EvaluationConfig
 from tasks.tracking import runlist
 from tests.stacks import Stack, until
 from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row

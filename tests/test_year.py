@@ -11,7 +11,8 @@ import pytest
 
 from tasks.base.outcomes import RetrainResult
 from tasks.registry import decisions as registry
-from tasks.settings.config import SPLITS, RetrainConfig
+from tasks.settings.config import RetrainConfig
+from tasks.settings.fixed import SPLITS
 from tasks.settings.loading import checked
 from tasks.tracking.decision import Decision
 from tests.conftest import SHARED

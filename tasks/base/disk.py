@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.settings.config import STORE
+from tasks.settings.fixed import STORE
 
 FULL = re.compile(
     # safetensors, tokenizers: no OSError of Python's; macOS has another word and number for a quota

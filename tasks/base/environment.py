@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.base.disk import describe, is_disk_full
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.secrets import redact
 
 DEFAULTS = {

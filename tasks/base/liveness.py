@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from tasks.base.progress import tell
 from tasks.base.records import Record
-from tasks.settings.config import STORE
+from tasks.settings.fixed import STORE
 
 LIVE = STORE / "live"
 

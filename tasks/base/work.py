@@ -15,7 +15,8 @@ from tasks.base.liveness import if_free
 from tasks.base.machine import environment_key
 from tasks.base.progress import tell
 from tasks.base.records import Source, digest
-from tasks.settings.config import STORE, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fixed import STORE
 
 WORK = STORE / "work"
 

@@ -15,7 +15,9 @@ from tasks.data.datapage import check_page, tables_page
 from tasks.data.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
 from tasks.data.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
 from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
-from tasks.settings.config import SPLITS, DataConfig, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fixed import SPLITS
+from tasks.settings.sections import DataConfig
 from tasks.sources.hub import NETWORK
 from tasks.tracking import run as tracking
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tasks.base.records import DataCheck, SameText
 from tasks.base.words import counted, listed, markdown_table
 from tasks.data.frozen import describe_kept_out
-from tasks.settings.config import SPLITS
+from tasks.settings.fixed import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tasks.base.words import ROW_EXAMPLES, counted, named_rows
-from tasks.settings.config import SPLITS, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import SPLITS
 from tasks.sources.columns import BATCH_ROWS, numbers
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from tasks.base.records import PreparedData, file_sha256
 from tasks.base.words import counted
 from tasks.data.duplicates import leaked_rows, same_texts
-from tasks.settings.config import DataConfig, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.sections import DataConfig
 from tasks.sources.columns import numbers
 from tasks.sources.kept import as_kinds, rows_of
 from tasks.sources.local import test_path

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.words import counted, listed, named_rows
 from tasks.data.duplicates import normal
-from tasks.settings.config import DataConfig, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.sections import DataConfig
+from tasks.sources.advice import labelled_instead
 from tasks.sources.columns import column_values
-from tasks.sources.reading import class_names, labelled_instead
+from tasks.sources.reading import class_names
 
 if TYPE_CHECKING:
     import numpy as np

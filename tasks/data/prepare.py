@@ -20,7 +20,8 @@ from tasks.data.tokens import key_of_tokens, known_texts, tokenize
 from tasks.models import foundation as models
 from tasks.models.adapter import check_adapter
 from tasks.models.trial import try_model
-from tasks.settings.config import DEMO_DATA, SPLITS, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fixed import DEMO_DATA, SPLITS
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
 from tasks.tracking.flow import flow_tags

@@ -9,7 +9,9 @@ from tasks.base.words import counted, named_rows
 from tasks.data.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
 from tasks.data.frozen import describe_kept_out, keep_out, read_test_file, renumbered
 from tasks.data.labels import class_names_of, encode_labels, read_labels
-from tasks.settings.config import SPLITS, DataConfig, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import SPLITS
+from tasks.settings.sections import DataConfig
 from tasks.sources.columns import column_values, numbers
 from tasks.sources.reading import (
     check_columns,

@@ -9,7 +9,7 @@ from uuid import uuid4
 from tasks.base.machine import code_key
 from tasks.base.records import PreparedData, Source, digest, read_record
 from tasks.models.foundation import model_texts
-from tasks.settings.config import DataConfig
+from tasks.settings.sections import DataConfig
 from tasks.sources.columns import BATCH_ROWS
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from tasks.base.words import ends, shown_share, signed
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import confusion
 from tasks.scores.statistics import BINS, reliability, wilson_interval, without_temperature
-from tasks.settings.config import SPLITS
+from tasks.settings.fixed import SPLITS
 from tasks.settings.rivals import NAMES, TITLES
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from tasks.data.frozen import frozen_rows
 from tasks.evaluation.card import model_card
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.wording import description
-from tasks.settings.config import SPLITS, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fixed import SPLITS
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url
 from tasks.tracking.run import describe, log, log_files, send_all

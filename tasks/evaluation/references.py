@@ -5,7 +5,6 @@ the frozen foundation model, and the champion, which is the adapter in use so fa
 """
 
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,16 +18,14 @@ from prefect.serializers import PickleSerializer
 from tasks.base.machine import environment_key
 from tasks.base.progress import tell, warn
 from tasks.base.records import Evaluation, PreparedData, digest
-from tasks.base.trouble import first_line, is_network_trouble
-from tasks.data.frozen import paired_columns
 from tasks.data.splits import stratified_rows
+from tasks.evaluation.champion import ChampionLeftOut, ask_champion
 from tasks.evaluation.predictions import write_evaluation
 from tasks.models import foundation as models
 from tasks.registry.decisions import settle
 from tasks.settings.config import RunConfig
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK
-from tasks.tracking.adapters import download_adapter
 from tasks.tracking.patience import answered, may_recover, reason
 from tasks.tracking.versions import Champion, find_champion
 from tasks.training.precision import use_bfloat16
@@ -70,10 +67,6 @@ TFIDF_GRID = (1.0, 5.0, 25.0, 125.0)
 
 PROBE_GRID = (0.001, 0.01, 0.1, 1.0)
 """Inverse strengths of the penalty to choose from."""
-
-
-class ChampionLeftOut(ValueError):
-    """The champion cannot be measured on these rows; the message says why."""
 
 
 def evaluate_baseline(config: RunConfig, data: PreparedData, work: str) -> Evaluation:
@@ -327,61 +320,6 @@ def class_probabilities(
         model.fit(known, labels)
         table[:, model.classes_] = model.predict_proba(asked)
     return table
-
-
-def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | None) -> "np.ndarray":
-    """The registered adapter, as it is served; ChampionLeftOut where it answers another question or cannot be read."""
-    import pandas as pd
-    from datasets import load_from_disk
-
-    from tasks.models import serving
-
-    assert champion
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            adapter = download_adapter(champion.uri, Path(folder))
-            settings = serving.read_settings(adapter)
-            check_champion(config, data, champion.uri, settings)
-            model, tokenizer = serving.load_adapter(adapter, local_files_only=config.offline)
-        except serving.OtherWeights as error:
-            raise ChampionLeftOut(f"{champion.uri}: {error}") from error
-        except OSError as error:
-            if is_network_trouble(error) and not config.offline:
-                raise
-            raise ChampionLeftOut(f"{champion.uri} cannot be read: {first_line(error)}") from error
-    test = load_from_disk(data.folder)["test"]
-    columns = paired_columns(settings["text_columns"], data.text_columns)
-    texts = pd.DataFrame({theirs: test[ours][:] for theirs, ours in columns.items()})
-    classes = settings["label_names"]
-    if new := [name for name in data.label_names if name not in classes]:
-        warn("The champion does not know the class %s, and has every row of it wrong", ", ".join(new))
-    answers = serving.predict(model, tokenizer, settings, texts)
-    return among(answers[[f"probability_{name}" for name in classes]].to_numpy(), classes, data.label_names)
-
-
-def among(table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
-    """Probabilities (rows, ours) of a classifier of the classes `theirs`, asked among those of `ours` that it knows."""
-    import numpy as np
-
-    result = np.zeros((len(table), len(ours)), table.dtype)
-    shared = [name for name in ours if name in theirs]
-    places = [list(ours).index(name) for name in shared]
-    result[:, places] = table[:, [list(theirs).index(name) for name in shared]]
-    if len(shared) < len(theirs):
-        result[:, places] += np.finfo(table.dtype).tiny  # a row may have nothing there but zeros
-        result /= result.sum(1, keepdims=True)
-    return result
-
-
-def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: dict[str, Any]) -> None:
-    """Raises ChampionLeftOut unless it can be asked about these texts and answers with two of these classes."""
-    classes, columns = settings["label_names"], settings["text_columns"]
-    if len(set(classes).intersection(data.label_names)) < 2:
-        raise ChampionLeftOut(f"{uri} knows the classes {', '.join(classes)}, not {', '.join(data.label_names)}")
-    if len(columns) != len(data.text_columns):
-        raise ChampionLeftOut(f"{uri} reads the columns {', '.join(columns)}, not {', '.join(data.text_columns)}")
-    if settings["base_model"]["trust_remote_code"] and not config.model.trust_remote_code:
-        raise ChampionLeftOut(f"{uri} brings its own Python code and model.trust_remote_code is not set")
 
 
 class Measure(NamedTuple):

@@ -18,7 +18,7 @@ from tasks.base.words import counted
 from tasks.inference.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.models import serving
 from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.local import looks_like_path
 from tasks.tracking.adapters import fetched_adapter, find_test_table
 

@@ -14,7 +14,8 @@ from tasks.base.work import WORK
 from tasks.inference.parts import Parts, check_output, is_probability, rejected_path
 from tasks.inference.rows import find_rows, formulas_in, read_rows
 from tasks.models import serving
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 from tasks.sources.local import content_sha256, looks_like_path
 from tasks.tracking.adapters import fetched_adapter
 

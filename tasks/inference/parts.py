@@ -18,7 +18,7 @@ from tasks.base.disk import check_space
 from tasks.base.files import whole, write_bytes
 from tasks.base.outcomes import PredictionResult
 from tasks.base.records import Record, file_sha256, read_record
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 

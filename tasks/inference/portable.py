@@ -1,7 +1,7 @@
 """A classifier that runs without peft: an adapter merged into a transformers model, or that as ONNX.
 
-`python -m tasks.inference.portable`, with a request as JSON on standard input, is the fresh process that reads such a folder as a
-user would, and says what it makes of some texts.
+`python -m tasks.inference.portable`, with a request as JSON on standard input, is the fresh process that reads such a
+folder as a user would, and says what it makes of some texts.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.trouble import first_line
 from tasks.models import serving
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,8 @@ from tasks.inference.job import Job, parts_of
 from tasks.inference.parts import Columns, Part, Parts, as_jsonl
 from tasks.inference.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
 from tasks.models import serving
-from tasks.settings.config import InputError, PredictionConfig
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
 
 CHUNK_ROWS = 4096
 """Input rows that are sorted by length together, and lost at most. Of 8,530 real reviews, batched by 64, 3 % is padding

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tasks.base.records import Source
-from tasks.settings.config import DataConfig, InputError, PredictionConfig, data_kind
+from tasks.settings.config import PredictionConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import data_kind
+from tasks.settings.sections import DataConfig
 from tasks.sources import formats
+from tasks.sources.advice import name_columns
 from tasks.sources.delimited import lines
 from tasks.sources.folders import Folder, data_files, how_read, look_into, names, saved_by_datasets
 from tasks.sources.hub import find
 from tasks.sources.jsonrows import objects
 from tasks.sources.opened import Broken, Read, clean
-from tasks.sources.reading import load, name_columns
+from tasks.sources.reading import load
 from tasks.sources.tables import BATCH_ROWS, unsaved_formulas
 
 

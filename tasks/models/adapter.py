@@ -18,9 +18,11 @@ from tasks.models import serving
 from tasks.models.blocks import find_blocks, is_inside, text_parts
 from tasks.models.foundation import base_model_settings, word_embeddings
 from tasks.models.options import check_attached, check_options, listed
-from tasks.settings.config import AdapterConfig, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import nearest_name
 from tasks.settings.methods import METHODS, Shape
+from tasks.settings.sections import AdapterConfig
 
 SET_BY_US = {
     "task_type",

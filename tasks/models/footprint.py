@@ -1,4 +1,4 @@
-"""`python -m tasks.models.footprint <<< '{"adapter": ...}'`: what an adapter costs to have, and what it says of other rows.
+"""`python -m tasks.models.footprint <<< '{"adapter": ...}'`: what an adapter costs, and what it says of other rows.
 
 In a fresh process, as where it serves: nothing of the training is in its memory.
 """

@@ -9,8 +9,11 @@ from tasks.base.environment import hide_short_bars
 from tasks.base.records import Source
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.models import serving
-from tasks.settings.config import DEMO_MODEL, AdapterConfig, InputError, ModelConfig, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import DEMO_MODEL
 from tasks.settings.methods import VIRTUAL_TOKENS
+from tasks.settings.sections import AdapterConfig, ModelConfig
 from tasks.sources.hub import HubUnreachable, check_format, find, patient
 
 model_texts = serving.model_texts

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from tasks.models.blocks import find_blocks
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.settings.loading import nearest_name
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"

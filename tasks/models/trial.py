@@ -17,7 +17,8 @@ from tasks.models import serving
 from tasks.models.adapter import attach_adapter
 from tasks.models.blocks import entering, evaluating, find_blocks
 from tasks.models.foundation import load_foundation, load_tokenizer
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
 

@@ -13,16 +13,17 @@ from filelock import FileLock
 
 from tasks.base.progress import warn
 from tasks.base.records import digest, read_record
-from tasks.settings.config import STORE, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import STORE
 from tasks.settings.secrets import redact
 from tasks.tracking.address import FLOW_RUN_TAG, FLOW_RUN_URL_TAG
 from tasks.tracking.champions import decisions_about, listed, lost_champion, named, no_champion, succession
 from tasks.tracking.decision import Action, Decision, Note, carry_out, holder, spoken
 from tasks.tracking.deleted import what_is_gone
 from tasks.tracking.journal import now
+from tasks.tracking.opening import check_store
 from tasks.tracking.patience import Refused
 from tasks.tracking.patience import reason as why
-from tasks.tracking.store import check_store
 from tasks.tracking.versions import CHAMPION, PREVIOUS, NoModel, RegisteredVersion, promote_command, registered_versions
 
 REGISTRY = STORE / "registry"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.drawing import AFTER, BEFORE, NEUTRAL, STYLE, THIRD, legend_below, new_figure, reach, short
 from tasks.registry.history import History, VersionHistory
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking.decision import Decision
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from tasks.base.outcomes import Gate
 from tasks.base.progress import tell
 from tasks.base.records import digest
 from tasks.retraining.gate import page
-from tasks.settings.config import InputError, RetrainConfig
+from tasks.settings.config import RetrainConfig
+from tasks.settings.fields import InputError
 
 POLL_SECONDS = 5
 

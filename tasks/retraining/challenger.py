@@ -17,7 +17,7 @@ from tasks.base.work import WORK, RunFolder
 from tasks.data.frozen import in_our_columns, paired_columns
 from tasks.data.prepare import prepare
 from tasks.data.splits import training_classes
-from tasks.evaluation.references import ChampionLeftOut, check_champion
+from tasks.evaluation.champion import ChampionLeftOut, check_champion
 from tasks.registry import decisions as registry
 from tasks.retraining.approval import Approval
 from tasks.retraining.gate import against_champion, page, without_champion
@@ -32,8 +32,10 @@ from tasks.retraining.trials import (
     settings_of,
     trial_of,
 )
-from tasks.settings.config import DataConfig, InputError, RetrainConfig, RunConfig
+from tasks.settings.config import RetrainConfig, RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.rivals import NAMES, to_beat
+from tasks.settings.sections import DataConfig
 from tasks.sources.hub import NETWORK, patient
 from tasks.tracking import champions
 from tasks.tracking.address import run_url

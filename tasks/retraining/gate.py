@@ -7,8 +7,8 @@ from tasks.base.outcomes import Finding, Footprint, Gate
 from tasks.base.records import Comparison, Difference, Interval
 from tasks.base.words import bounds, counted, format_p, markdown_table, shown
 from tasks.scores.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
-from tasks.settings.config import GateConfig
 from tasks.settings.rivals import TITLES, to_beat
+from tasks.settings.sections import GateConfig
 
 if TYPE_CHECKING:
     import numpy as np

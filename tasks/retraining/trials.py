@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import PreparedData
 from tasks.base.work import RunFolder
 from tasks.data.frozen import in_our_columns
+from tasks.evaluation.champion import among
 from tasks.evaluation.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation.predictions import paired_predictions, read_predictions
-from tasks.evaluation.references import among
 from tasks.evaluation.wording import slice_title
 from tasks.retraining.gate import NewClasses, Trial
 from tasks.settings.config import RunConfig

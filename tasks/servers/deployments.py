@@ -20,8 +20,9 @@ from tasks.base.closing import NO_HEARTBEAT
 from tasks.base.device import gpus
 from tasks.base.files import write_text
 from tasks.base.progress import tell
-from tasks.settings import config, methods, rivals
-from tasks.settings.config import DEPLOYMENTS, InputError
+from tasks.settings import config, fields, fixed, methods, rivals, sections
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import DEPLOYMENTS
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -122,7 +123,7 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
     flows = Path(tasks.__file__).resolve().parent.with_name("flows")
-    forms = [Path(file) for file in (config.__file__, methods.__file__, rivals.__file__, __file__)]
+    forms = [Path(module.__file__) for module in (config, fields, fixed, methods, rivals, sections)]
     files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *forms]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.settings.config import STORE, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import STORE
 
 if TYPE_CHECKING:
     from tasks.servers.up import Options

@@ -14,7 +14,7 @@ import psutil
 
 from tasks.base.closing import flow_run_of
 from tasks.base.records import Record
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 
 STOP_SECONDS = 2.0
 

@@ -32,11 +32,12 @@ from tasks.servers.doors import (
     write_auth_config,
 )
 from tasks.servers.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
-from tasks.settings.config import DEPLOYMENTS, STORE, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import DEPLOYMENTS, STORE
 from tasks.settings.secrets import redact, without_login
 from tasks.sources.demo import demo_folder
+from tasks.tracking.opening import make_store
 from tasks.tracking.run import close_dead_runs, close_silent_runs, send_what_waits
-from tasks.tracking.store import make_store
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

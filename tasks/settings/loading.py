@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from tasks.settings.config import MOST_BYTES, Config, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import MOST_BYTES, Config, InputError
 
 K = TypeVar("K", bound=Config)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, head_of, kind_of, unreadable
 
 MOST_WORDS = 1_000

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from tasks.base.trouble import first_line
-from tasks.settings.config import SPLITS, InputError, data_kind
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import SPLITS, data_kind
 from tasks.sources.formats import notes_of
 from tasks.sources.local import visible_files
 

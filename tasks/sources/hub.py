@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from tasks.base.files import write_text
 from tasks.base.records import Source
 from tasks.base.trouble import ask_again, first_line, is_network_trouble, timed_out
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.local import SECTION, Kind, content_sha256, local_path
 
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.

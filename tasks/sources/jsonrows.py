@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.delimited import head_text, lines
 from tasks.sources.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, opened
 

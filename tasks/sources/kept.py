@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.base.files import whole
 from tasks.base.records import digest, file_sha256
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.folders import Piece
 from tasks.sources.formats import read_rows
 from tasks.sources.opened import Broken, clean, kind_of, readable

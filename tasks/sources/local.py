@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from tasks.settings.config import WHAT_IS_READ, InputError, data_kind
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import WHAT_IS_READ, data_kind
 
 Kind = Literal["model", "dataset"]
 

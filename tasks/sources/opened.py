@@ -14,7 +14,8 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
 from tasks.base.disk import is_disk_full
-from tasks.settings.config import PACKED_FILES, InputError, data_kind
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import PACKED_FILES, data_kind
 
 MOST_CHARACTERS = 10_000_000
 """In one line, cell, or object of a json array: what is longer is not text but a broken file."""

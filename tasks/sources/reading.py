@@ -1,7 +1,6 @@
 """The raw splits of a data set, read from anywhere: which there are, which are used, and that they can be."""
 
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.disk import is_disk_full
 from tasks.base.records import Source, digest
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.settings.config import DEMO_DATA, SPLITS, DataConfig, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import DEMO_DATA, SPLITS
+from tasks.settings.sections import DataConfig
+from tasks.sources.advice import labelled_instead, name_columns
 from tasks.sources.columns import column_values
 from tasks.sources.folders import Folder, Piece, are_known, describe, how_read, look_into, options_of, saved_by_datasets
 from tasks.sources.formats import columns_of, notes_of, read_rows
@@ -229,73 +231,8 @@ def no_column(
     )
 
 
-def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None = None) -> str:
-    """What to do where one of `texts` and `label` is missing: which options name those that look like them."""
-    wanted = [*texts, *([label] if label else [])]
-    if len(first) == 1 and not any(first.values()):  # no row has as few fields
-        return "its rows have more columns than its first line; where that is a title or remark, take it away"
-    if any(re.search(r"\w\s+\w+\s+\w", name) or re.fullmatch(r"[-+.\d]+", name) for name in first):
-        return f"if this is its first row and no names, write the names above it: {','.join(wanted)}"
-    if nested := holds_nested(first, texts, label):
-        return f"{nested!r:.80} holds objects: write what is in them as columns (in pandas: json_normalize)"
-    if first and sum(not name.startswith("unnamed ") for name in first) < len(wanted):
-        return (
-            f"columns for {' and '.join(wanted)} are needed, named in the first row, and in a csv with a comma, a tab, "
-            "';' or '|' between them"
-        )
-    section = "data." if label else ""
-    others = {name: [value for value in values if value is not None] for name, values in first.items()}
-    letters = {
-        name: sum(map(len, values)) for name, values in others.items() if all(isinstance(v, str) for v in values)
-    }
-    longest = sorted((name for name in letters if letters[name] and name != label), key=letters.__getitem__)[
-        -len(texts) :
-    ]
-    found = texts if set(texts) <= set(first) else [name for name in first if name in longest]
-    kinds = {name: len(set(map(repr, values))) for name, values in others.items() if name not in found}
-    classes = label if label in first else min((n for n in kinds if kinds[n] > 1), key=kinds.__getitem__, default=None)
-    unfit = next((name for name in found if "," in name or name != name.strip()), None)  # for an option
-    if unfit and found is not texts:
-        return f"rename {unfit!r:.80} to {texts[found.index(unfit)]}"
-    options = [] if found is texts else [f"--{section}text_columns {shlex.quote(','.join(found))}"]
-    if label and label not in first:
-        options.append(f"--{section}label_column {shlex.quote(classes or '')}")
-    if len(found) < len(texts) or (label and not classes) or len(" ".join(options)) > MOST_OPTION_LETTERS:
-        return "name them with " + " and ".join(
-            f"--{section}{name}" for name in ("text_columns", "label_column")[: 1 + bool(label)]
-        )
-    sentences = [name for name in letters if name != label and looks_like_text(others[name])]
-    pair = ",".join(sentences) if len(texts) == 1 and len(sentences) == 2 and found is not texts else ""
-    both = f", or for pairs of texts --{section}text_columns {shlex.quote(pair)}" if pair else ""
-    return f"perhaps {' '.join(options)}{both}"
-
-
-def holds_nested(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None) -> str | None:
-    """The column whose objects hold a column that is missing, or must hold it, for there is no text beside."""
-    inner: dict[str, set[str]] = {}
-    for name, values in first.items():
-        flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
-        if name not in (*texts, label) and (
-            keys := set(chain.from_iterable(one for one in flat if isinstance(one, dict)))
-        ):
-            inner[name] = keys
-    missing = {*texts, label} - first.keys()
-    has_text = any(isinstance(value, str) for name in first if name != label for value in first[name])
-    return next((name for name, keys in inner.items() if keys & missing or not has_text), None)
-
-
-def looks_like_text(values: Sequence[str]) -> bool:
-    """Whether most have several words and there are few twice."""
-    words = sum(" " in value.strip() for value in values)
-    return 2 * words > len(values) and 2 * len(set(values)) > len(values)
-
-
 FIRST_ROWS = 100
 """Looked at to find out which columns hold texts and classes."""
-
-
-MOST_OPTION_LETTERS = 100
-"""Of options that a message names: longer ones have no names in them, but rows where a header is missing."""
 
 
 def check_early(config: DataConfig) -> None:
@@ -404,20 +341,6 @@ def split_owner(role: str, config: DataConfig) -> str:
     """The split that has the rows which `role` asks for: another where both ask for the same, train before test."""
     names = split_names(config)
     return next(owner for owner in ("train", "test", "validation") if names[owner] == names[role])
-
-
-def labelled_instead(role: str, labelled: Collection[str], config: DataConfig) -> str:
-    """What to do where the rows of `role` have no labels and those of `labelled` have."""
-    if role == "test" and config.test_file:
-        return "label the rows of data.test_file, or leave it out"
-    if role == "train":
-        return "name the column of the classes with --data.label_column, or labelled rows with --data.train_split"
-    if role == "test" and "validation" in labelled:
-        return (
-            f"--data.test_split {config.validation_split} tests on the validation rows and cuts a new validation from "
-            "train"
-        )
-    return f"--data.{role}_split {config.train_split} cuts {role} rows from train"
 
 
 def is_text(value: object) -> bool:

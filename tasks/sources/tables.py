@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.sources.delimited import refuse_twins
 from tasks.sources.opened import Broken, Read, head_of, kind_of, seekable, unreadable
 

@@ -14,7 +14,8 @@ from tasks.base.work import WORK
 from tasks.data.prepare import find_data
 from tasks.evaluation.predictions import read_predictions
 from tasks.models.foundation import find_model
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.sources.hub import NETWORK, HubUnreachable
 from tasks.studies.two_runs import compare_runs
 from tasks.tracking.address import run_url

@@ -9,7 +9,8 @@ from tasks.base.verdict import Verdict
 from tasks.base.words import bounds, counted, format_p, markdown_table, shown, shown_share
 from tasks.evaluation.predictions import read_predictions
 from tasks.scores.statistics import bootstrap, difference, wilson_interval
-from tasks.settings.config import EvaluationConfig, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.sections import EvaluationConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from tasks.base.progress import warn
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking.address import client, public_uri, tracking_uri
 from tasks.tracking.asking import fetched, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
-from tasks.tracking.store import check_store
 from tasks.tracking.versions import CHAMPION, Renamed, newest_version, promote_command, registered_versions
 
 

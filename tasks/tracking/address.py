@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tasks.settings.config import DEPLOYMENTS, STORE
+from tasks.settings.fixed import DEPLOYMENTS, STORE
 from tasks.settings.secrets import without_login
 from tasks.tracking import runlist
 from tasks.tracking.artifacts import folder_of

@@ -6,13 +6,14 @@ from pathlib import Path
 from tasks.base.outcomes import RecordedRun, StoredRun
 from tasks.base.records import Record
 from tasks.base.trouble import first_line
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.loading import checked, parse_yaml
 from tasks.tracking import runlist
 from tasks.tracking.address import NOTE, client, public_uri, tracking_uri, ui
 from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
-from tasks.tracking.store import check_store
 
 
 def stored_run(run_id: str, folder: Path) -> StoredRun:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from tasks.base.disk import causes
 from tasks.base.trouble import ask_again, first_line, growing_pauses, is_network_trouble
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking.address import public_uri, store_is_ours
 
 

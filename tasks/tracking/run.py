@@ -16,12 +16,13 @@ from tasks.base.machine import describe_environment
 from tasks.base.progress import tell, warn
 from tasks.base.trouble import first_line, is_silence
 from tasks.base.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
-from tasks.settings.config import InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.tracking.address import FLOW_RUN_TAG, NOTE, client, link_to_prefect, public_uri
 from tasks.tracking.journal import LINES, Head, Journal, Kind, Sent, _open, journal_of, now, waits
+from tasks.tracking.opening import make_store
 from tasks.tracking.patience import answered, reason, told_to_stop, why_refused
 from tasks.tracking.sending import end_run, send
-from tasks.tracking.store import make_store
 
 if TYPE_CHECKING:
     pass

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.events import announce
 from tasks.base.machine import public_version
-from tasks.settings.config import STORE, InputError
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import STORE
 from tasks.tracking import runlist
 from tasks.tracking.address import FLOW_RUN_TAG, _experiments, client, run_url, store_is_ours, tracking_uri
 from tasks.tracking.artifacts import repository

@@ -1,9 +1,7 @@
-"""The store itself: made where it is missing, checked where it is there."""
-
-import os
+"""The database of the store."""
 
 from tasks.base.files import whole
-from tasks.settings.config import STORE, InputError
+from tasks.settings.fixed import STORE
 from tasks.tracking.address import default_store, tracking_uri
 
 DATABASE_BYTES = 1_000_000
@@ -31,23 +29,3 @@ def make_database() -> None:
                 _initialize_tables(engine)
             finally:
                 engine.dispose()
-
-
-def make_store() -> None:
-    try:
-        (STORE / "artifacts").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{STORE.resolve()} cannot be made: {error.strerror}; run in a folder you can write to"
-        ) from None
-    make_database()
-
-
-def is_there() -> bool:
-    """Whether there is a store; MLflow would make an empty one of whatever it is asked for."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (STORE / "mlflow.db").exists()
-
-
-def check_store() -> None:
-    if not is_there():
-        raise InputError(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")

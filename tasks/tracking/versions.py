@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tasks.base.records import Record
-from tasks.settings.config import InputError
+from tasks.settings.fields import InputError
 from tasks.tracking.address import client, public_uri, tracking_uri
+from tasks.tracking.opening import check_store, is_there
 from tasks.tracking.patience import ABSENT, in_one_line
-from tasks.tracking.store import check_store, is_there
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

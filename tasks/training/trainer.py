@@ -1,7 +1,7 @@
 """A Trainer that can be stopped anywhere: it goes on from its newest checkpoint, bit for bit as if nothing had been.
 
-What Trainer's own checkpoints lack for that, see tasks/training/resume.py. Imported only where a training begins: it is built on
-transformers.
+What the checkpoints of Trainer lack for that, see tasks/training/resume.py. Imported only where a training begins: it is
+built on the libraries that take seconds to import.
 """
 
 import math

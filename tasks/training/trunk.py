@@ -19,7 +19,9 @@ from tasks.base.words import counted
 from tasks.models import serving
 from tasks.models.adapter import PROBE_TOLERANCE
 from tasks.models.blocks import Blocks, entering, evaluating, find_blocks
-from tasks.settings.config import STORE, InputError, RunConfig
+from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import STORE
 
 if TYPE_CHECKING:
     from torch import Tensor

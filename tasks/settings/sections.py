@@ -1,0 +1,227 @@
+"""The sections of a configuration: model, data, adapter, training, evaluation, tracking, gate."""
+
+import re
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from tasks.settings.fields import Config, ModelName, Name, Revision
+from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL, DEMO_RATE, RESERVED_COLUMNS
+from tasks.settings.methods import FEW_RATE, MATRICES_RATE
+from tasks.settings.rivals import ReferenceName
+
+
+class ModelConfig(Config):
+    """The foundation model that the adapter is trained on."""
+
+    name: str = Field(DEMO_MODEL, min_length=1, description="Hub id or local folder of the foundation model.")
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a model on the Hub.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Number format of the frozen weights and of the trained head; bfloat16 is slow on most CPUs.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that comes with the model. Leave off unless you trust its authors.",
+    )
+
+
+class DataConfig(Config):
+    """The texts and labels, and which part of them is used for what."""
+
+    name: str = Field(
+        DEMO_DATA,
+        min_length=1,
+        description="Hub id, local folder, or a csv, tsv, json, jsonl, parquet, xlsx or arrow file, also packed.",
+    )
+    config: str | None = Field(
+        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
+    )
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    text_columns: tuple[str, ...] = Field(
+        ("text",), min_length=1, max_length=2, description="One text column, or two for pairs of texts."
+    )
+    label_column: str = Field("label", min_length=1, description="Column that holds the class.")
+    train_split: str = Field("train", min_length=1, description="Split to train on.")
+    validation_split: str = Field(
+        "validation",
+        min_length=1,
+        description="Split that chooses the best checkpoint; cut from train when there is none called 'validation', "
+        "or when train_split or test_split names the same.",
+    )
+    test_split: str = Field(
+        "test",
+        min_length=1,
+        description="Split that is measured once, at the end; cut from train when there is none called 'test', or when "
+        "train_split names the same. For a test split without labels, 'validation' measures on the validation rows.",
+    )
+    test_file: str | None = Field(
+        None,
+        min_length=1,
+        description="File whose rows are the test rows, in place of test_split; other rows of the data with the same "
+        "texts are excluded from training. Each run logs its test rows as comparison/test.parquet. None: test_split.",
+    )
+    max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
+    max_train_rows: int | None = Field(
+        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. None: all."
+    )
+    max_test_rows: int | None = Field(
+        None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. None: all."
+    )
+    split_seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the splits that are cut and the rows that are drawn; runs that differ only in `seed` "
+        "see the same rows.",
+    )
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        columns = (*self.text_columns, self.label_column)
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text_columns and label_column must be different columns, not {', '.join(columns)}")
+        if taken := sorted(RESERVED_COLUMNS.intersection(self.text_columns)):
+            raise ValueError(f"text_columns: the run needs the name '{taken[0]}' itself; rename that column")
+        if self.label_column == "row":
+            raise ValueError("label_column: the run needs the name 'row' itself; rename that column")
+        return self
+
+
+AdapterMethod = Literal[
+    "lora", "dora", "rslora", "adalora", "adamss", "beft", "boft", "c3a", "deft", "delora", "fourierft", "glora",
+    "gralora", "hira", "hra", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "peanut", "prompt_tuning", "psoft",
+    "pvera", "randlora", "road", "shira", "supertuning", "tinylora", "unilora", "vblora", "vera", "waveft",
+]  # fmt: skip
+"""The keys of tasks.settings.methods.METHODS, spelled out because the form and the type checker need literals."""
+
+
+class AdapterConfig(Config):
+    """The small set of weights that is trained; the foundation model itself stays as it is."""
+
+    method: AdapterMethod = Field("lora", description="PEFT method; lora and dora are the usual ones.")
+    r: int = Field(8, ge=1, le=4096, title="Rank (r)", description="Rank: width of the low-rank update.")
+    alpha: float = Field(16, gt=0, le=65_536, description="Scale of the update; it is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
+    target_modules: tuple[str, ...] = Field(
+        (), description="Names of the layers to adapt. Empty: those that suit the architecture."
+    )
+    layers: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Adapt this many of the model's blocks, the top ones. Those below are computed once, without "
+        "dropout, for all epochs: with half of the blocks twice as fast, at the cost of a little accuracy. None: all.",
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description='Further fields of the method\'s own peft configuration, for example {"use_rslora": true}.',
+    )
+
+
+class TrainingConfig(Config):
+    """How the adapter is trained."""
+
+    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        None, ge=1, le=10**9, description="Stop after this many optimizer steps. None: no limit."
+    )
+    batch_size: int = Field(32, ge=1, le=65_536, description="Rows in one forward pass.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=65_536, description="Forward passes that make one optimizer step."
+    )
+    learning_rate: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description=f"Highest learning rate. None: that of the method, {MATRICES_RATE} for lora and most others, "
+        f"{FEW_RATE} for those that train few numbers, as ia3 and vera do; {DEMO_RATE} for the embedded demo's model.",
+    )
+    warmup_fraction: float = Field(0.06, ge=0, le=1, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
+        "linear", description="Course of the learning rate after the warm-up."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=10_000, description="Stop after this many epochs without a better validation score. 0: never."
+    )
+    selection_metric: Literal["accuracy", "macro_f1", "log_loss"] = Field(
+        "accuracy", description="Validation score that chooses the best checkpoint."
+    )
+    max_trunk_gb: float = Field(
+        20,
+        gt=0,
+        le=1e6,
+        description="With adapter.layers: the most disk space, in GB, for what the blocks below have computed.",
+    )
+
+
+class EvaluationConfig(Config):
+    """How foundation model and adapter are measured and compared."""
+
+    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
+    references: tuple[ReferenceName, ...] = Field(
+        get_args(ReferenceName),
+        description="What else is measured on the same test rows: the majority class, TF-IDF with logistic regression, "
+        "a linear probe on the frozen model, and the champion of tracking.registered_model where there is one.",
+    )
+    bootstrap_samples: int = Field(
+        2000, ge=200, le=1_000_000, description="Resamplings of the test rows behind each interval."
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the intervals and of the verdict.")
+
+
+def check_tag(tag: str) -> str:
+    """`tag`, whose name MLflow takes; ValueError where it would refuse it, after the run has begun."""
+    name, equals, _ = tag.partition("=")
+    if not equals:
+        raise ValueError(f"must be name=value, not '{tag}'")
+    if not re.fullmatch(r"[\w.\-: /]{1,250}", name) or {"", ".", ".."}.intersection(name.split("/")):
+        raise ValueError(f"'{name}' is not a name for a tag; use letters, digits and _ . - : in it")
+    return tag
+
+
+class TrackingConfig(Config):
+    """Where and how the run appears in MLflow."""
+
+    experiment: Name = Field("peft-flow", description="MLflow experiment that the run belongs to.")
+    run_name: Name | None = Field(None, description="Name of the run. None: model · data · method.")
+    tags: tuple[Annotated[str, AfterValidator(check_tag)], ...] = Field(
+        (), description="Tags to set on the run, each as name=value, for example team=search."
+    )
+    registered_model: ModelName | None = Field(
+        None, description="Register the model under this name. None: do not register it."
+    )
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags_of_a_mapping(cls, value: object) -> object:
+        """In YAML they may be written `{team: search}`."""
+        return tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
+
+
+class GateConfig(Config):
+    """What a challenger must show before it takes the champion's place. A tie keeps the champion."""
+
+    smallest_gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Accuracy that the challenger must gain at least: the whole interval must lie above it.",
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the gate's intervals and tests.")
+    no_worse_slice: bool = Field(
+        True, description="Keep the champion if the challenger is significantly worse on any slice of the rows."
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, le=1e9, description="Most milliseconds to answer one text, median of 20. None: no ceiling."
+    )
+    max_memory_mb: float | None = Field(
+        None, gt=0, le=1e9, description="Most memory, in MiB, of a process that answers. None: no ceiling."
+    )
+    approval: bool = Field(
+        False, description="Pause in the Prefect UI with the comparison, and promote only when somebody resumes it."
+    )
+    approval_hours: float = Field(
+        72, gt=0, le=8760, description="Hours that the pause waits for an answer; then the champion stays."
+    )
