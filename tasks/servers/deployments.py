@@ -123,7 +123,7 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
     flows = Path(tasks.__file__).resolve().parent.with_name("flows")
-    forms = [Path(module.__file__) for module in (config, fields, fixed, methods, rivals, sections)]
+    forms = [Path(str(module.__file__)) for module in (config, fields, fixed, methods, rivals, sections)]
     files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *forms]
     total = hashlib.sha256(str(Path.cwd()).encode())
     for file in files:

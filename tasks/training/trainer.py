@@ -1,6 +1,6 @@
 """A Trainer that can be stopped anywhere: it goes on from its newest checkpoint, bit for bit as if nothing had been.
 
-What the checkpoints of Trainer lack for that, see tasks/training/resume.py. Imported only where a training begins: it is
+What the checkpoints of Trainer lack for that, see tasks/training/resume.py. Imported only where training begins: it is
 built on the libraries that take seconds to import.
 """
 
