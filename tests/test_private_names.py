@@ -138,7 +138,7 @@ def private_names(file: Path) -> Iterator[Use]:
             yield Use(node.attr, file.name)
 
 
-OURS = {
+OURS = {"_replace"} | {  # a named tuple's, by its documentation
     node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else node.id
     for nodes in TREES.values()
     for node in nodes
