@@ -253,7 +253,7 @@ def demo_in_the_making() -> Iterator[None]:
         return
     say("making the demo's model in the background: once, about two minutes")
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", "from tasks.demo import demo_model; demo_model()"],
+        [sys.executable, "-P", "-c", "from tasks.sources.demo import demo_model; demo_model()"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
