@@ -45,18 +45,13 @@ if TYPE_CHECKING:
 
 LOGS = STORE / "logs"
 
-
 PREFECT, MLFLOW, WORKER = "the Prefect server", "the MLflow server", "the worker"
-
 
 START_SECONDS = 120.0
 
-
 LOOK_SECONDS = 2.0
 
-
 TIDY_SECONDS = 5.0
-
 
 FLOWS_STOP_SECONDS = 5.0
 """What is left of the ten seconds in which all must be gone, for flow runs to save and say what they have."""
