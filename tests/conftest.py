@@ -1,6 +1,7 @@
 """What the tests share: small real models, a dozen sentences, the Hub stand-in, one Prefect harness."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
 
+from tasks.base.files import whole
 from tasks.base.records import (
     Comparison,
     DataCheck,
@@ -35,8 +37,10 @@ from tasks.base.records import (
     TrainedAdapter,
 )
 from tasks.settings.config import RunConfig
+from tasks.settings.fixed import STORE
 from tasks.settings.loading import validated
 from tasks.tracking import journal, opening
+from tasks.tracking.address import default_store, tracking_uri
 
 if TYPE_CHECKING:
     from tasks.evaluation.predictions import Predictions
@@ -207,6 +211,46 @@ def write_model(folder: Path, family: str) -> Path:
 def pytest_runtest_setup() -> None:
     """MLflow sets it for its child processes, which would then be those of all later tests."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow makes its tables one after the other, which takes seconds: a copy of the first empty store is the same."""
+    empty, make = tmp_path_factory.mktemp("store") / "mlflow.db", opening.make_database
+
+    def make_or_copy() -> None:
+        database = STORE / "mlflow.db"
+        if database.exists() or tracking_uri() != default_store():
+            return
+        if not empty.exists():
+            make()
+            shutil.copy(database, empty)
+        else:
+            with whole(database, 0, flushed=False) as staged:
+                shutil.copy(empty, staged)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "make_database", make_or_copy)
+        yield
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Runs draw nothing: their pictures take longer than the rest of so small a run."""
+
+    def leave_one(folder: Path, *_: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ladder.png").write_bytes(b"a picture")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.evaluation.plots.draw_all", leave_one)
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,10 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-@pytest.mark.parametrize("classes", [2, 5, 10, 20, 150])
+MANY = pytest.mark.endurance
+
+
+@pytest.mark.parametrize("classes", [2, pytest.param(5, marks=MANY), pytest.param(10, marks=MANY), 20, 150])
 def test_nothing_that_is_written_overlaps_or_is_cut_off_or_tiny(classes: int, run: Judged) -> None:
     for name, figure in pictures(run if classes == 2 else with_classes(run, classes)).items():
         figure.draw_without_rendering()
@@ -113,29 +116,39 @@ def test_nothing_that_is_written_overlaps_or_is_cut_off_or_tiny(classes: int, ru
             assert not boxes[one].overlaps(boxes[other]), f"{name}: {one.get_text()!r} on {other.get_text()!r}"
 
 
-@pytest.mark.parametrize("classes", [2, 40])
-def test_every_picture_is_drawn_at_a_readable_size(classes: int, run: Judged, tmp_path: Path) -> None:
-    draw(run if classes == 2 else with_classes(run, classes), tmp_path)
-    files = sorted(tmp_path.glob("*.png"))
+@pytest.fixture(scope="module")
+def drawn(judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run's pictures, whose tests read them and draw no others."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw(judged, folder)
+    return folder
+
+
+def test_every_picture_is_drawn_at_a_readable_size(drawn: Path, run: Judged) -> None:
     names = ["confusion_matrices", "ladder", "learning_curves", "lengths", "reliability", "slices"]
-    assert [file.stem for file in files] == names
-    for file in files:
-        with Image.open(file) as picture:
-            assert 880 <= picture.width <= 1100
-            assert 300 <= picture.height <= 1700
+    assert sorted(file.stem for file in drawn.glob("*.png")) == names
+    assert sorted(path.suffix for path in drawn.iterdir()) == [".png"] * len(names)
+    for name, figure in pictures(run).items():
+        with Image.open(drawn / f"{name.replace(' ', '_')}.png") as picture:
+            assert picture.size == pytest.approx(figure.bbox.size, abs=1)
+            assert_readable(*picture.size)
 
 
-def test_same_run_draws_the_same_bytes(run: Judged, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        draw(run, tmp_path / name)
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+def test_pictures_of_many_classes_have_a_readable_size(run: Judged) -> None:
+    for figure in pictures(with_classes(run, 40)).values():
+        assert_readable(*figure.bbox.size)
 
 
-def test_drawing_leaves_no_figure_open(run: Judged, tmp_path: Path) -> None:
+def assert_readable(width: float, height: float) -> None:
+    assert 880 <= width <= 1100 and 300 <= height <= 1700
+
+
+def test_same_run_draws_the_same_bytes_and_leaves_no_figure_open(drawn: Path, run: Judged, tmp_path: Path) -> None:
     from matplotlib import pyplot
 
     draw(run, tmp_path)
+    for file in drawn.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()
     assert pyplot.get_fignums() == []
 
 

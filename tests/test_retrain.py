@@ -6,15 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.base.outcomes import RetrainResult
+from tasks.base.outcomes import Finding, Gate, RetrainResult
+from tasks.base.records import RunResult
 from tasks.registry import decisions as registry
+from tasks.registry.history import history_of
+from tasks.retraining.challenger import decide
+from tasks.retraining.gate import Trial, against_champion
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
+from tasks.settings.sections import GateConfig
 from tasks.tracking.decision import Decision
-from tests.conftest import only_run, sentences
+from tasks.tracking.versions import find_champion, registered_versions
+from tests.conftest import only_run, register, sentences, without_pictures
 
 NAME = "reviews"
 
@@ -63,7 +70,8 @@ def furnished(folder: Path, foundation: Any) -> Place:
 
 
 @pytest.fixture
-def place(workplace: Path, foundation: Any, prefect_harness: None) -> Place:
+def empty_place(workplace: Path, foundation: Any, prefect_harness: None, no_pictures: None) -> Place:
+    """A folder without any run."""
     return furnished(workplace, foundation)
 
 
@@ -86,6 +94,7 @@ class Story(NamedTuple):
     tie: RetrainResult
     tie_again: RetrainResult
     taken_back: RetrainResult
+    runs: int
     api: Any
 
 
@@ -97,24 +106,35 @@ def story(foundation: Any, tmp_path_factory: pytest.TempPathFactory, prefect_har
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     place = furnished(folder, foundation)
-    rejected, forced = place.retrain(**UNTRAINED), place.retrain(**UNTRAINED, force=True)
-    same = place.retrain(**UNTRAINED, return_state=True)
-    grow(place, 2)
-    better = place.retrain()
-    almost = {"training": {"weight_decay": 0.0101}}
-    tie, tie_again = place.retrain(**almost), place.retrain(**almost)
-    registry.rollback(NAME, "it answers too slowly", "a test")
-    yield Story(
-        rejected,
-        forced,
-        same,
-        better,
-        tie,
-        tie_again,
-        place.retrain(),
-        MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"),
-    )
+    with without_pictures():
+        rejected, forced = place.retrain(**UNTRAINED), place.retrain(**UNTRAINED, force=True)
+        same = place.retrain(**UNTRAINED, return_state=True)
+        grow(place, 2)
+        better = place.retrain()
+        almost = {"training": {"weight_decay": 0.0101}}
+        tie, tie_again = place.retrain(**almost), place.retrain(**almost)
+        registry.rollback(NAME, "it answers too slowly", "a test")
+        taken_back = place.retrain()
+    api = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    runs = len(api.search_runs(["1"]))
+    yield Story(rejected, forced, same, better, tie, tie_again, taken_back, runs, api)
     os.chdir(before)
+
+
+@pytest.fixture
+def place(story: Story, tmp_path: Path, foundation: Any, no_pictures: None, request: pytest.FixtureRequest) -> Place:
+    """In the story's folder, with data of its own; the champion of its own model is the untrained one of the story."""
+    given, name = furnished(tmp_path, foundation), request.node.name
+    story.api.create_registered_model(name)
+    registry.promote(name, another_version(story, name), "to begin with", "a test")
+    given.values["tracking"] = {"registered_model": name}
+    return given
+
+
+def another_version(story: Story, name: str) -> str:
+    """Of registered model `name`, made of the story's untrained run; nothing is decided about it."""
+    made = story.api.get_model_version(NAME, story.forced.version)
+    return str(story.api.create_model_version(name, made.source, made.run_id).version)
 
 
 def test_first_model_is_rejected_until_it_beats_the_references_or_is_forced(story: Story) -> None:
@@ -158,11 +178,10 @@ def test_nothing_new_is_skipped_whatever_was_decided_about_it(story: Story) -> N
     assert (story.tie_again.action, story.tie_again.champion, story.tie_again.version) == ("skipped", "3", None)
     assert story.taken_back.action == "skipped", "what was taken back does not come again by itself"
     assert story.taken_back.champion == "2"
-    assert len(story.api.search_runs(["1"])) == 4, "and no run was made for any of them"
+    assert story.runs == 4, "and no run was made for any of them"
 
 
 def test_row_that_either_has_learned_from_is_no_test_row_in_a_new_test_set(place: Place) -> None:
-    place.retrain(**UNTRAINED, force=True)
     test, train = (pd.read_csv(place.data / f"{name}.csv") for name in ("test", "train-01"))
     pd.concat([test[:100], train[:10]]).to_csv(place.data / "test.csv", index=False)
     test[100:].to_csv(place.data / "train-02.csv", index=False)
@@ -172,23 +191,21 @@ def test_row_that_either_has_learned_from_is_no_test_row_in_a_new_test_set(place
     assert len(own) == 1 and "100 rows of the champion's own test" in own[0].told, "80 are training rows now"
 
 
-def test_champion_that_changed_meanwhile_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_champion_that_changed_meanwhile_stays(story: Story, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import retrain as flow
 
-    place.retrain(**UNTRAINED, force=True)
-    with pytest.raises(RuntimeError, match="power"), monkeypatch.context() as broken:  # a version without a decision
-        broken.setattr(flow, "decide", lambda *_: (_ for _ in ()).throw(RuntimeError("the power went")))
-        place.retrain(**UNTRAINED, seed=1)
+    name = place.values["tracking"]["registered_model"]
+    other = another_version(story, name)
     judge = flow.judge_challenger
 
     def slowly(*arguments: Any) -> Any:
-        registry.promote(NAME, "2", "somebody is faster", "a test")
+        registry.promote(name, other, "somebody is faster", "a test")
         return judge(*arguments)
 
     monkeypatch.setattr(flow, "judge_challenger", slowly)
     grow(place, 2)
     result = place.retrain()
-    assert (result.action, result.champion) == ("kept", "2")
+    assert (result.action, result.champion) == ("kept", other)
     assert "version 2" in result.reason and result.gate and result.gate.passed
 
 
@@ -198,7 +215,6 @@ def test_model_without_a_name_is_refused_by_field() -> None:
 
 
 def test_ceilings_are_measured_in_a_fresh_process(place: Place) -> None:
-    place.retrain(**UNTRAINED, force=True)
     grow(place, 2)
     result = place.retrain(gate={"max_latency_ms": 0.001, "max_memory_mb": 1e6})
     assert result.action == "kept" and result.gate
@@ -208,10 +224,70 @@ def test_ceilings_are_measured_in_a_fresh_process(place: Place) -> None:
     assert "latency" in result.reason and "ceiling 0.0" in result.reason
 
 
-def test_failed_search_for_data_is_a_failed_run(place: Place) -> None:
+def test_failed_search_for_data_is_a_failed_run(empty_place: Place) -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        place.retrain(data={"name": "nowhere/to-be-found"}, offline=True)
+        empty_place.retrain(data={"name": "nowhere/to-be-found"}, offline=True)
     assert only_run(Path.cwd()).info.status == "FAILED"
+
+
+# a year of made-up classifiers
+
+
+SKILLS = (0.60, 0.68, 0.682, 0.75, 0.75, 0.30, 0.78, 0.84, 0.845, 0.86, 0.90, 0.90)
+"""Of each month's challenger. The third has learned from a few rows more, the sixth from wrong labels."""
+
+STEP_BACK = 8
+
+
+def test_champions_of_a_year_only_get_better_but_for_a_step_back(workplace: Path) -> None:
+    """Gate, decision and registry on twelve challengers whose true skill is known."""
+    register(workplace, NAME, len(SKILLS))
+    chance, champions, results = np.random.default_rng(0), [], []
+    difficulty = chance.uniform(size=500)  # the same rows are hard for all
+    tables = [answers(difficulty + 0.05 * chance.normal(size=500) < skill) for skill in SKILLS]
+    for month, table in enumerate(tables, 1):
+        config = checked(RetrainConfig, {"tracking": {"registered_model": NAME}, "force": month == 1})
+        champion = find_champion(NAME)
+        gate = against(tables[int(champion.version) - 1], table) if champion else NOTHING_SHOWN
+        made = RunResult.model_construct(run_id=run_of(str(month)), version=str(month), model_uri="")
+        results.append(decide.fn(config, made, champion, gate, None))
+        if month == STEP_BACK:
+            registry.rollback(NAME, "complaints about the newest", "a test")
+        now = find_champion(NAME)
+        assert now
+        champions.append(int(now.version))
+    assert champions == [1, 2, 2, 4, 4, 4, 7, 7, 9, 9, 11, 11]
+    skills = [SKILLS[version - 1] for version in champions]
+    assert skills == sorted(skills)
+    assert [result.action for result in results].count("promoted") == 7
+    assert results[STEP_BACK - 1].champion == "8"
+    history = history_of(NAME)
+    assert [int(change.version) for change in history.changes] == [1, 2, 4, 7, 8, 7, 9, 11]
+    assert history.champion == str(champions[-1])
+    assert [decision.by for decision in registry.decisions(NAME)].count("force") == 1
+
+
+def answers(right: np.ndarray) -> np.ndarray:
+    """Probabilities (rows, 2) where every row's class is the first."""
+    return np.where(right[:, None], (0.9, 0.1), (0.1, 0.9))
+
+
+def against(champion: np.ndarray, challenger: np.ndarray) -> Gate:
+    labels = np.zeros(len(champion), dtype=int)
+    return against_champion(GateConfig(), Trial(labels, champion, challenger), None, None, 300, seed=0)
+
+
+NOTHING_SHOWN = Gate(
+    findings=(Finding(rule="gain", passed=False, told="not shown to be better than TF-IDF"),),
+    rows=500,
+    champion=None,
+    challenger=None,
+    difference=None,
+)
+
+
+def run_of(version: str) -> str:
+    return next(str(one.run_id) for one in registered_versions(NAME) if one.version == version)
 
 
 # classes and columns that come and go
@@ -225,7 +301,8 @@ def rewritten(place: Place, columns: dict[str, str], classes: dict[str, str]) ->
 
 
 @pytest.mark.endurance
-def test_renamed_columns_and_a_renamed_class_are_compared_on_what_both_know(place: Place) -> None:
+def test_renamed_columns_and_a_renamed_class_are_compared_on_what_both_know(empty_place: Place) -> None:
+    place = empty_place
     third = {"train-01": 48, "validation": 60, "test": 240}
     for (name, stop), start in zip(third.items(), (0, 48, 60), strict=True):
         texts, labels = sentences(20)

@@ -120,13 +120,29 @@ def test_without_a_row_that_is_new_to_both_nothing_is_shown() -> None:
 
 @pytest.mark.parametrize("gates", [200, pytest.param(1_000, marks=pytest.mark.endurance)])
 def test_equals_are_promoted_in_at_most_one_of_twenty_gates(gates: int) -> None:
-    """Pairs of equally good classifiers; three standard deviations of sampling error are allowed for."""
+    assert share_promoted(gates, 200, GateConfig(), gain=0.0) <= one_of_twenty(gates)
+
+
+def test_gain_as_small_as_the_smallest_asked_for_is_promoted_in_at_most_one_of_twenty_gates() -> None:
+    """The interval decides it: the paired test sees that the challenger is better, and half of these gains look
+    larger than they are."""
+    assert share_promoted(100, 400, GateConfig(), gain=0.1) > 0.5
+    assert share_promoted(100, 400, GateConfig(smallest_gain=0.1), gain=0.1) <= one_of_twenty(100)
+
+
+def share_promoted(gates: int, rows: int, rules: GateConfig, gain: float) -> float:
+    """Of challengers that are better than the champion by `gain`."""
     chance, promoted = np.random.default_rng(0), 0
     for _ in range(gates):
-        hard = chance.uniform(size=200)  # rows are hard for both: their errors go together, as in truth
-        champion, challenger = (chance.uniform(size=200) < 0.6 + 0.4 * hard for _ in range(2))
-        promoted += against_champion(GateConfig(), trial(champion, challenger), None, None, 300, seed=0).passed
-    assert promoted / gates <= 0.05 + 3 * (0.05 * 0.95 / gates) ** 0.5
+        hard = 0.6 + (0.4 - gain) * chance.uniform(size=rows)  # for both: their errors go together, as in truth
+        champion, challenger = (chance.uniform(size=rows) < hard + more for more in (0.0, gain))
+        promoted += against_champion(rules, trial(champion, challenger), None, None, 300, seed=0).passed
+    return promoted / gates
+
+
+def one_of_twenty(gates: int) -> float:
+    """With three standard deviations of sampling error."""
+    return float(0.05 + 3 * (0.05 * 0.95 / gates) ** 0.5)
 
 
 CAME = NewClasses(("late",), (), ("bad", "good"), 60, "promote it")

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from tasks.settings.loading import validated
 from tasks.sources.hub import HubUnreachable
 from tasks.studies import rerun
 from tasks.studies.rerun import changes, judge, pinned, recall, rerun_markdown, rerun_text
-from tests.conftest import ROOT, Hub, tracked
+from tests.conftest import ROOT, Hub, tracked, without_pictures
 from tests.test_studies_two_runs import ALIKE, GOOD, POOR, write_predictions
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -231,14 +233,47 @@ def test_run_that_cannot_be_done_again_is_refused_with_the_reason(
 # --- the whole of it -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def finished(small_config: Any, reviews: Path, workplace: Path, prefect_harness: None) -> RunResult:
-    """A run on a copy of the reviews, which is registered."""
+class Finished(NamedTuple):
+    result: RunResult
+    folder: Path
+
+    @property
+    def api(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"sqlite:///{self.folder}/mlruns/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def place(
+    foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None
+) -> Iterator[Finished]:
+    """A run on a copy of the reviews, which is registered; its folder and its data are there for all tests."""
     from tests.test_finetune_flow import run_flow
 
-    shutil.copytree(reviews, workplace / "reviews")
-    tracking = {"registered_model": "reviewer", "tags": ["team=search"]}
-    return run_flow(small_config({"data": {"name": "reviews"}, "tracking": tracking, "seed": 3}))
+    folder = tmp_path_factory.mktemp("rerun")
+    shutil.copytree(reviews, folder / "reviews")
+    config = validated(
+        {
+            "model": {"name": str(foundation("gpt2"))},
+            "data": {"name": "reviews", "max_length": 32},
+            "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+            "evaluation": {"bootstrap_samples": 200, "batch_size": 8, "references": []},
+            "tracking": {"registered_model": "reviewer", "tags": ["team=search"]},
+            "seed": 3,
+        }
+    )
+    with without_pictures():
+        with chdir(folder):
+            result = run_flow(config)
+        yield Finished(result, folder)
+
+
+@pytest.fixture
+def finished(place: Finished, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """The run, in the current folder."""
+    monkeypatch.chdir(place.folder)
+    return place
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> RerunResult:
@@ -246,10 +281,9 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> RerunResult:
 
 
 def test_rerun_trains_anew_is_bit_identical_and_leads_back_to_the_first_run(
-    finished: RunResult, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlflow import MlflowClient
-
+    from flows.rerun import rerun as flow
     from tasks.training import fit as training
 
     fitted: list[Path] = []
@@ -260,77 +294,71 @@ def test_rerun_trains_anew_is_bit_identical_and_leads_back_to_the_first_run(
         return fit(config, data, folder, *rest, **more)
 
     monkeypatch.setattr(training, "fit_adapter", count)
-    before = Path(finished.adapter_path, "adapter_model.safetensors").stat()
+    given, api = finished.result, finished.api
+    before = Path(given.adapter_path, "adapter_model.safetensors").stat()
     capsys.readouterr()
-    assert main(["rerun", finished.run_id, "--json"]) == DONE
+    assert main(["rerun", given.run_id, "--json"]) == DONE
     result = last_json(capsys)
-    assert (result.outcome, result.changes, result.rerun_of) == ("bit-identical", (), finished.run_id)
-    assert result.adapters == (finished.adapter_sha256,) * 2
-    assert len(fitted) == 1 and Path(finished.adapter_path).parent not in (fitted[0], fitted[0].parent)
-    assert Path(finished.adapter_path, "adapter_model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    assert (result.outcome, result.changes, result.rerun_of) == ("bit-identical", (), given.run_id)
+    assert result.adapters == (given.adapter_sha256,) * 2
+    assert len(fitted) == 1 and Path(given.adapter_path).parent not in (fitted[0], fitted[0].parent)
+    assert Path(given.adapter_path, "adapter_model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
 
-    api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
-    first, second = (api.get_run(run_id) for run_id in (finished.run_id, result.run_id))
+    first, second = (api.get_run(run_id) for run_id in (given.run_id, result.run_id))
     assert second.info.run_id != first.info.run_id and second.info.experiment_id == first.info.experiment_id
     assert second.info.status == "FINISHED" and second.info.run_name.endswith(" · rerun")
     assert second.data.tags["rerun"] == "bit-identical" and second.data.tags["team"] == "search"
-    assert second.data.tags["peft_flow.rerun_of"] == finished.run_id
+    assert second.data.tags["peft_flow.rerun_of"] == given.run_id
     assert second.data.tags["mlflow.note.content"].startswith("**Rerun of [")
-    assert finished.run_id in second.data.tags["mlflow.note.content"]
+    assert given.run_id in second.data.tags["mlflow.note.content"]
     assert "rerun.md" in {file.path for file in api.list_artifacts(result.run_id)}
     ours = {"data.revision", "model.revision", "seed"}
     assert {name: second.data.params[name] for name in ours} == {name: first.data.params[name] for name in ours}
     (version,) = api.search_model_versions("name='reviewer'")
-    assert version.run_id == finished.run_id
+    assert version.run_id == given.run_id
 
-    again = judge_again(finished.run_id)  # trains once more, though the same rerun lies finished on this disk
+    again = flow(run_id=given.run_id)  # trains once more, though the same rerun lies finished on this disk
     assert again.outcome == "bit-identical" and len(fitted) == 2 and again.run_id != result.run_id
 
 
-def judge_again(run_id: str) -> RerunResult:
-    from flows.rerun import rerun as flow
-
-    result: RerunResult = flow(run_id=run_id)
-    return result
-
-
-def test_changed_data_are_refused_and_with_anyway_named(
-    finished: RunResult, workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mlflow import MlflowClient
-
-    file = workplace / "reviews/test.csv"
-    file.write_text(file.read_text() + "one more film,good\nand another one,bad\n")
+def test_changed_data_are_refused_and_with_anyway_named(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run_id, api = finished.folder / "reviews/test.csv", finished.result.run_id, finished.api
+    before, runs = file.read_text(), len(api.search_runs(["1"]))
+    file.write_text(before + "one more film,good\nand another one,bad\n")
     capsys.readouterr()
-    says = refused(capsys, finished.run_id)
-    assert f"run {finished.run_id}: data.name: reviews has changed since (sha256:" in says and "--anyway" in says
-    api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
-    assert len(api.search_runs(["1"])) == 1
+    says = refused(capsys, run_id)
+    assert f"run {run_id}: data.name: reviews has changed since (sha256:" in says and "--anyway" in says
+    assert len(api.search_runs(["1"])) == runs
 
-    assert main(["rerun", finished.run_id, "--anyway"]) == DONE
+    assert main(["rerun", run_id, "--anyway"]) == DONE
+    file.write_text(before)
     output = capsys.readouterr().out
     assert "\nDIFFERENT\n" in output and "What differs: data." in output
-    assert {run.data.tags.get("rerun") for run in api.search_runs(["1"])} == {None, "different"}
+    newest, *_ = api.search_runs(["1"])
+    assert len(api.search_runs(["1"])) == runs + 1 and newest.data.tags["rerun"] == "different"
 
 
-def test_package_of_another_version_is_named(finished: RunResult, workplace: Path) -> None:
-    from mlflow import MlflowClient
+def test_package_of_another_version_is_named(finished: Finished, tmp_path: Path) -> None:
+    """From the records of two runs as MLflow has them."""
+    from tasks.tracking.asking import fetched, recorded_run
 
-    from tasks.tracking.asking import fetched
-
-    api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
-    text = fetched(finished.run_id, "environment.txt", workplace).read_text()
+    run_id, api = finished.result.run_id, finished.api
+    now = recorded_run(run_id, tmp_path / "now")
+    text = fetched(run_id, "environment.txt", tmp_path).read_text()
     assert "\n# code " in text and "\n# cpu " in text
-    older = text.replace("torch==", "torch==0.", 1)
-    api.log_text(finished.run_id, older, "environment.txt")
-    api.set_tag(finished.run_id, "adapter_sha256", "0" * 64)  # it came out differently then
-    result = judge_again(finished.run_id)
+    api.log_text(run_id, text.replace("torch==", "torch==0.", 1), "environment.txt")
+    api.set_tag(run_id, "adapter_sha256", "0" * 64)  # it came out differently then
+    before = recorded_run(run_id, tmp_path / "before")
+    api.log_text(run_id, text, "environment.txt")
+    api.set_tag(run_id, "adapter_sha256", now.adapter_sha256)
+    result = judge(before, now.model_copy(update={"run": now.run.model_copy(update={"run_id": "b"})}))
     assert result.outcome == "equal within noise"
     (change,) = result.changes
     assert (change.kind, change.name) == ("packages", "torch")
     assert change.first == f"0.{change.second}"
 
 
+@pytest.mark.endurance
 @pytest.mark.hub
 def test_rerun_through_the_hub_uses_the_recorded_commit(hub: Hub, tmp_path: Path) -> None:
     job = (

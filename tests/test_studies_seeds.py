@@ -19,6 +19,7 @@ from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import validated
+from tests.conftest import without_pictures
 
 ROWS = 100
 
@@ -308,12 +309,13 @@ def family(
         {
             "model": {"name": str(foundation("gpt2"))},
             "data": {"name": str(reviews), "max_length": 32},
-            "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
+            "training": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
             "evaluation": {"bootstrap_samples": 200, "batch_size": 8},
             "seed": 1,
         }
     )
-    result = finetune_seeds(**{name: getattr(config, name) for name in RunConfig.model_fields}, seeds=2)
+    with without_pictures():
+        result = finetune_seeds(**{name: getattr(config, name) for name in RunConfig.model_fields}, seeds=2)
     yield Family(config, result, folder)
     os.chdir(before)
 
@@ -408,6 +410,7 @@ def test_all_seeds_see_the_same_rows(family: Family) -> None:
     assert len(list((family.folder / "mlruns/work").glob("data-*"))) == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_single_run_with_a_seed_gives_the_adapter_that_it_has_among_several(family: Family) -> None:
     from flows.finetune import finetune
     from tasks.base.records import file_sha256
@@ -439,6 +442,7 @@ def test_children_can_be_compared_and_the_parent_cannot(family: Family, capsys: 
     assert "stands for 2 runs, one for each seed" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_failing_seed_fails_the_parent_and_says_which(
     small_config: Any, workplace: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """A year of monthly data on real sentences: what is promoted, what is not, and a step back in the middle."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tasks.registry import decisions as registry
 from tasks.settings.config import RetrainConfig
 from tasks.settings.fixed import SPLITS
 from tasks.settings.loading import checked
+from tasks.tracking.address import client
 from tasks.tracking.decision import Decision
 from tests.conftest import SHARED
 
@@ -116,8 +118,17 @@ def test_month_without_anything_new_is_skipped_within_seconds(year: Year) -> Non
 
 def test_tiny_month_is_trained_and_judged_like_any(year: Year) -> None:
     result = year.months[TINY].result
-    assert result.gate and result.gate.rows == TEST_ROWS
-    assert result.action == "kept" or result.gate.passed
+    assert result.gate and result.gate.rows == TEST_ROWS and result.version
+    more = train_rows(result) - train_rows(year.months[TINY - 1].result)
+    assert 0 < more <= MONTHS[TINY]
+
+
+def train_rows(result: RetrainResult) -> int:
+    """Of a run, as its data sets in MLflow say."""
+    for item in client().get_run(str(result.run_id)).inputs.dataset_inputs:
+        if "train" in [tag.value for tag in item.tags]:
+            return int(json.loads(item.dataset.profile)["num_rows"])
+    raise AssertionError("no data set to train with is recorded")
 
 
 def test_improvements_are_promoted(year: Year) -> None:
