@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
+from flows.cli import USER_MUST_CHANGE, main
 from tasks.base import environment
 from tasks.base.trouble import first_line
 from tasks.settings.fields import InputError
@@ -373,23 +374,29 @@ def test_story_of_a_run_says_no_secret(kind: type[Exception], monkeypatch: pytes
 class Run(NamedTuple):
     folder: Path
     output: str
-    outputs: tuple[str, ...]
 
 
-IMPATIENT = """
+RUNS = """
+import os
 import sys
-from tasks.base import environment
+
+from flows.cli import DONE, FAILED, main
 from tasks.tracking import run
+
 run.PATIENCE_SECONDS = 0  # for an MLflow that is not there
-from flows.cli import main
-sys.exit(main())
+assert main(sys.argv[1:]) == DONE
+print("FIRST DONE", flush=True)
+input()
+assert main(sys.argv[1:]) == DONE
+os.environ["MLFLOW_TRACKING_URI"] = "http://me:planted-uri-0007@127.0.0.1:9"
+assert main(sys.argv[1:]) == FAILED
 """
 
 
 @pytest.fixture(scope="module")
 def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run among pickles, secrets and names that are paths; then another, after more pickles were put into its
-    caches, and one that fails at a server whose address holds a password."""
+    """A process with a run among pickles, secrets and names that are paths; then another, after more pickles were put
+    into its caches, and one that fails at a server whose address holds a password."""
     folder = tmp_path_factory.mktemp("run")
     place = folder / "place"
     shutil.copytree(foundation("gpt2"), place / "model")
@@ -400,31 +407,31 @@ def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory
     variables |= {"HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
     (folder / "home").mkdir()
     arguments = [
-        *("--model.name", "./model", "--data.name", "./reviews", "--data.max_length", "32", "--training.epochs", "1"),
-        *("--evaluation.bootstrap_samples", "200", "--evaluation.references", "majority"),
+        *("finetune", "--model.name", "./model", "--data.name", "./reviews", "--data.max_length", "32"),
+        *("--training.epochs", "1", "--evaluation.bootstrap_samples", "200", "--evaluation.references", "majority"),
         *("--tracking.experiment", "../../escaped", "--tracking.run_name", "../../../escaped"),
     ]
-
-    def go(**more: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-c", IMPATIENT, "finetune", *arguments],
+    with (folder.parent / "run.err").open("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUNS, *arguments],
             cwd=place,
-            env=variables | more,
-            capture_output=True,
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
-        return done.returncode, done.stdout + done.stderr
-
-    code, first = go()
-    assert code == DONE, first
-    for work in [path for path in (place / "mlruns").rglob("*") if path.is_dir()]:
-        plant(work, folder / "marker")
-    poison(folder / "prefect/storage", folder / "marker")
-    code, second = go()
-    assert code == DONE, second
-    code, third = go(MLFLOW_TRACKING_URI="http://me:planted-uri-0007@127.0.0.1:9")
-    assert code == FAILED, third
-    return Run(folder, first + second, (first, second, third))
+        assert process.stdout
+        first = list(takewhile(lambda line: line != "FIRST DONE\n", process.stdout))
+        if process.poll() is None:
+            for work in [path for path in (place / "mlruns").rglob("*") if path.is_dir()]:
+                plant(work, folder / "marker")
+            poison(folder / "prefect/storage", folder / "marker")
+        then, _ = process.communicate("\n")
+        errors.seek(0)
+        output = "".join(first) + then + errors.read()
+    assert process.returncode == 0, output
+    return Run(folder, output)
 
 
 def poison(storage: Path, marker: Path) -> None:
@@ -448,7 +455,8 @@ def test_run_leaves_no_secret_behind(run: Run) -> None:
     secrets = [*PLANTED.values(), "planted-auth-0005", "planted-uri-0007"]
     secrets += [base64.b64encode(secret.encode()).decode().rstrip("=") for secret in secrets]
     for secret in secrets:
-        assert not any(secret in output for output in run.outputs), secret
+        assert secret not in run.output, secret
+    assert "127.0.0.1:9" in run.output  # the failure at that address was said
     files = [file for file in run.folder.rglob("*") if file.is_file()]
     assert any(file.name == "mlflow.db" for file in files) and any(file.name == "prefect.db" for file in files)
     assert len(files) > 100
@@ -501,7 +509,7 @@ def test_lint_fails_on_known_holes_and_only_on_those(
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "said.txt").write_text(said)
-    for name in ("pip-audit", "ruff", "mypy", "pip", "python"):
+    for name in ("pip-audit", "ruff", "mypy", "lint-imports", "pip", "python"):
         lines = f"cat said.txt\nexit {code}\n" if name == "pip-audit" else ""
         (tmp_path / f".venv/bin/{name}").write_text(f"#!/bin/sh\n{lines}")
         (tmp_path / f".venv/bin/{name}").chmod(0o755)
