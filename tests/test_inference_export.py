@@ -229,7 +229,9 @@ def test_foundation_model_with_other_weights_is_refused(
     assert "has other weights than" in capsys.readouterr().err
 
 
-def test_command_says_what_it_wrote(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_says_what_it_wrote(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_forks: None
+) -> None:
     assert main(["export", trained.adapter.folder, str(tmp_path / "out"), "--merged"]) == DONE
     output, errors = capsys.readouterr()
     assert str(tmp_path / "out") in output and repr(trained.adapter.temperature) in output and errors == ""
