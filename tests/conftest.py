@@ -42,6 +42,7 @@ from tests import forkserver
 
 if TYPE_CHECKING:
     from tasks.evaluation.predictions import Predictions
+    from tests.stacks import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -266,6 +267,17 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("train", frame[:48]), ("validation", frame[48:60]), ("test", frame[60:])):
         part.to_csv(folder / f"{name}.csv", index=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Stack]":
+    """`peft-flow up`, once for all; who stops it starts it again."""
+    from tests.stacks import Stack
+
+    running = Stack(tmp_path_factory.mktemp("stack")).start()
+    yield running
+    running.stop()
+    running.kill()
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ class Stack:
             **inherited,
             "PREFECT_HOME": str(folder / "prefect"),
             "PYTHONPATH": str(ROOT),
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # of its own it looks once a minute
             **(environment or {}),
         }
         self.log = folder / "up.log"

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 CLAIM = """
 import os, time
-from tasks.device import claim_gpu
+from tasks.base.device import claim_gpu
 claim_gpu()
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 time.sleep(60)

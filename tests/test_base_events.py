@@ -148,7 +148,7 @@ def test_server_that_is_gone_or_silent_holds_up_no_command(
 
 def test_without_a_server_prefect_is_not_even_imported() -> None:
     code = (
-        "import sys\nfrom tasks.events import announce_decision\n"
+        "import sys\nfrom tasks.base.events import announce_decision\n"
         "announce_decision('promoted', 'reviews', {})\nassert 'prefect' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT)})

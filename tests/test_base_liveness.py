@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 HOLD = """
 import time
-from tasks.liveness import hold
+from tasks.base.liveness import hold
 hold("a-run")
 print("held", flush=True)
 time.sleep(60)

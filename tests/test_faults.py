@@ -68,7 +68,7 @@ def test_call_that_is_not_reached_kills_nothing_and_is_named(tmp_path: Path) -> 
 
 @pytest.mark.endurance
 def test_process_is_killed_after_seconds(tmp_path: Path) -> None:
-    code = "import time; from tasks import config; config.load_config = lambda *_: time.sleep(60)"
+    code = "import time; from tasks.settings import loading; loading.load_config = lambda *_: time.sleep(60)"
     (tmp_path / "sitecustomize.py").write_text(code)
     started = time.monotonic()
     done = run("--kill-after", "1", "--", "finetune", folder=tmp_path)
@@ -80,14 +80,14 @@ def test_process_is_killed_after_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("options", "survives"), [([], False), (["--alone"], True)])
 def test_children_die_with_it_unless_told_otherwise(options: list[str], survives: bool, tmp_path: Path) -> None:
     code = (
-        "import subprocess\nfrom pathlib import Path\nfrom tasks import config\n"
+        "import subprocess\nfrom pathlib import Path\nfrom tasks.settings import loading\n"
         "def load(*_):\n"
         "    Path('child').write_text(str(subprocess.Popen(['sleep', '60']).pid))\n"
-        "    config.unknown_field('x')\n"
-        "config.load_config = load\n"
+        "    loading.unknown_field('x')\n"
+        "loading.load_config = load\n"
     )
     (tmp_path / "sitecustomize.py").write_text(code)
-    point = "tasks.settings.config:unknown_field:1:after"
+    point = "tasks.settings.loading:unknown_field:1:after"
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults", "--kill", point, *options, "--", "finetune"],
         cwd=tmp_path,
@@ -117,8 +117,8 @@ def test_call_fails_with_the_error_that_was_asked_for(tmp_path: Path) -> None:
 def test_write_of_the_command_fails(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("text,label\n")
     code = (
-        "from pathlib import Path\nfrom tasks import config\n"
-        "config.load_config = lambda *_: [Path(name).write_text('x') for name in ('a.txt', 'b.txt', 'c.txt')]\n"
+        "from pathlib import Path\nfrom tasks.settings import loading\n"
+        "loading.load_config = lambda *_: [Path(name).write_text('x') for name in ('a.txt', 'b.txt', 'c.txt')]\n"
     )
     (tmp_path / "sitecustomize.py").write_text(code)
     done = run("--fail-write", f"2:EIO:{tmp_path}/*.txt", "--", "finetune", folder=tmp_path)

@@ -113,8 +113,11 @@ def test_something_else_that_answers_is_no_hub(pauses: list[float], monkeypatch:
 
 CHILD = """
 import hashlib, json, os, shutil, sys, time
-from tasks import environment, data, hub, model, splits
-from tasks.config import validated
+from tasks.base import environment
+from tasks.data import prepare, splits
+from tasks.models import foundation as model
+from tasks.settings.loading import validated
+from tasks.sources import hub
 import torch, transformers, datasets, peft, pyarrow.parquet
 
 pause = time.sleep
@@ -124,7 +127,7 @@ limits = {"max_length": 64, "max_train_rows": 32, "max_test_rows": 16}
 config = validated({"model": {"name": "openai-community/gpt2-tiny"}, "data": {"name": "rotten_tomatoes", **limits}})
 
 def content():
-    rows, found = data.check_input(config)
+    rows, found = prepare.check_input(config)
     tokenizer = model.load_tokenizer(found, config.model)
     foundation, _ = model.load_foundation(found, config, ("a", "b"), tokenizer)
     total = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())

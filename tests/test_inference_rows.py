@@ -226,8 +226,8 @@ def test_a_data_set_of_the_hub_is_read(hub: Any, hub_environment: dict[str, str]
     import subprocess
 
     code = (
-        "from tasks import environment\nfrom tasks.config import PredictionConfig\n"
-        "from tasks.rows import find_rows, read_rows\n"
+        "from tasks.base import environment\nfrom tasks.settings.config import PredictionConfig\n"
+        "from tasks.inference.rows import find_rows, read_rows\n"
         "asked = PredictionConfig(model='m', input='rotten_tomatoes', output='o.csv', split='test')\n"
         "rows = list(read_rows(asked, find_rows(asked), ('text',)))\n"
         "print(len(rows), rows[-1].number, rows[-1].share, bool(rows[0].texts[0]))"

@@ -447,8 +447,8 @@ def check_one_won(api: Any, ends: dict[str, str]) -> None:
 PROMOTE = """
 import json, sys, time
 from pathlib import Path
-from tasks import environment
-from tasks.registry import Overtaken, promote
+from tasks.base import environment
+from tasks.registry.decisions import Overtaken, promote
 import mlflow
 version = sys.argv[1]
 Path(f"ready-{version}").touch()
@@ -548,9 +548,9 @@ def test_rollback_that_was_stopped_after_any_call_is_completed_by_the_next_comma
 def test_promotion_whose_process_was_killed_is_completed(api: Any) -> None:
     promote("reviews", "1", "the first model", "first")
     code = (
-        "import os\nfrom mlflow import MlflowClient\nfrom tasks import registry\n"
+        "import os\nfrom mlflow import MlflowClient\nfrom tasks.registry import decisions\n"
         "MlflowClient.set_model_version_tag = lambda *a, **k: os.kill(os.getpid(), 9)\n"
-        "registry.promote('reviews', '2', 'on purpose', 'gate')"
+        "decisions.promote('reviews', '2', 'on purpose', 'gate')"
     )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == -9 and registry.notes("reviews")

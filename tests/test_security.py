@@ -378,8 +378,9 @@ class Run(NamedTuple):
 
 IMPATIENT = """
 import sys
-from tasks import environment, tracking
-tracking.PATIENCE_SECONDS = 0  # for an MLflow that is not there
+from tasks.base import environment
+from tasks.tracking import run
+run.PATIENCE_SECONDS = 0  # for an MLflow that is not there
 from flows.cli import main
 sys.exit(main())
 """

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -210,14 +209,6 @@ def test_server_that_cannot_start_takes_everything_down_and_is_named_with_its_lo
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stack")).start()
-    yield stack
-    stack.stop()
-    stack.kill()
-
-
-@pytest.fixture(scope="module")
 def parameters(foundation: Any, reviews: Path) -> dict[str, Any]:
     """A run of seconds."""
     return {
@@ -324,6 +315,7 @@ def execute(stack: Stack, code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
 
 
+@pytest.mark.endurance
 def test_documented_automation_sends_a_message(stack: Stack, parameters: dict[str, Any]) -> None:
     messages: list[str] = []
 
@@ -349,6 +341,7 @@ def test_documented_automation_sends_a_message(stack: Stack, parameters: dict[st
     server.shutdown()
 
 
+@pytest.mark.endurance
 def test_documented_automation_starts_a_run(stack: Stack) -> None:
     execute(stack, documented("Retraining when there is new data"))
     deployment = stack.deployment("finetune-gpt2-rotten-tomatoes")["id"]
@@ -461,6 +454,7 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
     assert stack.state(run) == "CRASHED" and stack.mlflow_run(run).info.status == "KILLED"
     deployment = stack.deployment(name)
     assert deployment["schedules"][0]["active"] and deployment["parameters"]["seed"] == 3
+    stack.call("PATCH", f"{path}/schedules/{deployment['schedules'][0]['id']}", {"active": False})
     for run_id in (run_alone, stack.mlflow_run(finished).info.run_id):
         assert "comparison/comparison.md" in artifacts(stack, run_id, "comparison")
 

@@ -238,8 +238,11 @@ def test_network_trouble_is_recognized_behind_other_errors() -> None:
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from tasks import environment, data, model
-from tasks.config import InputError, validated
+from tasks.base import environment
+from tasks.data import prepare as data
+from tasks.models import foundation as model
+from tasks.settings.fields import InputError
+from tasks.settings.loading import validated
 
 for line in sys.argv[2:]:
     config, started, answer = validated(json.loads(line)), time.monotonic(), {}

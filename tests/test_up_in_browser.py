@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,13 +33,6 @@ pytestmark = [
 PROPERTY = ".schema-form-property"
 TITLE = f":scope > .p-label__header {PROPERTY}__label"
 NO_MODEL = "no-such/model"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    running = Stack(tmp_path_factory.mktemp("up")).start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +63,6 @@ def page(browser: BrowserContext, pictures: Path, request: pytest.FixtureRequest
     tab.close()
 
 
-class Runs(NamedTuple):
-    """Flow runs by id; the worker takes one after the other."""
-
-    dora: str
-    """Started with the form."""
-    lora: str
-    no_model: str
-
-
 @pytest.fixture(scope="module")
 def small(foundation: Any, reviews: Path) -> dict[str, Any]:
     """Parameters of a run that takes seconds."""
@@ -91,8 +75,8 @@ def small(foundation: Any, reviews: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str, Any]) -> Runs:
-    """One run started with the form, two more queued behind it."""
+def dora(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str, Any]) -> str:
+    """Id of a flow run that was started with the form."""
     tab = browser.new_page()
     open_form(tab, stack)
     for dotted, text in (
@@ -110,10 +94,17 @@ def runs(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str,
     tab.get_by_role("button", name="Submit").click()
     tab.get_by_role("button", name="View run").last.click()  # the first is there for screen readers
     tab.wait_for_url("**/runs/flow-run/*")
-    dora = urlsplit(tab.url).path.rsplit("/", 1)[1]
+    flow_run = urlsplit(tab.url).path.rsplit("/", 1)[1]
     tab.close()
-    lora = stack.submit({**small, "seed": 1})
-    return Runs(dora, lora, stack.submit({**small, "model": {"name": NO_MODEL}, "offline": True}))
+    return flow_run
+
+
+@pytest.fixture(scope="module")
+def no_model(stack: Stack, small: dict[str, Any]) -> str:
+    """Id of a flow run whose model is nowhere."""
+    flow_run = stack.submit({**small, "model": {"name": NO_MODEL}, "offline": True})
+    stack.until_state(flow_run, "FAILED", seconds=120)
+    return flow_run
 
 
 def open_deployment(page: Page, stack: Stack, name: str) -> None:
@@ -205,16 +196,16 @@ def upcoming(stack: Stack, deployment: str) -> list[dict[str, Any]]:
 
 
 def test_run_of_the_form_completes_under_a_name_that_says_what_it_does(
-    page: Page, stack: Stack, runs: Runs, small: dict[str, Any]
+    page: Page, stack: Stack, dora: str, small: dict[str, Any]
 ) -> None:
-    open_run(page, stack, runs.dora)
+    open_run(page, stack, dora)
     expect(page.get_by_text("Running", exact=True).first).to_be_visible()
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=300_000)
     expect(page.get_by_role("navigation").get_by_text(run_name(small, "dora r4"))).to_be_visible()
 
 
-def test_run_of_the_form_was_told_what_was_typed(stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
-    told = stack.call("GET", f"/flow_runs/{runs.dora}")["parameters"]
+def test_run_of_the_form_was_told_what_was_typed(stack: Stack, dora: str, small: dict[str, Any]) -> None:
+    told = stack.call("GET", f"/flow_runs/{dora}")["parameters"]
     assert told["model"]["name"] == small["model"]["name"]
     assert (told["data"]["name"], told["data"]["max_train_rows"]) == (small["data"]["name"], 40)
     assert (told["adapter"]["method"], told["adapter"]["r"], told["training"]["epochs"]) == ("dora", 4, 3)
@@ -225,6 +216,7 @@ def test_run_of_the_form_was_told_what_was_typed(stack: Stack, runs: Runs, small
         assert told[name] == {inner: value for inner, value in said.items() if value is not None}
 
 
+@pytest.mark.endurance
 def test_form_shows_every_field_with_its_description_in_the_order_people_think(page: Page, stack: Stack) -> None:
     page.set_viewport_size({"width": 1600, "height": 6600})
     open_form(page, stack)
@@ -243,6 +235,7 @@ def test_form_shows_every_field_with_its_description_in_the_order_people_think(p
     assert [text.removesuffix(" (Optional)") for text in titles] == [*expected, "seed", "offline"]
 
 
+@pytest.mark.endurance
 def test_closed_choices_of_the_form_are_lists_to_choose_from(page: Page, stack: Stack) -> None:
     open_form(page, stack)
     closed = {f"{name}.{inner}": choices(part, inner) for name, part in sections() for inner in part.model_fields}
@@ -253,6 +246,7 @@ def test_closed_choices_of_the_form_are_lists_to_choose_from(page: Page, stack: 
         page.get_by_role("option").first.click()
 
 
+@pytest.mark.endurance
 def test_references_of_the_form_are_chosen_from_a_list(page: Page, stack: Stack) -> None:
     open_form(page, stack)
     default = list(EvaluationConfig().references)
@@ -260,6 +254,7 @@ def test_references_of_the_form_are_chosen_from_a_list(page: Page, stack: Stack)
     expect(options(page, "evaluation.references")).to_have_text(default)
 
 
+@pytest.mark.endurance
 def test_form_asks_for_json_only_where_any_field_can_stand(page: Page, stack: Stack) -> None:
     open_form(page, stack)
     dotted = [f"{name}.{inner}" for name, section in sections() for inner in section.model_fields]
@@ -270,9 +265,11 @@ def test_form_asks_for_json_only_where_any_field_can_stand(page: Page, stack: St
 @pytest.mark.parametrize(
     ("dotted", "value", "reason"),
     [
-        ("training.warmup_fraction", 50, "50 is greater than the maximum of 1"),
+        pytest.param(
+            "training.warmup_fraction", 50, "50 is greater than the maximum of 1", marks=pytest.mark.endurance
+        ),
         ("training.learning_rate", 50, "50 is greater than the maximum of 10"),  # which may be left empty
-        ("adapter.r", 0, "0 is less than"),
+        pytest.param("adapter.r", 0, "0 is less than", marks=pytest.mark.endurance),
     ],
     ids=("warmup_fraction", "learning_rate", "r"),
 )
@@ -294,8 +291,8 @@ def test_unknown_parameter_is_refused_by_name(stack: Stack, parameters: dict[str
     assert f"'{name}'" in stack.refusal("POST", path, {"parameters": parameters})
 
 
-def test_log_of_a_run_is_its_story(page: Page, stack: Stack, runs: Runs) -> None:
-    open_run(page, stack, runs.dora)
+def test_log_of_a_run_is_its_story(page: Page, stack: Stack, dora: str) -> None:
+    open_run(page, stack, dora)
     page.get_by_text("Recorded:").wait_for()
     rows = log_rows(page)
     assert len(rows) <= 25
@@ -306,14 +303,16 @@ def test_log_of_a_run_is_its_story(page: Page, stack: Stack, runs: Runs) -> None
         assert words in story
 
 
-def test_run_page_shows_what_the_run_made(page: Page, stack: Stack, runs: Runs) -> None:
-    open_run(page, stack, runs.dora, "Artifacts")
+@pytest.mark.endurance
+def test_run_page_shows_what_the_run_made(page: Page, stack: Stack, dora: str) -> None:
+    open_run(page, stack, dora, "Artifacts")
     for key in ("data-check", "training-progress", "comparison", "mlflow-run"):
         expect(page.get_by_role("link").filter(has_text=key)).to_be_visible()
 
 
-def test_comparison_shows_the_ladder(page: Page, stack: Stack, runs: Runs) -> None:
-    open_run(page, stack, runs.dora, "Artifacts")
+@pytest.mark.endurance
+def test_comparison_shows_the_ladder(page: Page, stack: Stack, dora: str) -> None:
+    open_run(page, stack, dora, "Artifacts")
     page.get_by_role("link").filter(has_text="comparison").click()
     page.get_by_role("cell", name=TITLES["tfidf"]).wait_for()
     cells = page.get_by_role("cell").all_inner_texts()
@@ -321,25 +320,26 @@ def test_comparison_shows_the_ladder(page: Page, stack: Stack, runs: Runs) -> No
         assert TITLES[name] in cells
 
 
-def test_run_page_leads_to_mlflow(page: Page, stack: Stack, runs: Runs) -> None:
-    open_run(page, stack, runs.dora, "Artifacts")
+def test_run_page_leads_to_mlflow(page: Page, stack: Stack, dora: str) -> None:
+    open_run(page, stack, dora, "Artifacts")
     page.get_by_role("link").filter(has_text="mlflow-run").click()
     with page.expect_popup() as tab:
         page.get_by_role("link", name=re.compile("MLflow run")).click()
-    run = mlflow_run(stack, runs.dora)
+    run = mlflow_run(stack, dora)
     accuracy = row(tab.value, "tuned/accuracy")
     expect(accuracy).to_contain_text(digits(run.data.metrics["tuned/accuracy"]))
     expect(tab.value).to_have_url(re.compile(re.escape(f"{stack.mlflow}/#/experiments/1/runs/{run.info.run_id}")))
     tab.value.close()
 
 
-def test_mlflow_leads_back_to_the_run_page(page: Page, stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
-    page.goto(f"{stack.mlflow}/{runlist.run_address('1', mlflow_run(stack, runs.dora).info.run_id)}")
+@pytest.mark.endurance
+def test_mlflow_leads_back_to_the_run_page(page: Page, stack: Stack, dora: str, small: dict[str, Any]) -> None:
+    page.goto(f"{stack.mlflow}/{runlist.run_address('1', mlflow_run(stack, dora).info.run_id)}")
     address = page.locator("[title*='/flow-run/']").get_attribute("title")
     assert address
     page.goto(address)
     expect(page.get_by_text(run_name(small, "dora r4")).first).to_be_visible()
-    expect(page).to_have_url(re.compile(f"{re.escape(stack.prefect)}.*{runs.dora}"))
+    expect(page).to_have_url(re.compile(f"{re.escape(stack.prefect)}.*{dora}"))
 
 
 def hosts(*urls: str) -> set[str]:
@@ -353,21 +353,22 @@ def errors(page: Page, stack: Stack, flow_run: str) -> list[str]:
     return rows.locator(".log-row__content").all_inner_texts()
 
 
-def test_run_without_a_model_says_in_one_line_what_to_do(page: Page, stack: Stack, runs: Runs) -> None:
-    stack.until_state(runs.no_model, "FAILED", seconds=120)
-    first = errors(page, stack, runs.no_model)[0].strip()
+def test_run_without_a_model_says_in_one_line_what_to_do(page: Page, stack: Stack, no_model: str) -> None:
+    first = errors(page, stack, no_model)[0].strip()
     assert "\n" not in first
     assert NO_MODEL in first and "run once without offline" in first
 
 
-def test_trouble_is_said_once(page: Page, stack: Stack, runs: Runs) -> None:
-    stack.until_state(runs.no_model, "FAILED", seconds=120)
-    assert len(errors(page, stack, runs.no_model)) == 1
+@pytest.mark.endurance
+def test_trouble_is_said_once(page: Page, stack: Stack, no_model: str) -> None:
+    assert len(errors(page, stack, no_model)) == 1
 
 
-def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, runs: Runs, small: dict[str, Any]) -> None:
-    stack.until_state(runs.lora, "COMPLETED", seconds=120)
-    found = [mlflow_run(stack, flow_run) for flow_run in (runs.dora, runs.lora)]
+@pytest.mark.endurance
+def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, dora: str, small: dict[str, Any]) -> None:
+    lora = stack.submit({**small, "seed": 1})
+    stack.until_state(lora, "COMPLETED", seconds=120)
+    found = [mlflow_run(stack, flow_run) for flow_run in (dora, lora)]
     page.set_viewport_size({"width": 1600, "height": 2400})
     ids = json.dumps([run.info.run_id for run in found])
     page.goto(f"{stack.mlflow}/#/compare-runs?runs={ids}&experiments=[%221%22]&{runlist.KIND}")
@@ -382,6 +383,7 @@ def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, run
     )
 
 
+@pytest.mark.endurance
 def test_cancelled_run_stops_at_once_and_keeps_what_it_trained(page: Page, stack: Stack, small: dict[str, Any]) -> None:
     flow_run = stack.submit({**small, "training": {"epochs": 5000, "batch_size": 8}})
     open_run(page, stack, flow_run)
@@ -406,7 +408,7 @@ def test_schedule_is_off_and_lists_its_next_run_once_switched_on(page: Page, sta
     expect(switch).to_have_attribute("aria-checked", "false")
     assert not upcoming(stack, deployment)
     switch.click()
-    runs = until(lambda: upcoming(stack, deployment), 150, "next run")  # the scheduler looks once a minute
+    runs = until(lambda: upcoming(stack, deployment), 60, "next run")
     page.get_by_text("Upcoming", exact=True).click()
     expect(page.get_by_role("link", name=runs[0]["name"])).to_be_visible()
     switch.click()
@@ -414,11 +416,12 @@ def test_schedule_is_off_and_lists_its_next_run_once_switched_on(page: Page, sta
     expect(switch).to_have_attribute("aria-checked", "false")
 
 
-def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, runs: Runs) -> None:
-    stack.until_state(runs.dora, "COMPLETED", seconds=120)
+def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, dora: str) -> None:
+    stack.until_state(dora, "COMPLETED", seconds=120)
     assert list((stack.folder / "mlruns/work").glob("*/adapter/adapter_model.safetensors"))
 
 
+@pytest.mark.endurance
 def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pictures: Path) -> None:
     assert browser.browser
     asked: list[str] = []
@@ -432,6 +435,6 @@ def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pict
     assert hosts(*asked) == hosts(stack.prefect)
 
 
-def test_pages_asked_nobody_else(stack: Stack, runs: Runs, asked: list[str]) -> None:
+def test_pages_asked_nobody_else(stack: Stack, dora: str, asked: list[str]) -> None:
     assert len(asked) > 100
     assert hosts(*asked) == hosts(stack.prefect, stack.mlflow)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 GONE = "The process of this run is gone: it was killed, or the machine stopped. Run it again."
 
-
 NO_HEARTBEAT = "No sign of life from this run for more than a minute"
 """Message of the state that the heartbeat automation sets; see tasks/servers/up.py."""
 
@@ -110,7 +109,6 @@ def is_anothers(state: "State[Any]", note: Note) -> bool:
 
 CANCELLED = "It was cancelled."
 
-
 WAITED = (
     "The process that waited for approval has ended, and nothing was decided. Run it again, or press Retry: nothing is "
     "trained twice, and it asks again."
@@ -172,7 +170,6 @@ def settled_end(flow_run_id: str) -> End | None:
 
 _stopped = set[str]()
 """Runs that were told to stop because they were cancelled. Of themselves they say that they crashed."""
-
 
 CANCEL_SECONDS = timedelta(seconds=5)
 """So long a run may take to hear from its worker that it is cancelled."""
@@ -275,7 +272,6 @@ def runs_of(client: "SyncPrefectClient", pool: str, *states: Any) -> "list[FlowR
 
 PAGE = 200
 """Most that Prefect gives at once."""
-
 
 OVERDUE = "Overdue"
 """State of a run that is started again because nobody answered in time; see tasks/retraining/approval.py."""

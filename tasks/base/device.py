@@ -11,9 +11,7 @@ from filelock import FileLock, Timeout
 
 CHOICE = "CUDA_VISIBLE_DEVICES"
 
-
 THREADS = "OMP_NUM_THREADS"
-
 
 _claimed: list[FileLock] = []
 """Kept, like the GPU's memory, until this process ends."""

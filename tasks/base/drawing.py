@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 BEFORE, AFTER, THIRD, NEUTRAL = "#E69F00", "#0072B2", "#009E73", "#7F7F7F"
 """Okabe and Ito's orange, blue and green: distinct to every kind of colour vision, and in print."""
 
-
 WIDTH = 8.0
 """Inches: 880 pixels at the style's dpi, which MLflow's preview of about 800 hardly shrinks."""
-
 
 STYLE: Any = {
     "font.size": 12,
@@ -37,7 +35,6 @@ STYLE: Any = {
     "figure.dpi": 110,
     "text.parse_math": False,  # a class may be called $a$
 }
-
 
 MOST_CLASSES, MOST_SLICES, NAME_CHARACTERS = 20, 30, 26
 """What a picture can hold and stay readable."""

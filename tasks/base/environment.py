@@ -39,13 +39,10 @@ DEFAULTS = {
     "PYTHONSAFEPATH": "1",
 }
 
-
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 
-
 logging.getLogger("alembic").setLevel(logging.WARNING)
-
 
 for message in (
     "fan_in_fan_out is set to False",  # peft corrects it for GPT-2 itself
@@ -56,7 +53,6 @@ for message in (
     "The specified dataset source can be interpreted in multiple ways",  # twice the same one: mlflow registers it twice
 ):
     warnings.filterwarnings("ignore", message=message)
-
 
 make_record = logging.getLogRecordFactory()
 
@@ -113,15 +109,11 @@ logging.getLogger("mlflow.store.db.utils").addFilter(
     lambda record: not (record.exc_info and record.exc_info[1] and is_disk_full(record.exc_info[1]))
 )
 
-
 ROUTINE = ("Beginning ", "Finished in state ", "Created task run ", "View at ")
-
 
 STOPPED = "Crash detected! Execution was aborted by"  # a termination signal, an interrupt signal
 
-
 story = Story()
-
 
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logger = logging.getLogger(name)

@@ -20,10 +20,8 @@ from tasks.settings.fixed import STORE
 
 LIVE = STORE / "live"
 
-
 GATE = LIVE / ".gate"
 """Lock without which no run's lock file comes into being or goes."""
-
 
 _held: dict[str, FileLock] = {}
 """Locks of this process, by flow run, kept until it ends: Prefect hears of a run's end later than the run itself."""
@@ -56,7 +54,6 @@ def hold(flow_run_id: str, work: str | None = None) -> None:
 
 
 WAIT_SECONDS = 1.0
-
 
 _followed = set[str]()
 

@@ -147,7 +147,6 @@ def failed() -> None:
 _finished: list[str] = []
 """Parts of a run that goes on."""
 
-
 _handed_over = set[str]()
 
 

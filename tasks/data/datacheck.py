@@ -30,23 +30,18 @@ if TYPE_CHECKING:
 
 CHECK_FILE, PAGE_FILE = "data_check.json", "data_check.md"
 
-
 MOST_TEXTS, MOST_PLACES, TEXT_CHARACTERS = 10_000, 100, 80
 """Shared texts that a record names, rows of each, and how much of the text: enough to repair a file by."""
 
-
 BINS = 20
 """Of the histogram of token lengths, about."""
-
 
 FEW_TEST_ROWS = 30
 """A class with fewer: its recall moves in steps of three points, and 95 % intervals of macro-F1 covered as little as
 75 % of the cases with 9 rows."""
 
-
 SHARE_DIFFERENCE, SHARE_P_VALUE = 0.05, 0.001
 """The classes are spread differently where the share of one differs by more, and not by chance (chi-square)."""
-
 
 MUCH_TRUNCATED = 0.1
 """Share of the rows."""

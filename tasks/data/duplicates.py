@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 THREE_LETTERS = re.compile(r"(?:[\W_]*[^\W_]){3}")
 """Matches a text with three letters or digits, of any script; a text without them is nearly empty."""
 
-
 FEW_WORDS = 3
 """From so many words on, texts are the same whatever their punctuation; in `ok :(` or `C#` it may say something."""
 

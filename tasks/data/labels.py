@@ -23,17 +23,13 @@ if TYPE_CHECKING:
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 """A whole number; pandas writes those of a column with gaps as 1.0."""
 
-
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)?|[0-9]+(?:\.[0-9]+)?e-[0-9]+|inf|infinity)", re.IGNORECASE)
-
 
 NOTHING = {"nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"}
 """Words that programs write where there is no label; in small letters."""
 
-
 SEPARATORS = ("|", ";", ",")
 """Of several labels in one."""
-
 
 MOST_LETTERS = 200
 """In the name of a class."""

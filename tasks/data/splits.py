@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 CUT_FRACTION = 0.1
 """Share of the training rows that becomes a validation or test split where there is none."""
 
-
 MOST_SLICE_COLUMNS, MOST_SLICES = 5, 20
 """Further columns worth scoring by, and different values in each."""
-
 
 NO_VALUE = "(none)"
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MANY_ROWS = 50_000
 """Tokenizing more takes long enough to deserve a bar: about 20,000 rows a second on two cores."""
 
-
 LOOKED_THROUGH = 3
 """Earlier preparations, newest first: data that grow were nearly all in the last one, but it may have been a trial."""
 

@@ -1,4 +1,4 @@
-"""Prediction files, and the adapter on the test rows as it lies on disk."""
+"""The adapter on the test rows, read back from disk in a fresh process."""
 
 import time
 from pathlib import Path

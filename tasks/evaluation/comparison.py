@@ -1,4 +1,4 @@
-"""All classifiers on the same test rows to a ladder and a verdict, and the words for them."""
+"""The step that compares all classifiers on the same test rows, and leaves verdict, page and pictures on disk."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 MOST_FLIPS, MOST_MISTAKES, MOST_LABEL_ERRORS = 1_000, 100, 100
 
-
 SMALL = 30
 """Rows. The interval of an accuracy near a half is wider than 0.33 below that."""
-
 
 NEGATION = re.compile(
     r"\b(?:not|no|never|neither|nor|none|nobody|nothing|nowhere|cannot|without)\b|n['’]t\b", re.IGNORECASE

@@ -41,29 +41,21 @@ def refuse_pickle(self: PickleSerializer, blob: bytes) -> Any:
 
 PickleSerializer.loads = refuse_pickle  # type: ignore[method-assign]
 
-
 PROBE_TRAINING_ROWS = 3_000
 """The foundation model reads about 300 short texts a second on two cores: all 8,530 of Rotten Tomatoes took 28 s."""
 
-
 TFIDF_TRAINING_ROWS = 100_000
 
-
 MOST_FEATURES = 200_000
-
 
 MOST_WEIGHTS = 500_000
 """Features times classes: with 77 classes, 26,000 features took 37 s and these took 11 s, for the same accuracy."""
 
-
 WORD = r"(?u)\b\w+\b"
-
 
 FOLDS = 3
 
-
 TFIDF_GRID = (1.0, 5.0, 25.0, 125.0)
-
 
 PROBE_GRID = (0.001, 0.01, 0.1, 1.0)
 """Inverse strengths of the penalty to choose from."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST_CLASSES_IN_A_MATRIX = 12
 
-
 ROWS_SHOWN, TEXT_CHARACTERS = 10, 80
 """Of the tables of single rows on the page; the tables beside it hold more rows, and whole texts."""
 

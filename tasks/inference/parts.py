@@ -22,7 +22,6 @@ from tasks.settings.fields import InputError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 
-
 Columns = Mapping[str, Sequence[Any]]
 """Values by name, all equally many."""
 

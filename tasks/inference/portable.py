@@ -20,16 +20,12 @@ if TYPE_CHECKING:
 
 TRANSFORMERS_FILE, ONNX_FILE = "model.safetensors", "model.onnx"
 
-
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
 
 MOST_BYTES = 2_000_000_000
 """Weights in one ONNX file, which is a protocol buffer; more lie beside it in model.onnx.data."""
 
-
 BATCH_SIZE = 8
-
 
 ADVICE = "serve it as it is, with mlflow models serve"
 
@@ -142,7 +138,6 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 inputs = tokenizer(["a text"], truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
 probabilities = (model(**inputs).logits / {temperature!r}).softmax(-1)
 ```"""
-
 
 ONNX_USAGE = """```python
 import onnxruntime

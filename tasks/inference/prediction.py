@@ -28,7 +28,6 @@ CHUNK_ROWS = 4096
 """Input rows that are sorted by length together, and lost at most. Of 8,530 real reviews, batched by 64, 3 % is padding
 then (counted in words); in chunks of 512 it was 17 %."""
 
-
 LOG_SECONDS = 30
 
 

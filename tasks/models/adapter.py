@@ -314,6 +314,5 @@ def save_adapter(
 PROBE_ROWS = 64
 """Validation rows whose logits are compared between memory and disk."""
 
-
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of a logit that rounding explains. On one machine the difference is 0."""

@@ -16,9 +16,7 @@ from tasks.settings.loading import nearest_name
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 
-
 QUANTIZED = "is for quantized weights, which are not loaded here; leave it out"
-
 
 UNUSABLE = {
     "alora_invocation_tokens": "is for models that write text; leave it out",
@@ -37,10 +35,8 @@ UNUSABLE = {
 }
 """Options of peft's methods that may be empty or false, and nothing else."""
 
-
 LORA_STARTS = ("true", "false", "gaussian", "orthogonal", "pissa", "olora", "mica")
 """Of the others eva, corda and lora_ga need data, and pissa_niter_N is drawn anew where the adapter is read back."""
-
 
 STARTS = {
     "lora": ("init_lora_weights", LORA_STARTS),
@@ -51,9 +47,7 @@ STARTS = {
 }
 """The option of a method that says how its weights start, and the values that work."""
 
-
 LAYERS = ("target_modules", "exclude_modules", "feedforward_modules")
-
 
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 """Options with names of layers, and with regular expressions for ends of names."""

@@ -26,7 +26,6 @@ SETTINGS = "peft_flow.json"
 """File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length,
 temperature."""
 
-
 CPU_TOKENS = 1024
 """Batches of so many evaluate MiniLM a quarter faster than 64 rows at a time: what they compute stays in the caches."""
 

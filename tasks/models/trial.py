@@ -22,14 +22,11 @@ from tasks.settings.fields import InputError
 
 TEXTS = ("good", "a second text, with a few more words in it, so that the first one is padded where both are together")
 
-
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest logit, as a part of it. Rounding was seen to make 2e-6 and 0.016 of it (MiniLM, BERT, GPT-2)."""
 
-
 EXACT_WEIGHTS = 1_000_000_000
 """Up to so many, a bfloat16 model is asked about padding in float32, where rounding hides nothing."""
-
 
 _passed: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Which version of a registered model is in use: promoted, kept out or rolled back, with a reason, whole or not at all.
+"""Which version of a registered model is in use: promoted, rejected or rolled back, with a reason, whole or not at all.
 
 MLflow has no transaction over aliases and tags. So there is one lock for each name, and a note on disk before the first
 call; whoever comes next completes what a kill or an outage broke off.

@@ -140,7 +140,6 @@ def history_text(history: History, links: bool = False) -> str:
 
 DECIDED = ("decision", "by", "why")
 
-
 MOST_CHARACTERS = 200
 """Of a reason in a table; MLflow and --json have all of it."""
 

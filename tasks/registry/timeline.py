@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 LOOKS = ((AFTER, "o"), (THIRD, "s"), ("#CC79A7", "D"), ("#56B4E9", "^"))
 """Colour and marker for each of the newest test rows, from the oldest of them; Okabe and Ito's again."""
 
-
 OLD = (NEUTRAL, "p")
-
 
 MOST_DAYS, MOST_NUMBERS = 7, 24
 """Days, and version numbers, that fit below the picture."""

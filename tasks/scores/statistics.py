@@ -16,14 +16,11 @@ if TYPE_CHECKING:
 CHUNK_CELLS = 250_000
 """Resampling weights held at once: 2 MB stay in the processor's cache, which is twice as fast as 32 MB."""
 
-
 DISAGREEMENT = 0.2
 """Share of rows that only one of two classifiers has right, assumed before anything is measured."""
 
-
 USEFUL_DIFFERENCE = 0.1
 """A test set that only shows larger differences of accuracy says little: most adapters differ by less."""
-
 
 SCORES = ("accuracy", "macro_f1", "log_loss")
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 POOL = "peft-flow"
 
-
 HEARTBEAT_SECONDS = 75.0
 """Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/base/environment.py) may be missed, not three."""
 
@@ -210,7 +209,6 @@ def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapp
 
 FLOWS = ("finetune", "finetune-seeds", "retrain", "predict", "rerun")
 """All that are ours, by the name that Prefect knows them by."""
-
 
 AUTOMATION = "peft-flow: runs without a sign of life"
 

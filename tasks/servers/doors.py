@@ -68,7 +68,6 @@ THIS_MACHINE = [
 ]
 """At any port: a tunnel has one of its own."""
 
-
 PRIVATE = [
     *patterns("10.", "0-9.:", len("0.0.0"), len("255.255.255:65535")),
     *(
@@ -77,7 +76,6 @@ PRIVATE = [
         for pattern in patterns(start, "0-9.:", len("0.0"), len("255.255:65535"))
     ),
 ]
-
 
 PORTS = {"http": 80, "https": 443}
 """That browsers leave out."""

@@ -18,7 +18,6 @@ from tasks.settings.fields import InputError
 
 STOP_SECONDS = 2.0
 
-
 MOST_RESTARTS, WITHIN_SECONDS = 3, 60.0
 """A program that dies more often than that is broken: starting it once more would only hide it."""
 

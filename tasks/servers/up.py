@@ -45,18 +45,13 @@ if TYPE_CHECKING:
 
 LOGS = STORE / "logs"
 
-
 PREFECT, MLFLOW, WORKER = "the Prefect server", "the MLflow server", "the worker"
-
 
 START_SECONDS = 120.0
 
-
 LOOK_SECONDS = 2.0
 
-
 TIDY_SECONDS = 5.0
-
 
 FLOWS_STOP_SECONDS = 5.0
 """What is left of the ten seconds in which all must be gone, for flow runs to save and say what they have."""
@@ -253,7 +248,7 @@ def demo_in_the_making() -> Iterator[None]:
         return
     say("making the demo's model in the background: once, about two minutes")
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", "from tasks.demo import demo_model; demo_model()"],
+        [sys.executable, "-P", "-c", "from tasks.sources.demo import demo_model; demo_model()"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

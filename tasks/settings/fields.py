@@ -57,7 +57,6 @@ SECRET = (
     "leave it out and set it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD, PREFECT_API_AUTH_STRING)"
 )
 
-
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -73,10 +72,8 @@ def show_bounds(schema: dict[str, Any]) -> None:
 MOST_CHARACTERS, MOST_ENTRIES, MOST_LEVELS = 1_000, 1_000, 8
 """Of one text; of one list or mapping; of lists and mappings within each other. MLflow refuses longer parameters."""
 
-
 MOST_DIGITS = 2**63
 """Whole numbers from here on fit into no store."""
-
 
 MOST_BYTES = 1_000_000
 """Of a configuration file; the longest sensible one has a few thousand."""
@@ -139,6 +136,5 @@ def check_model_name(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=250), AfterValidator(check_not_blank)]
-
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_model_name)]

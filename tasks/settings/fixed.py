@@ -4,36 +4,27 @@ from pathlib import Path
 
 DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
 
-
 DEMO_RATE = 3e-3
 """Learning rate for the demo's model, which is tiny."""
 
-
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".feather", ".arrow")
 
-
 PACKED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip")
-
 
 WHAT_IS_READ = (
     f"{', '.join(DATA_FILES[:-1])} and {DATA_FILES[-1]} files, also packed ({', '.join(PACKED_FILES)}), and .txt files "
     "in folders named by class"
 )
 
-
 SPLITS = ("train", "validation", "test")
 
-
 MOST_SEEDS = 100
-
 
 STORE = Path("mlruns")
 """Where everything lies that runs leave behind, in the current folder."""
 
-
 DEPLOYMENTS = Path("prefect.yaml")
 """Where this is not, `peft-flow up` does not start."""
-
 
 RESERVED_COLUMNS = frozenset(
     {

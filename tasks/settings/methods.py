@@ -84,7 +84,6 @@ def frequencies(most: int) -> Callable[[Shape], dict[str, Any]]:
 
 LORA = ("r", "lora_alpha", "lora_dropout")
 
-
 METHODS: dict[str, Method] = {
     "lora": Method("LoraConfig", *LORA),
     "dora": Method("LoraConfig", *LORA, lambda shape: {"use_dora": True}),

@@ -24,14 +24,11 @@ class Reference(NamedTuple):
 RIVALS: dict[str, Reference] = {}
 """By name, in the order of tables."""
 
-
 TITLES = {"tuned": "adapter"}
 """What people read for each rung of the ladder."""
 
-
 NAMES = TITLES.copy()
 """The same in a sentence."""
-
 
 SHORT_TITLES = TITLES.copy()
 """The same where there is little room."""

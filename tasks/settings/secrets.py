@@ -11,17 +11,14 @@ from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 
-
 SECRET_VARIABLE = re.compile(
     r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|_PASS|_PWD|SECRET|KEY|AUTH_STRING)$",  # PWD alone is the current folder
     re.IGNORECASE,
 )
 """Names of environment variables whose values are secret."""
 
-
 SHORTEST_VALUE = 6
 """Characters. Shorter values of such variables, `1` or `true`, are switches: hiding them would garble every text."""
-
 
 SECRET_NAME = re.compile(
     r"(^|[_.\- ])(token|password|passwd|passphrase|secret|(api|secret|access|private)_?key|auth_string|credentials?)$",
@@ -29,13 +26,10 @@ SECRET_NAME = re.compile(
 )
 """Names of a tag or an option whose value is secret; `num_virtual_tokens` and `tokenizer` are none."""
 
-
 BASE64, BREAK = "[A-Za-z0-9+/]", r"(\s|\\[rn])"
 """Letters in the body of a key, and what ends its lines, in JSON too."""
 
-
 KEY = "[A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----"
-
 
 SHAPES = re.compile(
     r"(?<=//)[^/\s]+@"  # user and password in an address

@@ -14,7 +14,6 @@ from tasks.sources.opened import HEAD_BYTES, MOST_CHARACTERS, Broken, Raw, head_
 MOST_WORDS = 1_000
 """Different values of a column that are remembered, to know a row of the file again where it should not be."""
 
-
 SEPARATORS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'"}
 
 

@@ -18,15 +18,11 @@ if TYPE_CHECKING:
 
 SPLIT_SIZES = {"train": 1600, "validation": 400, "test": 600}
 
-
 LABELS = ("negative", "positive")
-
 
 END_OF_TEXT = "<|endoftext|>"
 
-
 POSITIONS = 128  # tokens the model can see; the longest document has 82
-
 
 REVIEWS_BYTES, MODEL_BYTES = 250_000, 4_000_000  # on disk
 
@@ -41,7 +37,6 @@ SUBJECTS = _choices("""
     | the direction | the script | the casting | the humour | the editing | the lead performance | the opening
     | the villain | the love story | the final act""")
 
-
 ADJECTIVES = (
     _choices("""dull | dreadful | clumsy | boring | stale | lazy | shallow | tedious | lifeless | forced
         | hollow | messy | tiresome | awkward"""),
@@ -49,23 +44,19 @@ ADJECTIVES = (
         | confident | brilliant | graceful | inspired | delightful"""),
 )
 
-
 NOUNS = (
     _choices("a mess | a bore | a disaster | a failure | a chore | a letdown"),
     _choices("a masterpiece | a triumph | a delight | a joy | a gem | a treat"),
 )
-
 
 VERDICTS = (
     _choices("let me down | sent me to sleep | spoils the film | wears thin | gets worse by the minute"),
     _choices("won me over | kept me hooked | lifts the film | stays with me | gets better by the minute"),
 )
 
-
 FRAMES = _choices("""
     | | | | | in this thriller, | for a first feature, | to my surprise, | on a second viewing, | once again,
     | as so often, | this time, | in this sequel,""")
-
 
 # Some of these hold a negation word that negates nothing, so that the word alone decides nothing.
 PLAIN = _choices("""
@@ -73,19 +64,16 @@ PLAIN = _choices("""
     | nobody can deny that {s} is {adj} | {s} is not only {adj} but also {adj2}
     | there is something {adj} about {s}""")
 
-
 NEGATED = _choices("""
     {s} is not at all {adj} | {s} is never {adj} | {s} is hardly {adj} | {s} is far from {adj}
     | {s} is anything but {adj} | {s} is hardly {noun} | {s} is by no means {noun}
     | nothing about {s} is {adj} | nobody could call {s} {adj} | I would not call {s} {adj}
     | there is nothing {adj} about {s}""")
 
-
 CONTRASTS = _choices("""
     {minor}, but {main} | {minor}, but {main}, and that is what stays | although {minor}, {main}
     | while {minor}, {main} | {main}, even though {minor} | {main}, although {minor}
     | {minor}; in the end, however, {main}""")
-
 
 CLOSINGS = (
     _choices("""I would not sit through it again. | I left the cinema with a headache.

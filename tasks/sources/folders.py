@@ -18,7 +18,6 @@ from tasks.sources.local import visible_files
 Piece = tuple[Path, ...]
 """A data file; or text files, each of which is a row."""
 
-
 WORDS = {
     "train": "train|training",
     "validation": "validation|valid|val|dev",
@@ -27,10 +26,8 @@ WORDS = {
 }
 """What files and folders of a split are called."""
 
-
 NOTHING_ELSE = r"(?:[-._ ]?(?:set|data|split))?(?:[-._ ]\d+[-._ ]of[-._ ]\d+.*)?"
 """What may follow such a word that says nothing else: `train_set`, `train-00000-of-00002`."""
-
 
 NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that libraries write beside the data."""
@@ -189,15 +186,11 @@ def unclear_words(places: Mapping[Path, Path], named: Mapping[Path, str | None])
 Key = tuple[tuple[str, ...], tuple[str, ...]]
 """The folders above a folder or file, and the words in its name that say no split."""
 
-
 ANY = "|".join(WORDS.values())
-
 
 ONE_WORD = re.compile(rf"(?<![^\W\d_])(?:{ANY})(?![^\W\d_])", re.I)
 
-
 AT_AN_END = re.compile(rf"^(?:{ANY})(?![^\W\d_])|(?<![^\W\d_])(?:{ANY})$", re.I)
-
 
 SAYS_NOTHING = {"set", "data", "split", "of", "part", "v"}
 

@@ -18,20 +18,15 @@ from tasks.sources.local import SECTION, Kind, content_sha256, local_path
 # One second, then two: a Hub that restarts is back by then, and a wrong address is still refused in seconds.
 PAUSES = (1.0, 2.0)
 
-
 TIMEOUT_SECONDS = 10
-
 
 SILENT_SECONDS = 30
 """A Hub that has answered nothing for this long is given up: libraries would go on asking for minutes, file by file."""
 
-
 REMEMBERED_SECONDS = 300
 """A run asks for the same model and data set several times, and must be told the same; the next run asks anew."""
 
-
 P = ParamSpec("P")
-
 
 Loaded = TypeVar("Loaded")
 

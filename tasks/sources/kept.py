@@ -19,14 +19,11 @@ from tasks.sources.tables import TABLES, plain, table
 BATCH_ROWS = 10_000
 """Python objects of so many rows are in memory at once."""
 
-
 MOST_SHOWN = 3
 """Of rows that cannot be read."""
 
-
 MOST_APART = 500
 """Files of a split that are kept one by one. Each stays open, and a process may have about 1,000 open."""
-
 
 Kinds = dict[str, str]
 """What each column holds: null, bool, int, float, text, or json for everything else and what is mixed."""

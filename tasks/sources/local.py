@@ -10,10 +10,8 @@ from tasks.settings.fixed import WHAT_IS_READ, data_kind
 
 Kind = Literal["model", "dataset"]
 
-
 SECTION = {"model": "model", "dataset": "data"}
 """Where a run's configuration names each kind."""
-
 
 MOST_FILES = 10_000
 """In a local folder, besides texts, each of which may be a row. Every one is read to know its content."""
@@ -78,7 +76,6 @@ SHEET, ARCHIVE, COLUMNS = (
     "unpack it, and give the file or folder",
     "if it has columns, rename it to .csv or .tsv",
 )
-
 
 WAYS = {
     **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), SHEET),

@@ -20,7 +20,6 @@ from tasks.settings.fixed import PACKED_FILES, data_kind
 MOST_CHARACTERS = 10_000_000
 """In one line, cell, or object of a json array: what is longer is not text but a broken file."""
 
-
 HEAD_BYTES = 1 << 16
 """Of a file, looked at to find out how it is written."""
 
@@ -33,7 +32,6 @@ class Broken(NamedTuple):
 
 
 Raw = Mapping[str, Any] | Broken
-
 
 Read = Iterator[tuple[Raw, float | None]]
 """Rows as they are, with the share of the file that has been read, where that is known."""

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 UI = "http://127.0.0.1:5000"
 """Where `peft-flow up` shows a local store."""
 
-
 FLOW_RUN_TAG, FLOW_RUN_URL_TAG = "prefect.flow_run_id", "prefect.flow_run_url"
-
 
 NOTE = "mlflow.note.content"
 """Where MLflow keeps a run's description."""

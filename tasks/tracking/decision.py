@@ -13,7 +13,6 @@ from tasks.tracking.versions import CHAMPION, PREVIOUS, RegisteredVersion, descr
 
 Action = Literal["promoted", "kept", "rejected", "rolled back"]
 
-
 MOVES = ("promoted", "rolled back")
 """Actions that move the alias; the others only say that a version was judged."""
 

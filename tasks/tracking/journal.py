@@ -18,9 +18,7 @@ from tasks.base.records import Record, read_record
 
 LINES, HEAD, SENT = "journal.jsonl", "run.json", "sent.json"
 
-
 Kind = Literal["begin", "params", "metrics", "tags", "files", "inputs", "model", "end"]
-
 
 ONCE = frozenset({"metrics", "inputs", "model"})
 """Kinds of which MLflow would keep both, told twice. Of what a run computes again after an interruption, the first

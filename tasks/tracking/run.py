@@ -1,4 +1,4 @@
-"""The one file that knows MLflow: open a run, draw its curves, fill it, log and register the model."""
+"""A run in MLflow: opened, continued after an interruption, told by its journal, ended; and dead ones closed."""
 
 import os
 import time
@@ -226,17 +226,13 @@ def close_silent_runs() -> None:
 UPDATE_SECONDS = 5.0
 """Between two attempts; more often tells nobody more and slows training."""
 
-
 MOST_SHARE = 0.01
 """Of the time that passes, for sending: a slow server slows the live curves, not the training."""
-
 
 PATIENCE_SECONDS = 300
 """So long a run waits at its end for an MLflow that does not answer."""
 
-
 _next_attempt: dict[str, float] = {}
-
 
 _put_off: dict[str, Exception] = {}
 """By folder: why MLflow does not have all of it."""

@@ -13,10 +13,8 @@ from typing import Any
 VIEW, TITLE = "peft-flow", "Comparison"
 """The view's id in addresses, and its name in the menu."""
 
-
 KIND = "workflowType=machine_learning"
 """Without it in an address MLflow shows its menu for LLM applications, which leads to empty pages."""
-
 
 COLUMNS = (
     ("tags", "verdict"),
@@ -37,14 +35,11 @@ COLUMNS = (
 )
 """From left to right, after the run's name and time."""
 
-
 WIDE = {"verdict": 240, "reference/strongest/gain_p_value": 160, "model.name": 160, "data.name": 160}
 """Pixels. A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
 
-
 SETTINGS = ("training.learning_rate", "adapter.r", "seed")
 """Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
-
 
 CHARTS = (
     ("BAR", "tuned/accuracy"),
@@ -54,7 +49,6 @@ CHARTS = (
     ("BAR", "tuned/log_loss"),
     ("BAR", "calibration/error_after"),
 )
-
 
 RUN_NAME = "attributes.`Run Name`"
 

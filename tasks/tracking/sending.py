@@ -77,7 +77,6 @@ def is_point(line: Line) -> bool:
 MOST_POINTS = 100
 """Points in one call: MLflow takes 1000 values at once, and a point has up to seven."""
 
-
 KEY_TAG = "peft_flow.key"
 
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 KEPT = 2
 
-
 MANIFEST, STATE = "manifest.json", "state.json"
-
 
 Tensors = dict[str, "Tensor"]
 

@@ -17,14 +17,11 @@ if TYPE_CHECKING:
 MOST_SHARE = 0.01
 """A checkpoint is written when it costs at most this share of the time since the one before."""
 
-
 FIRST_GUESS_SECONDS = 0.05
 """Taken as the cost of a checkpoint before one was written."""
 
-
 PROBE_ROWS = 8
 """Validation rows whose loss must be the same before a checkpoint is written and after it was read."""
-
 
 PROBE_TOLERANCE = 1e-3
 """Of that loss; what rounding explains when the device differs. On one machine the difference is 0."""

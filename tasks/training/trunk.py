@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 
 TRUNKS = STORE / "trunks"
 
-
 SPLITS = ("train", "validation")
-
 
 PLACE = "trunk_place"
 """Column of a row: where its states are, as `Trunk.read` takes it."""
-
 
 STATES = "trunk_states"
 """What the collator adds to a batch: (rows, length, width), zero where there is padding."""
