@@ -1,6 +1,7 @@
 """What the tests share: small real models, a dozen sentences, the Hub stand-in, one Prefect harness."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,8 +37,9 @@ from tasks.base.records import (
     TrainedAdapter,
 )
 from tasks.settings.config import RunConfig
+from tasks.settings.fixed import STORE
 from tasks.settings.loading import validated
-from tasks.tracking import journal, opening
+from tasks.tracking import address, journal, opening, store
 from tests import forkserver
 
 if TYPE_CHECKING:
@@ -235,6 +237,28 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for process, _ in server:
         with process:
             process.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow makes the database of a store once, which takes it a second and a half; the others are copies."""
+    from filelock import FileLock
+
+    empty, database, real = tmp_path_factory.mktemp("database") / "mlflow.db", STORE / "mlflow.db", store.make_database
+
+    def make_database() -> None:
+        if address.tracking_uri() != address.default_store() or database.exists():
+            return real()
+        if not empty.exists():
+            real()
+            shutil.copyfile(database, empty)
+        with FileLock(STORE / ".mlflow.lock"):
+            if not database.exists():
+                shutil.copyfile(empty, database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "make_database", make_database)
+        yield
 
 
 @pytest.fixture
