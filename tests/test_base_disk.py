@@ -254,11 +254,12 @@ def test_command_says_it_whatever_the_error_was(
 def finetune(folder: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     from prefect.settings import PREFECT_API_URL
 
+    server = {"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", "finetune", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": PREFECT_API_URL.value() or ""} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | server | environment,
         capture_output=True,
         text=True,
         timeout=180,
