@@ -24,6 +24,7 @@ from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
 
+from tasks.base import fresh_process
 from tasks.base.files import whole
 from tasks.base.records import (
     Comparison,
@@ -41,6 +42,7 @@ from tasks.settings.fixed import STORE
 from tasks.settings.loading import validated
 from tasks.tracking import journal, opening
 from tasks.tracking.address import default_store, tracking_uri
+from tests import forkserver
 
 if TYPE_CHECKING:
     from tasks.evaluation.predictions import Predictions
@@ -214,6 +216,32 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fresh processes that this process starts are forks of one that has imported what they need; see forkserver.py."""
+    address = tmp_path_factory.mktemp("fork") / "socket"
+    real, libraries_read = fresh_process.command, ("HF_", "OMP_", "TRANSFORMERS_", "PYTHON")
+    server: list[tuple[subprocess.Popen[bytes], dict[str, str]]] = []
+
+    def command(module: str) -> list[str]:
+        settings = {name: value for name, value in os.environ.items() if name.startswith(libraries_read)}
+        if module not in forkserver.SERVED or (server and server[0][1] != settings):
+            return real(module)
+        program = [sys.executable, "-P", str(ROOT / "tests/forkserver.py"), str(address)]
+        if not server:
+            offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+            process = subprocess.Popen(program, stdin=subprocess.PIPE, env=os.environ | offline)
+            server.append((process, settings))
+        return [program[0], "-ISE", *program[2:], module]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh_process, "command", command)
+        yield
+    for process, _ in server:
+        with process:
+            process.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def store_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MLflow makes its tables one after the other, which takes seconds: a copy of the first empty store is the same."""
     empty, make = tmp_path_factory.mktemp("store") / "mlflow.db", opening.make_database
@@ -251,6 +279,12 @@ def without_pictures() -> Iterator[None]:
 def no_pictures() -> Iterator[None]:
     with without_pictures():
         yield
+
+
+@pytest.fixture
+def no_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh processes are started with `python -m`, as users' are."""
+    monkeypatch.setattr(forkserver, "SERVED", ())
 
 
 @pytest.fixture(scope="session")

@@ -188,7 +188,7 @@ def test_logits_that_are_no_numbers_are_a_mismatch_too(
 
 
 def test_a_model_of_the_hub_is_read_from_the_cache_with_no_hub_there(
-    trained: Trained, measured: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, measured: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_forks: None
 ) -> None:
     """HF_ENDPOINT leads nowhere, and the Hub's cache holds the foundation model."""
     commit = "0123456789abcdef0123456789abcdef01234567"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -142,11 +143,25 @@ def answer():
     except Exception as error:
         return {"error": type(error).__name__, "says": str(error)}
 
+def command(arguments, folder):
+    from flows.cli import main
+    answers = os.dup(1)
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
+    code = main(arguments)
+    sys.stdout.flush()
+    said = json.dumps({"code": code, "out": open("out").read(), "err": open("err").read()})
+    os.write(answers, (said + "\\n").encode())
+
 print("ready", flush=True)
 for line in sys.stdin:
     if json.loads(line)["empty"]:
         shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
     if os.fork() == 0:
+        if arguments := json.loads(line).get("command"):
+            command(arguments, json.loads(line)["folder"])
+            os._exit(0)
         print(json.dumps(answer()), flush=True)
         if json.loads(line)["twice"]:
             sys.stdin.readline()
@@ -160,12 +175,15 @@ class Child:
     """A process with the libraries loaded and a Hub cache of its own; it loads model and data as a run does."""
 
     def __init__(self, url: str, home: Path) -> None:
+        from prefect.settings import PREFECT_API_URL
+
         self.home = home
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD],
             env=os.environ
             | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-            | {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+            | {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+            | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -180,6 +198,10 @@ class Child:
 
     def again(self) -> dict[str, Any]:
         return self.say("")
+
+    def run(self, *arguments: str, folder: Path) -> dict[str, Any]:
+        """Exit code and words of a command of peft-flow in this folder."""
+        return self.say(json.dumps({"empty": False, "command": arguments, "folder": str(folder)}))
 
     def say(self, line: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -201,7 +223,7 @@ def shaky(hub: Hub) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def running_child(shaky: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+def running_child(shaky: Proxy, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None) -> Iterator[Child]:
     child = Child(shaky.url, tmp_path_factory.mktemp("faults") / "hf")
     yield child
     child.process.kill()
@@ -324,7 +346,7 @@ def test_hub_that_goes_while_a_run_is_on_is_not_needed(fault: str, child: Child,
 # the command
 
 
-def finetune(url: str, home: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def finetune(child: Child, folder: Path) -> dict[str, Any]:
     options = {
         "model.name": "openai-community/gpt2-tiny",
         "data.name": "cornell-movie-review-data/rotten_tomatoes",
@@ -335,24 +357,16 @@ def finetune(url: str, home: Path, folder: Path) -> subprocess.CompletedProcess[
         "evaluation.references": "[]",
         "evaluation.bootstrap_samples": "200",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", "finetune", *(f"--{name}={value}" for name, value in options.items())],
-        cwd=folder,
-        env=os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    return child.run("finetune", *(f"--{name}={value}" for name, value in options.items()), folder=folder)
 
 
 @pytest.mark.hub
-def test_hub_that_breaks_off_is_said_by_the_command_in_one_line(shaky: Proxy, tmp_path: Path) -> None:
-    shaky.heal()
+def test_hub_that_breaks_off_is_said_by_the_command_in_one_line(child: Child, shaky: Proxy, tmp_path: Path) -> None:
+    shutil.rmtree(child.home, ignore_errors=True)
     shaky.cut(1, "before", match=b"dataset_infos.json", ever=True)
-    done = finetune(shaky.url, tmp_path / "hf", tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    *bars, line = done.stderr.splitlines()
+    done = finetune(child, tmp_path)
+    assert done["code"] == 2 and done["out"] == ""
+    *bars, line = done["err"].splitlines()
     assert line.startswith("peft-flow: data.name: the Hub broke off while sending cornell-movie-review-data")
     assert not any("Error" in bar or "Traceback" in bar for bar in bars)
 
@@ -364,11 +378,11 @@ def test_whole_run_works_from_the_cache_with_the_hub_gone(
     child.load(empty=False)
     shaky.down()
     try:
-        done = finetune(shaky.url, child.home, tmp_path)
+        done = finetune(child, tmp_path)
     finally:
         shaky.up()
-    assert done.returncode == 0, done.stderr
-    assert "(the Hub did not answer: " in done.stderr
+    assert done["code"] == 0, done["err"]
+    assert "(the Hub did not answer: " in done["err"]
 
 
 def test_refusal_is_not_tried_again(pauses: list[float]) -> None:

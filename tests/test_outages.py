@@ -70,8 +70,13 @@ def check_whole(server: str, name: str, points: int = 6) -> Any:
     return run
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("number", range(1, 22, 4))
+LOST = [(1, "before"), (5, "after"), (13, "before"), (17, "after")]
+MORE_LOST = [(number, when) for number in range(1, 22) for when in ("before", "after") if (number, when) not in LOST]
+
+
+@pytest.mark.parametrize(
+    ("number", "when"), [*LOST, *(pytest.param(*point, marks=pytest.mark.endurance) for point in MORE_LOST)]
+)
 def test_any_lost_request_or_answer_changes_nothing(
     number: int, when: str, proxy: Proxy, server: str, request: pytest.FixtureRequest
 ) -> None:

@@ -374,7 +374,11 @@ NAME = "anna's 100 % reviews; `é`"
 
 
 @pytest.mark.parametrize(
-    "call", ["create_logged_model", "log_outputs", "log_model_artifacts", "finalize_logged_model", "register"]
+    "call",
+    [
+        *("create_logged_model", "log_model_artifacts", "register"),
+        *(pytest.param(call, marks=pytest.mark.endurance) for call in ("log_outputs", "finalize_logged_model")),
+    ],
 )
 def test_model_whose_logging_broke_off_after_a_call_is_finished(
     call: str, trained: Trained, workplace: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
 from tasks.settings.config import RunConfig
+from tasks.settings.loading import validated
 from tasks.settings.sections import AdapterMethod
 from tasks.training import checkpoint, resume, watching
 from tasks.training import fit as training
@@ -94,23 +95,38 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", JOBS)
+def rarely(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.endurance)
+
+
+CUTS = ((0,), (2,), (6,), (5, 2, 1))
+"""Steps of each attempt: cut before the first checkpoint, within an epoch, at its end, and again and again."""
+
+
+@pytest.mark.parametrize(
+    ("name", "attempts"),
+    [
+        ("dropout", CUTS),
+        *((name, CUTS[3:]) for name in list(JOBS)[1:]),
+        *(rarely(name, CUTS) for name in list(JOBS)[1:]),
+    ],
+)
 def test_interrupted_training_ends_with_the_same_bits(
-    name: str, job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
+    name: str, attempts: tuple[tuple[int, ...], ...], job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "few log lines":  # the loss of several steps in one
         monkeypatch.setattr(training, "CURVE_POINTS", 4)
     changes, family = JOBS[name]
     one = job(changes, family)
     whole = one.fit("whole")
-    for cuts in ((0,), (2,), (6,), (5, 2, 1)):
+    for cuts in attempts:
         shutil.rmtree(one.root / "cut", ignore_errors=True)
         assert what_counts(one.interrupted(*cuts)) == what_counts(whole), cuts
     assert any("goes on from step" in line for line in one.said)
 
 
-QUICK = ("lora", "dora", "adalora", "prompt_tuning", "vblora")
-"""Methods whose state differs most: plain, with magnitudes, with a changing rank, without layers, with banks."""
+QUICK = ("dora", "prompt_tuning", "vblora")
+"""Methods whose state differs most: with magnitudes, without layers, with banks; lora and adalora are in JOBS."""
 
 METHODS = [
     method if method in QUICK else pytest.param(method, marks=pytest.mark.slow)
@@ -130,15 +146,39 @@ def test_every_method_goes_on_exactly(method: str, job: Any, always_save: None) 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def two_epochs(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any]]:
+    """A training that was cut off after step 4, as it lies in `cut`, and what counts of the same one, uncut."""
+    root = tmp_path_factory.mktemp("resume")
+    config = validated(
+        {
+            "model": {"name": str(foundation("gpt2"))},
+            "data": {"name": str(reviews), "max_length": 32},
+            "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
+            "evaluation": {"batch_size": 8},
+        }
+    )
+    one = Job(config, prepare(config, root), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "MOST_SHARE", float("inf"))
+        with pytest.raises(PowerCut):
+            one.fit("cut", 4)
+        return one, what_counts(one.fit("whole"))
+
+
 @pytest.fixture
-def cut(job: Any, always_save: None) -> tuple[Job, Path]:
-    """A training that was cut off after step 4, and its checkpoints, which are those of steps 3 and 4."""
-    one = job({"training": {"epochs": 2}})
-    with pytest.raises(PowerCut):
-        one.fit("cut", 4)
-    folder = one.root / "cut/checkpoints"
+def cut(two_epochs: tuple[Job, dict[str, Any]], always_save: None, tmp_path: Path) -> tuple[Job, Path]:
+    """A copy of the training that was cut off, and its checkpoints, which are those of steps 3 and 4."""
+    done, _ = two_epochs
+    shutil.copytree(done.root / "cut", tmp_path / "cut")
+    folder = tmp_path / "cut/checkpoints"
     assert [path.name for path in newest_first(folder)] == ["checkpoint-4", "checkpoint-3"]  # at most two are kept
-    return one, folder
+    return Job(done.config, done.data, tmp_path), folder
+
+
+@pytest.fixture
+def uncut(two_epochs: tuple[Job, dict[str, Any]]) -> dict[str, Any]:
+    return two_epochs[1]
 
 
 def flip(file: Path, place: int) -> None:
@@ -172,21 +212,20 @@ def test_broken_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert file in one.said[0] or file == "manifest.json"  # a flipped bit in a sum points to the file of that sum
 
 
-def test_training_goes_on_from_the_one_before_with_the_same_bits(cut: tuple[Job, Path]) -> None:
+def test_training_goes_on_from_the_one_before_with_the_same_bits(cut: tuple[Job, Path], uncut: dict[str, Any]) -> None:
     one, folder = cut
     flip(folder / "checkpoint-4/weights.safetensors", 200)
     (folder / "checkpoint-7").mkdir()  # begun by hand, or by another program
-    trained = one.fit("cut")
-    assert what_counts(trained) == what_counts(one.fit("whole"))
+    assert what_counts(one.fit("cut")) == uncut
     assert [line.split(" is damaged")[0] for line in one.said[:2]] == ["checkpoint-7", "checkpoint-4"]
     assert one.said[2] == "Training goes on from step 3"
 
 
-def test_without_an_intact_checkpoint_training_starts_anew(cut: tuple[Job, Path]) -> None:
+def test_without_an_intact_checkpoint_training_starts_anew(cut: tuple[Job, Path], uncut: dict[str, Any]) -> None:
     one, folder = cut
     for path in newest_first(folder):
         (path / "state.json").unlink()
-    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+    assert what_counts(one.fit("cut")) == uncut
 
 
 def test_file_that_does_not_belong_to_a_checkpoint_breaks_it(cut: tuple[Job, Path]) -> None:
@@ -234,12 +273,17 @@ def test_checkpoint_holds_no_pickle(cut: tuple[Job, Path]) -> None:
     assert files and {file.suffix for file in files} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("number", [1, 5, 8, *map(rarely, (2, 3, 4, 6, 7))])
 def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
-    number: int, job: Any, always_save: None, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    two_epochs: tuple[Job, dict[str, Any]],
+    always_save: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Broken off at each of its files in turn."""
-    one, calls = job({"training": {"epochs": 1}}), [0]
+    done, uncut = two_epochs
+    one, calls = Job(done.config, done.data, tmp_path), [0]
     flush = files.flush
 
     def break_off(path: Path) -> None:
@@ -253,7 +297,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         one.fit("cut")
     found = newest_checkpoint(one.root / "cut/checkpoints", one.said.append)
     assert found and found.step == (3 if number == 8 else 2) and one.said == []
-    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+    assert what_counts(one.fit("cut")) == uncut
 
 
 def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +325,11 @@ def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch:
 # --- stopped politely -------------------------------------------------------------------------------------------------
 
 
-def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(job: Any) -> None:
-    one, steps = job({"training": {"epochs": 2}}), []
+def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(
+    two_epochs: tuple[Job, dict[str, Any]], tmp_path: Path
+) -> None:
+    (done, uncut), steps = two_epochs, list[int]()
+    one = Job(done.config, done.data, tmp_path)
 
     def report(progress: Progress) -> None:
         if progress.point is None:
@@ -291,7 +338,7 @@ def test_training_stops_when_the_step_is_saved_and_goes_on_after_it(job: Any) ->
     with pytest.raises(KeyboardInterrupt):
         fit_adapter(one.config, one.data, one.root / "cut", Watcher(report, stop=lambda: len(steps) >= 8))
     assert steps[-1] == 8 and [path.name for path in newest_first(one.root / "cut/checkpoints")] == ["checkpoint-8"]
-    assert what_counts(one.fit("cut")) == what_counts(one.fit("whole"))
+    assert what_counts(one.fit("cut")) == uncut
     assert one.said == ["Training goes on from step 8"]
 
 

@@ -21,8 +21,11 @@ def start_offline(module: str) -> "subprocess.Popen[str]":
     root = str(Path(tasks.__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     pipe = subprocess.PIPE
-    command = [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own
-    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command(module), env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def command(module: str) -> list[str]:
+    return [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own
 
 
 def run_offline(module: str, request: dict[str, Any]) -> None:
