@@ -1,5 +1,6 @@
 """The faults of tests/mutations.py fit the code as it is now; that tests catch them is for that program to show."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,11 @@ def test_tests_that_are_asked_first_are_there() -> None:
     named = [name for fault in FAULTS for name in fault.asked.split() if name.startswith("tests/")]
     assert named
     assert [name for name in named if not Path(ROOT, name).is_file()] == []
+
+
+def test_documentation_has_every_fault_and_the_test_that_caught_it() -> None:
+    page = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
+    written = re.findall(r"^\| +(\d+) +\| (.+?) +\| (tasks/\S+) +\| `(test_\w+)` +\|$", page, re.MULTILINE)
+    assert [row[:3] for row in written] == [(f"{n}", fault.words, fault.path) for n, fault in enumerate(FAULTS, 1)]
+    tests = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/test_*.py"))
+    assert [row[3] for row in written if f"def {row[3]}(" not in tests] == []
