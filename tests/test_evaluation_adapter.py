@@ -1,5 +1,6 @@
 """Prediction files; the saved adapter on the test rows, as a fresh, offline process reads it."""
 
+import io
 import json
 import os
 import shutil
@@ -88,6 +89,31 @@ def test_the_adapters_probabilities_are_calibrated_by_its_temperature(trained: T
     assert trained.adapter.temperature != 1
     expected = softmax(logits / trained.adapter.temperature, axis=1)
     assert read_predictions(measured.predictions)[2] == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_and_labels_are_those_of_the_test_split(
+    trained: Trained, measured: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation split of the reviews has as many rows, with the same labels in the same order."""
+    from datasets import load_from_disk
+
+    from tasks.models import reload
+
+    def read_here(module: str, request: dict[str, Any]) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
+        reload.main()
+
+    splits = load_from_disk(trained.data.folder)
+    splits["test"] = splits["test"].select([11, 5, 2])
+    splits.save_to_disk(tmp_path / "data")
+    monkeypatch.setattr(evaluation, "run_offline", read_here)
+    data = trained.data.model_copy(update={"folder": str(tmp_path / "data")})
+    found = measure_adapter(trained.config, data, copied(trained, tmp_path))
+    rows, labels, table = read_predictions(found.predictions)
+    _, all_labels, all_tables = read_predictions(measured.predictions)
+    assert rows.tolist() == [11, 5, 2]
+    assert labels.tolist() == all_labels[rows].tolist()
+    assert table == pytest.approx(all_tables[rows], abs=1e-5)
 
 
 def test_a_row_without_finite_probabilities_is_named_and_nothing_written(trained: Trained, tmp_path: Path) -> None:

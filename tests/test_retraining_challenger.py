@@ -2,21 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.base.outcomes import Finding, Gate
 from tasks.base.records import PreparedData, Source
 from tasks.base.work import RunFolder
 from tasks.data.duplicates import stable_keys
 from tasks.retraining import challenger as retraining
 from tasks.retraining import trials
+from tasks.retraining.approval import Approval
 from tasks.retraining.trials import LABEL, new_classes, own_trial, trial_of
-from tasks.settings.loading import validated
+from tasks.settings.config import RetrainConfig
+from tasks.settings.loading import checked, validated
 from tasks.settings.sections import DataConfig
 from tasks.sources.hub import find
+from tasks.tracking.decision import Decision
 from tasks.tracking.versions import Champion
 from tests.conftest import bare_data, made_up_data
 from tests.test_data_splits import film_reviews, write
@@ -134,3 +139,40 @@ def test_rows_of_new_classes_and_rows_that_either_has_learned_are_no_trial(tmp_p
     theirs, ours = (set(stable_keys([texts[rows]])) for rows in ([0, 2], [1]))
     less = trial_of(data, RunFolder(tmp_path), ["bad", "good", "odd"], ((("text",), theirs), (("text",), ours)))
     assert less.labels.tolist() == [0, 1] and less.left_out == 3
+
+
+@pytest.mark.parametrize(
+    ("passed", "force", "approval", "action", "by", "reason"),
+    [
+        (True, False, None, "promoted", "gate", "told"),
+        (False, False, None, "kept", "gate", "told"),
+        (False, True, None, "promoted", "force", "forced, although told"),
+        (True, False, Approval(True, "approved"), "promoted", "gate", "told; approved"),
+        (True, False, Approval(False, "declined: no"), "kept", "gate", "told; declined: no"),
+    ],
+)
+def test_promotion_needs_the_gate_and_nobody_who_declines(
+    passed: bool,
+    force: bool,
+    approval: Approval | None,
+    action: Any,
+    by: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def put_on_record(did: Any) -> Callable[..., Decision]:
+        def record(name: str, version: str, why: str, who: str, *_: Any) -> Decision:
+            return Decision(name=name, version=version, action=did, reason=f"{who}: {why}", by=who, at=1, previous="1")
+
+        return record
+
+    monkeypatch.setattr(retraining, "version_of", lambda *_: "2")
+    monkeypatch.setattr(retraining, "find_champion", lambda _: CHAMPION)
+    monkeypatch.setattr(retraining.registry, "promote", put_on_record("promoted"))
+    monkeypatch.setattr(retraining.registry, "keep", put_on_record("kept"))
+    config = checked(RetrainConfig, {"force": force, "tracking": {"registered_model": "reviews"}})
+    finding = Finding(rule="gain", passed=passed, told="told")
+    gate = Gate(findings=(finding,), rows=1, champion=None, challenger=None, difference=None)
+    run: Any = SimpleNamespace(run_id="r")
+    found = retraining.decide.fn(config, run, CHAMPION, gate, approval)
+    assert (found.action, found.reason) == (action, f"{by}: {reason}")

@@ -97,6 +97,18 @@ def test_links_lead_where_people_open_the_pages(bare: None, monkeypatch: pytest.
     assert options("127.0.0.1").page("MLFLOW_UI_URL", 5000) == "https://mlflow.example.com"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.5"])
+def test_servers_answer_at_the_address_that_was_asked_for_alone(
+    bare: None, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name, value in stacks.clients_environment(options(host)).items():
+        monkeypatch.setenv(name, value)
+    commands = [list(program.command) for program in stacks.make_programs(options(host))]
+    told = [command[command.index("--host") + 1] for command in commands if "--host" in command]
+    assert told == [host, host]  # of Prefect and of MLflow; the worker answers nobody
+    assert not any("0.0.0.0" in command for command in commands)
+
+
 def let_in(doors: dict[str, str], host: str) -> bool:
     from mlflow.server.security_utils import is_allowed_host_header
 

@@ -233,6 +233,15 @@ def test_values_that_are_no_finite_numbers_arrive(workplace: Path) -> None:
     assert len(values) == 3 and sum(map(math.isnan, values)) == 2 and max(values[1:2]) > 1e308
 
 
+def test_lines_that_go_in_one_call_are_all_counted_as_sent(workplace: Path) -> None:
+    opening.make_store()
+    journal = left("a")
+    for step in range(3):
+        journal.add("metrics", {"loss": 0.5}, step)
+    sending.send(Journal(journal.folder))
+    assert journal.sent.lines == len(journal.lines) == 4 and not journal.waiting
+
+
 def test_run_whose_parents_folder_was_removed_is_delivered(workplace: Path) -> None:
     opening.make_store()
     left("a", parent=str((WORK / "gone").resolve()))

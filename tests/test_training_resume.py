@@ -450,6 +450,13 @@ def test_file_that_the_system_left_in_a_checkpoint_does_not_break_it(tmp_path: P
     assert checkpoint.newest_checkpoint(tmp_path, pytest.fail) == written
 
 
+def test_step_10_is_newer_than_step_9(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        written = checkpoint.write_checkpoint(tmp_path, step, {}, {"step": step})
+    assert [path.name for path in newest_first(tmp_path)] == ["checkpoint-10", "checkpoint-9"]
+    assert checkpoint.newest_checkpoint(tmp_path, pytest.fail) == written
+
+
 def test_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
