@@ -46,9 +46,7 @@ def strike(stack: Stack, victim: str) -> None:
 def test_every_run_ends_in_a_true_state_and_the_next_one_runs(
     kills: int, stack: Stack, foundation: Any, reviews: Path
 ) -> None:
-    seed = random.SystemRandom().randrange(10_000)
-    print("seed of this test's choices:", seed)
-    chance = random.Random(seed)
+    chance = random.Random(kills)
     parameters = {
         "model": {"name": str(foundation("gpt2"))},
         "data": {"name": str(reviews), "max_length": 32},
