@@ -56,17 +56,17 @@ def test_every_run_ends_in_a_true_state_and_the_next_one_runs(
     runs = []
     for kill in range(kills):
         runs.append(submit(stack, parameters | {"seed": kill}))
-        until(lambda: begun(stack, runs[-1]), 300, f"begin of run {kill} (seed {seed})")
+        until(lambda: begun(stack, runs[-1]), 300, f"begin of run {kill}")
         victim = VICTIMS[kill % len(VICTIMS)]
         moment = chance.uniform(0, MOMENTS_SECONDS)
         time.sleep(moment)
         print(f"kill {kill}: {victim} after {moment:.1f} s, {stack.state(runs[-1])}", flush=True)
         strike(stack, victim)
-        until(lambda: settled(stack, runs), 300, f"true states after kill {kill} ({victim}, seed {seed})")
+        until(lambda: settled(stack, runs), 300, f"true states after kill {kill} ({victim})")
         print([stack.state(run) for run in runs[-3:]], flush=True)
     last = submit(stack, parameters)
     assert stack.until_state(last, *FINAL) == "COMPLETED"
-    until(lambda: all(ended(stack, run) for run in [*runs, last]), 300, f"all runs closed (seed {seed})")
+    until(lambda: all(ended(stack, run) for run in [*runs, last]), 300, "all runs closed")
     assert len({stack.mlflow_run(run).info.run_id for run in runs if stack.mlflow_run(run)}) > kills / 2
 
 
