@@ -54,7 +54,9 @@ def keep(connection: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     said, streams, _, _ = socket.recv_fds(connection, LONGEST, 3)
     while not said.endswith(b"\n"):
-        said += connection.recv(LONGEST)
+        if not (more := connection.recv(LONGEST)):  # who asked was killed while asking
+            return
+        said += more
     child = os.fork()
     if child == 0:
         connection.close()

@@ -1,6 +1,8 @@
 """The forks that stand for fresh processes in tests behave as such, and the real ones work too."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +11,7 @@ import pytest
 from tasks.base.fresh_process import RELOAD, run_offline, start_offline
 from tasks.base.outcomes import Footprint
 from tasks.models import serving
+from tests import forkserver
 from tests.conftest import Trained
 
 
@@ -25,6 +28,14 @@ def test_fork_is_a_process_of_its_own_and_ends_with_whoever_started_it() -> None
         process.kill()
         assert process.communicate() == ("", "")  # which waits until nobody has the other ends any more
     assert process.returncode == -9
+
+
+def test_request_that_breaks_off_starts_nothing_and_keeps_nobody_busy() -> None:
+    asking, asked = socket.socketpair()
+    with asked, open(os.devnull) as nothing:
+        socket.send_fds(asking, [b'{"module": '], [nothing.fileno()] * 3)
+        asking.close()
+        forkserver.keep(asked)
 
 
 @pytest.mark.parametrize("real", [False, True])
