@@ -19,7 +19,7 @@ PYTEST = .venv/bin/pytest --durations 15 --durations-min 20 -m 'not slow and not
 QUICK = $(call PYTEST,not endurance and $(1))
 
 test: $(READY) minilm
-	@$(call QUICK,not alone) --numprocesses logical --dist loadfile; first=$$?; \
+	@$(call QUICK,not alone) --numprocesses logical --dist loadfile --no-loadscope-reorder; first=$$?; \
 	$(call QUICK,alone) && exit $$first
 
 test-all: test endurance

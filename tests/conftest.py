@@ -73,12 +73,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quarter", type=int, help="every fourth of the files that are left, from this one on: 0 to 3")
 
 
+LONGEST_FIRST = (
+    *("test_security.py", "test_registry_decisions.py", "test_finetune_flow.py", "test_training_resume.py"),
+    *("test_sources_hub.py", "test_evaluation_references.py", "test_outages.py", "test_bad_input.py"),
+    *("test_settings_methods.py", "test_training_fit.py", "test_retrain.py", "test_browser.py", "test_hub_faults.py"),
+)
+"""Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
+
+
 @pytest.hookimpl(trylast=True)  # after -m has had its say
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not SHARED.is_dir():
         for item in items:
             if item.get_closest_marker("hub"):
                 item.add_marker(pytest.mark.skip(reason="../shared (Hub stand-in and real data) is not here"))
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if (quarter := config.getoption("--quarter")) is not None:
         files = sorted({item.path for item in items})[quarter::4]
         config.hook.pytest_deselected(items=[item for item in items if item.path not in files])

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from flows.commands import COMMANDS
 from tasks.settings.config import PredictionConfig, RetrainConfig
 from tasks.settings.loading import field_names
-from tests.conftest import ROOT
+from tests.conftest import LONGEST_FIRST, ROOT
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "pandas", "sklearn", "matplotlib")
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/**/*.py")])
@@ -49,6 +49,10 @@ def test_code_that_is_handed_to_another_process_imports_what_is_there() -> None:
     assert len(asked) > 10
     for module, name in asked:
         assert hasattr(import_module(module), name) or find_spec(f"{module}.{name}"), f"{module} has no {name}"
+
+
+def test_files_that_are_begun_first_are_there() -> None:
+    assert [name for name in LONGEST_FIRST if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_package_files_hold_nothing_but_what_a_wing_is_for() -> None:
