@@ -302,14 +302,15 @@ def test_half_a_file_is_never_used_and_whole_ones_are_kept(
     sizes = {path.name: path.stat().st_size for path in hub_root.rglob("gpt2-tiny/*")}
     sizes |= {path.name: path.stat().st_size for path in hub_root.rglob("rotten_tomatoes/**/*") if path.is_file()}
     kept = child.files()
-    assert name not in kept and "tokenizer_config.json" in kept
+    is_data = name.endswith(".parquet")  # the data come first: then nothing of the model is there yet
+    assert name not in kept and ("README.md" if is_data else "tokenizer_config.json") in kept
     assert all(size == sizes[file] for file, size in kept.items())
     shaky.heal()
     anew, missing = counted(shaky, b"GET /openai-community/gpt2-tiny/resolve/"), counted(shaky, name.encode())
     answer = child.load(empty=False)
     assert answer.get("content") == content, answer
     assert missing.calls >= 2
-    assert anew.calls <= 2, "what was there was downloaded again"
+    assert is_data or anew.calls <= 2, "what was there was downloaded again"
 
 
 @pytest.mark.hub
