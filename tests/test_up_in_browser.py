@@ -100,6 +100,13 @@ def dora(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str,
 
 
 @pytest.fixture(scope="module")
+def done(stack: Stack, dora: str) -> str:
+    """The same, when it has completed."""
+    stack.until_state(dora, "COMPLETED", seconds=300)
+    return dora
+
+
+@pytest.fixture(scope="module")
 def no_model(stack: Stack, small: dict[str, Any]) -> str:
     """Id of a flow run whose model is nowhere."""
     flow_run = stack.submit({**small, "model": {"name": NO_MODEL}, "offline": True})
@@ -204,8 +211,8 @@ def test_run_of_the_form_completes_under_a_name_that_says_what_it_does(
     expect(page.get_by_role("navigation").get_by_text(run_name(small, "dora r4"))).to_be_visible()
 
 
-def test_run_of_the_form_was_told_what_was_typed(stack: Stack, dora: str, small: dict[str, Any]) -> None:
-    told = stack.call("GET", f"/flow_runs/{dora}")["parameters"]
+def test_run_of_the_form_was_told_what_was_typed(stack: Stack, done: str, small: dict[str, Any]) -> None:
+    told = stack.call("GET", f"/flow_runs/{done}")["parameters"]
     assert told["model"]["name"] == small["model"]["name"]
     assert (told["data"]["name"], told["data"]["max_train_rows"]) == (small["data"]["name"], 40)
     assert (told["adapter"]["method"], told["adapter"]["r"], told["training"]["epochs"]) == ("dora", 4, 3)
@@ -291,8 +298,8 @@ def test_unknown_parameter_is_refused_by_name(stack: Stack, parameters: dict[str
     assert f"'{name}'" in stack.refusal("POST", path, {"parameters": parameters})
 
 
-def test_log_of_a_run_is_its_story(page: Page, stack: Stack, dora: str) -> None:
-    open_run(page, stack, dora)
+def test_log_of_a_run_is_its_story(page: Page, stack: Stack, done: str) -> None:
+    open_run(page, stack, done)
     page.get_by_text("Recorded:").wait_for()
     rows = log_rows(page)
     assert len(rows) <= 25
@@ -304,15 +311,15 @@ def test_log_of_a_run_is_its_story(page: Page, stack: Stack, dora: str) -> None:
 
 
 @pytest.mark.endurance
-def test_run_page_shows_what_the_run_made(page: Page, stack: Stack, dora: str) -> None:
-    open_run(page, stack, dora, "Artifacts")
+def test_run_page_shows_what_the_run_made(page: Page, stack: Stack, done: str) -> None:
+    open_run(page, stack, done, "Artifacts")
     for key in ("data-check", "training-progress", "comparison", "mlflow-run"):
         expect(page.get_by_role("link").filter(has_text=key)).to_be_visible()
 
 
 @pytest.mark.endurance
-def test_comparison_shows_the_ladder(page: Page, stack: Stack, dora: str) -> None:
-    open_run(page, stack, dora, "Artifacts")
+def test_comparison_shows_the_ladder(page: Page, stack: Stack, done: str) -> None:
+    open_run(page, stack, done, "Artifacts")
     page.get_by_role("link").filter(has_text="comparison").click()
     page.get_by_role("cell", name=TITLES["tfidf"]).wait_for()
     cells = page.get_by_role("cell").all_inner_texts()
@@ -320,12 +327,12 @@ def test_comparison_shows_the_ladder(page: Page, stack: Stack, dora: str) -> Non
         assert TITLES[name] in cells
 
 
-def test_run_page_leads_to_mlflow(page: Page, stack: Stack, dora: str) -> None:
-    open_run(page, stack, dora, "Artifacts")
+def test_run_page_leads_to_mlflow(page: Page, stack: Stack, done: str) -> None:
+    open_run(page, stack, done, "Artifacts")
     page.get_by_role("link").filter(has_text="mlflow-run").click()
     with page.expect_popup() as tab:
         page.get_by_role("link", name=re.compile("MLflow run")).click()
-    run = mlflow_run(stack, dora)
+    run = mlflow_run(stack, done)
     accuracy = row(tab.value, "tuned/accuracy")
     expect(accuracy).to_contain_text(digits(run.data.metrics["tuned/accuracy"]))
     expect(tab.value).to_have_url(re.compile(re.escape(f"{stack.mlflow}/#/experiments/1/runs/{run.info.run_id}")))
@@ -333,13 +340,13 @@ def test_run_page_leads_to_mlflow(page: Page, stack: Stack, dora: str) -> None:
 
 
 @pytest.mark.endurance
-def test_mlflow_leads_back_to_the_run_page(page: Page, stack: Stack, dora: str, small: dict[str, Any]) -> None:
-    page.goto(f"{stack.mlflow}/{runlist.run_address('1', mlflow_run(stack, dora).info.run_id)}")
+def test_mlflow_leads_back_to_the_run_page(page: Page, stack: Stack, done: str, small: dict[str, Any]) -> None:
+    page.goto(f"{stack.mlflow}/{runlist.run_address('1', mlflow_run(stack, done).info.run_id)}")
     address = page.locator("[title*='/flow-run/']").get_attribute("title")
     assert address
     page.goto(address)
     expect(page.get_by_text(run_name(small, "dora r4")).first).to_be_visible()
-    expect(page).to_have_url(re.compile(f"{re.escape(stack.prefect)}.*{dora}"))
+    expect(page).to_have_url(re.compile(f"{re.escape(stack.prefect)}.*{done}"))
 
 
 def hosts(*urls: str) -> set[str]:
@@ -365,10 +372,10 @@ def test_trouble_is_said_once(page: Page, stack: Stack, no_model: str) -> None:
 
 
 @pytest.mark.endurance
-def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, dora: str, small: dict[str, Any]) -> None:
+def test_two_runs_are_lined_up_on_the_compare_page(page: Page, stack: Stack, done: str, small: dict[str, Any]) -> None:
     lora = stack.submit({**small, "seed": 1})
     stack.until_state(lora, "COMPLETED", seconds=120)
-    found = [mlflow_run(stack, flow_run) for flow_run in (dora, lora)]
+    found = [mlflow_run(stack, flow_run) for flow_run in (done, lora)]
     page.set_viewport_size({"width": 1600, "height": 2400})
     ids = json.dumps([run.info.run_id for run in found])
     page.goto(f"{stack.mlflow}/#/compare-runs?runs={ids}&experiments=[%221%22]&{runlist.KIND}")
@@ -416,8 +423,7 @@ def test_schedule_is_off_and_lists_its_next_run_once_switched_on(page: Page, sta
     expect(switch).to_have_attribute("aria-checked", "false")
 
 
-def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, dora: str) -> None:
-    stack.until_state(dora, "COMPLETED", seconds=120)
+def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, done: str) -> None:
     assert list((stack.folder / "mlruns/work").glob("*/adapter/adapter_model.safetensors"))
 
 
@@ -435,6 +441,6 @@ def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pict
     assert hosts(*asked) == hosts(stack.prefect)
 
 
-def test_pages_asked_nobody_else(stack: Stack, dora: str, asked: list[str]) -> None:
+def test_pages_asked_nobody_else(stack: Stack, done: str, asked: list[str]) -> None:
     assert len(asked) > 100
     assert hosts(*asked) == hosts(stack.prefect, stack.mlflow)
