@@ -25,15 +25,17 @@ def local_path(kind: Kind, name: str) -> Path | None:
         if path.exists():
             (check_model_folder if kind == "model" else check_data_path)(path)
             return path
-    except OSError as error:  # no permission; a name longer than names can be
-        raise InputError(f"{field}: {error.filename or name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(
-            f"{field}: {name} cannot be read: ~ is followed by a user who does not exist; check the path"
-        ) from None
+    except (OSError, RuntimeError) as error:
+        raise cannot_be_read(field, getattr(error, "filename", None) or name, error) from None
     if looks_like_path(name):
         raise InputError(f"{field}: there is no file or folder {name}; check the path")
     return None
+
+
+def cannot_be_read(field: str, name: str, error: OSError | RuntimeError) -> InputError:
+    """No permission, a name longer than names can be, or a `~` that leads nowhere."""
+    nobody = "~ is followed by a user who does not exist; check the path"
+    return InputError(f"{field}: {name} cannot be read: {error.strerror if isinstance(error, OSError) else nobody}")
 
 
 def check_model_folder(path: Path) -> None:
@@ -60,12 +62,8 @@ def test_path(name: str) -> Path:
         path = Path(name).expanduser()
         if not path.is_file():
             raise InputError(f"data.test_file: there is no file {name}; check the path")
-    except OSError as error:  # no permission; a name longer than names can be
-        raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
-    except RuntimeError:
-        raise InputError(
-            f"data.test_file: {name} cannot be read: ~ is followed by a user who does not exist; check the path"
-        ) from None
+    except (OSError, RuntimeError) as error:
+        raise cannot_be_read("data.test_file", name, error) from None
     if not data_kind(path):
         raise InputError(f"data.test_file: {no_data_file(path)}")
     return path
