@@ -16,11 +16,9 @@ up: $(READY)
 	.venv/bin/peft-flow up
 
 PYTEST = .venv/bin/pytest --durations 15 --durations-min 20 -m 'not slow and not gpu and not network and $(1)'
-QUICK = $(call PYTEST,not endurance and $(1))
 
 test: $(READY) minilm
-	@$(call QUICK,not alone) --numprocesses logical --dist loadfile --no-loadscope-reorder; first=$$?; \
-	$(call QUICK,alone) && exit $$first
+	@$(call PYTEST,not endurance) --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 test-all: test endurance
 

@@ -1,5 +1,6 @@
 """What the tests share: small real models, a dozen sentences, the Hub stand-in, one Prefect harness."""
 
+import gc
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peft-flow-hf-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="peft-flow-prefect-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, and waiting threads spin
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes a server, as in `peft-flow up`
 os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
@@ -23,6 +25,7 @@ os.environ.pop("PREFECT_API_URL", None)
 from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tasks.base import fresh_process
 from tasks.base.files import whole
@@ -73,7 +76,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quarter", type=int, help="every fourth of the files that are left, from this one on: 0 to 3")
 
 
+ONE_STACK = ("test_servers_up.py", "test_up_in_browser.py")
+"""Files that share one `peft-flow up`."""
+
 LONGEST_FIRST = (
+    *ONE_STACK,
     *("test_security.py", "test_registry_decisions.py", "test_finetune_flow.py", "test_training_resume.py"),
     *("test_sources_hub.py", "test_evaluation_references.py", "test_outages.py", "test_bad_input.py"),
     *("test_settings_methods.py", "test_training_fit.py", "test_retrain.py", "test_browser.py", "test_hub_faults.py"),
@@ -81,18 +88,31 @@ LONGEST_FIRST = (
 """Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
 
 
-@pytest.hookimpl(trylast=True)  # after -m has had its say
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not SHARED.is_dir():
-        for item in items:
-            if item.get_closest_marker("hub"):
-                item.add_marker(pytest.mark.skip(reason="../shared (Hub stand-in and real data) is not here"))
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    for item in items:
+        if not SHARED.is_dir() and item.get_closest_marker("hub"):
+            item.add_marker(pytest.mark.skip(reason="../shared (Hub stand-in and real data) is not here"))
+    yield  # -m has its say
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if (quarter := config.getoption("--quarter")) is not None:
         files = sorted({item.path for item in items})[quarter::4]
         config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
         items[:] = [item for item in items if item.path in files]
+
+
+class FilesTogether(LoadFileScheduling):
+    """A file's tests run in one process, and those of ONE_STACK in the same one. (`--dist loadgroup` would do it, but
+    pytest-xdist 3.8.0 does not see the groups of pytest 9.2.0.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return ONE_STACK[0] if Path(file).name in ONE_STACK else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return FilesTogether(config, log)
 
 
 def sentences(copies: int = 1) -> tuple[list[str], list[int]]:
@@ -223,6 +243,17 @@ def write_model(folder: Path, family: str) -> Path:
 def pytest_runtest_setup() -> None:
     """MLflow sets it for its child processes, which would then be those of all later tests."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_no_garbage() -> Iterator[None]:
+    """What libraries make when they are imported stays for ever: the collections that each training asks for, a quarter
+    of a second each, need not look at it again."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 100:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -553,6 +584,14 @@ def prefect_harness() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_harness: None) -> dict[str, str]:
+    """Environment in which a command uses this server; it would start one of its own, which takes 15 s."""
+    from prefect.settings import PREFECT_API_URL
+
+    return {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
 
 
 def only_run(folder: Path, experiment: str = "peft-flow") -> Any:

@@ -102,7 +102,7 @@ def headless(asked: list[str]) -> Iterator[BrowserContext]:
     """A browser that adds every address its pages ask for to `asked`."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+        context = chromium.new_context(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
         # else an assistant covers the right third of MLflow's first page
         context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
         context.set_default_timeout(30_000)
@@ -119,14 +119,18 @@ def browser(site: Site, asked: list[str]) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(browser: BrowserContext, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab of the browser; what it shows when the test ends is kept as a picture named after the test."""
+def page(browser: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab of the browser."""
     tab = browser.new_page()
     yield tab
-    folder = Path(os.environ.get("PEFT_FLOW_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=folder / f"{request.node.name.removeprefix('test_')}.png")
+    keep_picture(tab, request.node.name.removeprefix("test_"))
     tab.close()
+
+
+def keep_picture(tab: Page, name: str) -> None:
+    """What the tab shows, where PEFT_FLOW_SCREENSHOTS names a folder for it."""
+    if folder := os.environ.get("PEFT_FLOW_SCREENSHOTS"):
+        tab.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def row(page: Page, name: str) -> Locator:

@@ -14,7 +14,7 @@ import yaml
 from tests.chaos import Chaos, Outages, mlflow_server, open_flow_runs, prefect_server, run_cases
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.endurance, pytest.mark.alone]
+pytestmark = pytest.mark.endurance
 
 KILLS, KILLS_WITH_OUTAGES = 15, 4
 AT_ONCE = 20

@@ -415,12 +415,12 @@ def test_what_the_user_must_change_is_logged_in_one_line(
     assert last_status(workplace) == "FAILED"
 
 
-def until_it_trains(workplace: Path, *options: str) -> "subprocess.Popen[str]":
+def until_it_trains(workplace: Path, **variables: str) -> "subprocess.Popen[str]":
     """The command, in a process group of its own as a terminal gives it, when its first steps are done."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "finetune", "run.yaml", *options],
+        [sys.executable, "-m", "flows.cli", "finetune", "run.yaml"],
         cwd=workplace,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -436,11 +436,11 @@ def until_it_trains(workplace: Path, *options: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path) -> None:
-    """SIGTERM to the command while it trains, without a Prefect server."""
+def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path, prefect_server: dict[str, str]) -> None:
+    """SIGTERM to the command while it trains."""
     config = small_config({"training": {"epochs": 9000}, "evaluation": {"references": []}})
     (workplace / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    process = until_it_trains(workplace)
+    process = until_it_trains(workplace, **prefect_server)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.wait(timeout=60) != 0
@@ -498,16 +498,20 @@ def hub_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub_job(hub: Hub, hub_place: Path) -> subprocess.CompletedProcess[str]:
-    """The issue's own command: the reference job, shortened, through the real Hub client."""
-    place = hub_place
+def job_environment(hub_place: Path, prefect_server: dict[str, str]) -> dict[str, str]:
+    return os.environ | prefect_server | {"HF_HOME": str(hub_place / "hf"), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def hub_job(hub: Hub, hub_place: Path, job_environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The reference job, shortened, through the real Hub client."""
     command = [
         sys.executable, "-m", "flows.cli", "finetune", str(ROOT / "configs/gpt2-rotten-tomatoes.yaml"),
         "--model.name", "openai-community/gpt2-tiny", "--data.max_train_rows", "64", "--data.max_test_rows", "64",
         "--training.max_steps", "2", "--evaluation.references", "majority", "--json",
     ]  # fmt: skip
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    environment = job_environment | {"HF_ENDPOINT": hub.url}
+    return subprocess.run(command, cwd=hub_place, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.hub
@@ -615,7 +619,9 @@ def test_failed_run_is_failed_in_mlflow_and_shows_its_configuration(
 
 
 @pytest.mark.hub
-def test_offline_run_asks_no_hub(hub_job: subprocess.CompletedProcess[str], hub_place: Path) -> None:
+def test_offline_run_asks_no_hub(
+    hub_job: subprocess.CompletedProcess[str], hub_place: Path, job_environment: dict[str, str]
+) -> None:
     """The job again with `offline`, and at the Hub's address somebody who notes every call."""
     import threading
 
@@ -633,7 +639,7 @@ def test_offline_run_asks_no_hub(hub_job: subprocess.CompletedProcess[str], hub_
 
     threading.Thread(target=note, daemon=True).start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(hub_place / "hf"), "PYTHONPATH": str(ROOT)}
+    environment = job_environment | {"HF_ENDPOINT": address}
     done = subprocess.run(
         [*hub_job.args, "--offline", "true"], cwd=hub_place, env=environment, capture_output=True, text=True
     )

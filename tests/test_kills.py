@@ -12,7 +12,7 @@ import pytest
 
 from tests.stacks import FINAL, Stack, until
 
-pytestmark = [pytest.mark.endurance, pytest.mark.alone]
+pytestmark = pytest.mark.endurance
 
 VICTIMS = ("flow run", "worker", "prefect server", "mlflow server", "everything")
 TRUE = {"COMPLETED": "FINISHED", "FAILED": "FAILED", "CRASHED": "KILLED", "CANCELLED": "KILLED"}

@@ -4,7 +4,6 @@ The real servers and worker, a headless Chromium. `PEFT_FLOW_SCREENSHOTS=folder`
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ from tasks.settings.rivals import TITLES
 from tasks.settings.sections import EvaluationConfig
 from tasks.tracking import runlist
 from tests.stacks import Stack, until
-from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, row
+from tests.test_browser import CHROMIUM, LINED_UP, digits, headless, keep_picture, row
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
 ]
@@ -47,19 +45,12 @@ def browser(asked: list[str]) -> Iterator[BrowserContext]:
         yield context
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("PEFT_FLOW_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @pytest.fixture
-def page(browser: BrowserContext, pictures: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab of the browser; what it shows when the test ends is kept as a picture named after the test."""
+def page(browser: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab of the browser."""
     tab = browser.new_page()
     yield tab
-    tab.screenshot(path=pictures / f"up_{request.node.name.removeprefix('test_')}.png")
+    keep_picture(tab, f"up_{request.node.name.removeprefix('test_')}")
     tab.close()
 
 
@@ -75,7 +66,7 @@ def small(foundation: Any, reviews: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def dora(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str, Any]) -> str:
+def dora(stack: Stack, browser: BrowserContext, small: dict[str, Any]) -> str:
     """Id of a flow run that was started with the form."""
     tab = browser.new_page()
     open_form(tab, stack)
@@ -90,7 +81,7 @@ def dora(stack: Stack, browser: BrowserContext, pictures: Path, small: dict[str,
         write(tab, dotted, text)
     write(tab, "data.max_train_rows", 40)
     choose(tab, "adapter.method", "dora")
-    tab.screenshot(path=pictures / "up_form_filled_in.png")
+    keep_picture(tab, "up_form_filled_in")
     tab.get_by_role("button", name="Submit").click()
     tab.get_by_role("button", name="View run").last.click()  # the first is there for screen readers
     tab.wait_for_url("**/runs/flow-run/*")
@@ -428,7 +419,7 @@ def test_files_of_runs_lie_where_the_stack_was_started(stack: Stack, done: str) 
 
 
 @pytest.mark.endurance
-def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pictures: Path) -> None:
+def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack) -> None:
     assert browser.browser
     asked: list[str] = []
     with browser.browser.new_context() as newcomer:  # has never chosen between Prefect's two UIs
@@ -437,7 +428,7 @@ def test_front_page_asks_nobody_else(browser: BrowserContext, stack: Stack, pict
         tab.goto(stack.prefect)
         tab.get_by_text("Dashboard").first.wait_for()
         time.sleep(2)  # it would ask when all is drawn
-        tab.screenshot(path=pictures / "up_front_page.png")
+        keep_picture(tab, "up_front_page")
     assert hosts(*asked) == hosts(stack.prefect)
 
 
