@@ -72,9 +72,9 @@ behind it; a ratio is that of neighbours in one round.
 
 - *training*: rows a second, without the first two steps and without validation.
 - *whole job*: {TRAIN_ROWS:,} rows, {EPOCHS} epochs with validation, the test rows before and after. It was measured on
-  fewer rows, for the notebook would need days, and computed for all sides alike: what does not depend on the rows, plus
-  rows by measured rows a second. peft-flow's has all that it does besides: data check, references, intervals, pictures,
-  MLflow, Prefect, the adapter read back in another process.
+  fewer rows, because the notebook would need days, and computed for all sides alike: what does not depend on the rows,
+  plus rows by measured rows a second. peft-flow's has all that it does besides: data check, references, intervals,
+  pictures, MLflow, Prefect, the adapter read back in another process.
 - *of the floor*: how much of the speed it would have if nothing but the matrix products of the real tokens took time.
 """
 

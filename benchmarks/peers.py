@@ -14,7 +14,7 @@ import json
 import math
 import resource
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,12 @@ OURS = {
     "peft-flow-bare": "peft-flow's training and evaluations without Prefect, MLflow and analysis",
     "peft-flow-top": "peft-flow, top half of the layers, the others computed once",
 }
+SHORTCUTS: dict[str, Any] = {
+    "trim_last_block": lambda model, batch: (),
+    "quick_autocast": nullcontext,
+    "quick_dropout": nullcontext,
+}
+"""Names in tasks/training/fit.py of what makes training quicker, and what stands there without it."""
 SAME_LOSSES = ("notebook", "transformers-example")
 """Padding changes nothing that is learned: their losses are those of `batch-8`, which can be waited for."""
 
@@ -396,7 +402,12 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--without", choices=list(SHORTCUTS), help="a shortcut of peft-flow's training to leave out")
     options = vars(parser.parse_args())
+    if without := options.pop("without"):
+        from tasks.training import fit
+
+        setattr(fit, without, SHORTCUTS[without])
     name, config = options.pop("name"), job(**options)
     if name == "floor":
         print(json.dumps(floor(config)))

@@ -134,7 +134,7 @@ def test_line_survives_what_prefect_does_with_errors() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "/x: the disk is full"
 
 
-def test_innermost_line_is_said(tmp_path: Path) -> None:
+def test_innermost_line_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DiskFull) as full, writing(tmp_path / "folder", 10), writing(tmp_path / "file", 5):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(full.value).startswith(f"{tmp_path}/file: ")
@@ -143,7 +143,7 @@ def test_innermost_line_is_said(tmp_path: Path) -> None:
     assert describe(outer) == str(full.value)
 
 
-def test_path_that_the_system_names_is_said(tmp_path: Path) -> None:
+def test_path_that_the_system_names_is_reported(tmp_path: Path) -> None:
     line = describe(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "new/folder")))
     assert line.startswith(f"{tmp_path}/new/folder: the disk is full: ")
 
@@ -164,7 +164,7 @@ def test_space_is_asked_for_before_long_work(small: SmallDisk) -> None:
         check_space(small.folder / "not/there/yet", 300_000)
 
 
-def test_sizes_are_said_in_a_fitting_unit() -> None:
+def test_sizes_are_reported_in_a_fitting_unit() -> None:
     assert [size(count) for count in (0, 1_234, 12_345_678, 5_000_000_000)] == ["0.0 kB", "1.2 kB", "12.3 MB", "5.0 GB"]
 
 
@@ -305,7 +305,7 @@ def test_run_on_a_disk_that_fills_up_says_so_and_succeeds_once_there_is_space(
         assert cli.main(["finetune", *options]) == cli.DONE, capfd.readouterr().err
 
 
-def test_cache_that_is_full_is_said_before_the_run_starts(tmp_path: Path, foundation: Any, reviews: Path) -> None:
+def test_cache_that_is_full_is_reported_before_the_run_starts(tmp_path: Path, foundation: Any, reviews: Path) -> None:
     options = ["--model.name", str(foundation("gpt2")), "--data.name", str(reviews), "--data.max_length=32"]
     with full_disk(tmp_path, 1) as small:
         small.fill(left=8192)

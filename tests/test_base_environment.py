@@ -37,7 +37,7 @@ def test_failure_begins_with_what_failed_and_what_to_do() -> None:
     assert first and first.startswith("ValueError: broken. Run it again;")
 
 
-def test_no_error_is_said_twice() -> None:
+def test_no_error_is_reported_twice() -> None:
     story, error = environment.Story(), ValueError("broken")
     record = logging.LogRecord("prefect.task_runs", logging.ERROR, "f", 1, "broken", None, (ValueError, error, None))
     assert story.filter(record) and not story.filter(record)

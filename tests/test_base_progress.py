@@ -77,7 +77,7 @@ def test_an_api_that_is_down_from_the_start_only_warns(
     assert artifact == [] and "no route" in caplog.text
 
 
-def test_time_is_said_in_the_unit_that_people_would_use() -> None:
+def test_time_is_reported_in_the_unit_that_people_would_use() -> None:
     assert [amount(seconds) for seconds in (0.4, 40, 89, 90, 720, 12_600)] == [
         "0 s", "40 s", "89 s", "2 min", "12 min", "3.5 h",
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def test_unlabelled_test_names_the_option_that_helps() -> None:
     assert "validation: the split 'validation' is test already: 16 rows were cut from train" in splits.notes[-1]
 
 
-def test_test_file_without_labels_is_said_and_the_rest_can_be_used() -> None:
+def test_test_file_without_labels_is_reported_and_the_rest_can_be_used() -> None:
     with pytest.raises(InputError, match=r"label.*--data\.test_split train cuts test rows from train"):
         read(CASES / "test-without-label")
 

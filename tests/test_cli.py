@@ -367,7 +367,7 @@ def test_promote_and_rollback_say_who_is_champion_and_record_who_gave_the_comman
         (("rollback", "a:b"), "not 'a:b'"),
     ],
 )
-def test_what_cannot_be_promoted_or_rolled_back_is_said_in_one_line(
+def test_what_cannot_be_promoted_or_rolled_back_is_reported_in_one_line(
     arguments: tuple[str, ...], says: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register(workplace, "reviews", 1)
@@ -405,7 +405,7 @@ def test_command_can_be_called_in_any_thread(capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("kind", ["file", "package"])
-def test_tasks_of_somebody_else_in_our_place_is_said_at_once_and_not_run(kind: str, tmp_path: Path) -> None:
+def test_tasks_of_somebody_else_in_our_place_is_reported_at_once_and_not_run(kind: str, tmp_path: Path) -> None:
     file = tmp_path / ("tasks.py" if kind == "file" else "tasks/__init__.py")
     file.parent.mkdir(exist_ok=True)
     file.write_text("open('ran', 'w')\n")

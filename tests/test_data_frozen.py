@@ -68,7 +68,7 @@ def test_rows_of_a_limited_test_set_are_the_same_too(configure: Configure, tmp_p
     assert list(frame_of(later)["row"]) == list(frame_of(first)["row"])
 
 
-def test_texts_of_test_rows_are_kept_out_of_training_whatever_their_case_and_punctuation(
+def test_texts_of_test_rows_are_excluded_from_training_whatever_their_case_and_punctuation(
     configure: Configure, tmp_path: Path
 ) -> None:
     frame = film_reviews(10)
@@ -94,7 +94,7 @@ def test_texts_of_test_rows_are_kept_out_of_training_whatever_their_case_and_pun
     assert f"\n{told.capitalize()}.\n" in (Path(prepared.folder) / "data_check.md").read_text()
 
 
-def test_without_a_test_file_nothing_is_kept_out(reviews: Path, configure: Configure, tmp_path: Path) -> None:
+def test_without_a_test_file_nothing_is_excluded(reviews: Path, configure: Configure, tmp_path: Path) -> None:
     config = configure(reviews)
     prepared = prepare(config, tmp_path)
     assert read_check(config, prepared).kept_out == {}
@@ -191,7 +191,7 @@ def test_nothing_left_to_train_on_is_refused(configure: Configure, tmp_path: Pat
     )
 
 
-def test_class_that_is_kept_out_whole_is_refused(configure: Configure, tmp_path: Path) -> None:
+def test_class_that_is_excluded_whole_is_refused(configure: Configure, tmp_path: Path) -> None:
     frame = film_reviews()
     frame.loc[:5, "label"] = "so-so"
     path = write(frame, tmp_path / "reviews.csv")
@@ -213,7 +213,7 @@ def test_row_numbers_of_a_csv_are_numbers(configure: Configure, tmp_path: Path) 
     assert list(read(configure(path, test_file=str(test))).datasets["test"]["row"]) == list(range(50, 62))
 
 
-def test_unknown_label_is_not_blamed_on_the_texts_that_would_be_kept_out(configure: Configure, tmp_path: Path) -> None:
+def test_unknown_label_is_not_blamed_on_the_texts_that_would_be_excluded(configure: Configure, tmp_path: Path) -> None:
     frame = film_reviews()
     path = write(frame, tmp_path / "reviews.csv")
     test = write(frame[:12].assign(label=["so-so", *frame["label"][1:12]]), tmp_path / "frozen.csv")

@@ -214,7 +214,7 @@ def test_what_makes_other_tokens_takes_nothing_over(
     assert len(tokenized_texts) == 72
 
 
-def test_texts_with_the_same_hash_are_told_apart(
+def test_texts_with_the_same_hash_are_distinguished(
     configure: Configure, tokenized_texts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "hashes", lambda columns: np.zeros(len(columns[0]), np.uint64))

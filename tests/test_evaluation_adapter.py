@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_file_by_hand(measured: Evaluation, baseline: Ev
         assert result.scores.macro_f1 == pytest.approx(np.mean(f1))
 
 
-def test_adapter_and_foundation_model_are_told_apart(
+def test_adapter_and_foundation_model_are_distinguished(
     trained: Trained, measured: Evaluation, baseline: Evaluation
 ) -> None:
     tuned, untouched = (read_predictions(result.predictions)[2] for result in (measured, baseline))

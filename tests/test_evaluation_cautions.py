@@ -58,7 +58,7 @@ def test_class_without_a_test_row_is_not_missed(judged: Judged) -> None:
         ((0.9, 0.783), (0.91, 0.866), ""),  # both are lower: the verdict says it
     ],
 )
-def test_macro_f1_that_falls_while_accuracy_rises_is_said(
+def test_macro_f1_that_falls_while_accuracy_rises_is_reported(
     tuned: tuple[float, float], tfidf: tuple[float, float], expected: str, judged: Judged
 ) -> None:
     assert told(judged, ladder=scored(judged, tuned=tuned, tfidf=tfidf)) == expected
@@ -78,7 +78,7 @@ def test_macro_f1_is_not_compared_with_an_untrained_head(judged: Judged) -> None
         (0.05, 0.02, ""),
     ],
 )
-def test_calibration_that_got_worse_is_said(before: float, after: float, expected: str, judged: Judged) -> None:
+def test_calibration_that_got_worse_is_reported(before: float, after: float, expected: str, judged: Judged) -> None:
     update = {"error_before": before, "error_after": after}
     assert told(judged, calibration=judged.result.calibration.model_copy(update=update)) == expected
 
@@ -91,7 +91,7 @@ def test_calibration_that_got_worse_is_said(before: float, after: float, expecte
         (0.1, ""),
     ],
 )
-def test_test_set_that_is_too_small_is_said(detectable: float | None, expected: str, judged: Judged) -> None:
+def test_test_set_that_is_too_small_is_reported(detectable: float | None, expected: str, judged: Judged) -> None:
     assert told(judged, detectable=detectable) == expected
 
 

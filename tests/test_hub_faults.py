@@ -362,7 +362,7 @@ def finetune(child: Child, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.hub
-def test_hub_that_breaks_off_is_said_by_the_command_in_one_line(child: Child, shaky: Proxy, tmp_path: Path) -> None:
+def test_hub_that_breaks_off_is_reported_by_the_command_in_one_line(child: Child, shaky: Proxy, tmp_path: Path) -> None:
     shutil.rmtree(child.home, ignore_errors=True)
     shaky.cut(1, "before", match=b"dataset_infos.json", ever=True)
     done = finetune(child, tmp_path)

@@ -225,7 +225,7 @@ def test_slow_server_slows_the_curves_and_not_the_run(
 
 
 @pytest.mark.parametrize("answer", ["401", "403"])
-def test_server_that_turns_the_user_away_is_said_at_once(
+def test_server_that_turns_the_user_away_is_reported_at_once(
     answer: str, proxy: Proxy, request: pytest.FixtureRequest
 ) -> None:
     refusal = f"HTTP/1.1 {answer} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()

@@ -94,7 +94,7 @@ def test_page_leads_to_runs_and_flow_runs_and_shows_the_picture() -> None:
     assert "![History](data:image/png;base64,iVBOR" in page
 
 
-def test_alias_that_was_changed_by_hand_is_said(here: Path) -> None:
+def test_alias_that_was_changed_by_hand_is_reported(here: Path) -> None:
     found = history_of("reviews").model_copy(update={"champion": "4"})
     assert "Nothing is on record of how version 4 is champion: the alias was changed by hand." in history_text(found)
     assert "by hand" not in history_text(history_of("reviews"))

@@ -177,7 +177,7 @@ def test_giving_up_a_class_is_for_a_person_to_decide() -> None:
     assert "on 1 test row of" in gate.reason and gate.reason.endswith("promote it")
 
 
-def test_no_row_of_a_class_that_both_know_is_said() -> None:
+def test_no_row_of_a_class_that_both_know_is_reported() -> None:
     nothing = np.zeros(0, dtype=bool)
     gate = with_classes(trial(nothing, nothing), CAME)
     assert gate.reason.startswith("no test row is left to compare them on; the class late came")

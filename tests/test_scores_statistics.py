@@ -277,7 +277,7 @@ def test_verdict_needs_interval_and_test_to_agree() -> None:
 
 
 @pytest.mark.parametrize("trials", [200, pytest.param(1000, marks=pytest.mark.endurance)])
-def test_classifiers_without_a_difference_are_rarely_told_apart(trials: int) -> None:
+def test_classifiers_without_a_difference_are_rarely_called_different(trials: int) -> None:
     """Many test sets; who of two classifiers said what is drawn by lot for each row, so neither is better.
 
     The two-sided test is wrong in 5 % at most, half of them `improved`, each with three standard errors.

@@ -31,7 +31,7 @@ def printed(folder: Path) -> str:
     return str(until(lambda: (folder / "sleeper.log").read_text(), 20, "first line of the log"))
 
 
-def test_what_dies_is_started_again_and_said(tmp_path: Path) -> None:
+def test_what_dies_is_started_again_and_reported(tmp_path: Path) -> None:
     processes = Processes(tmp_path / "register.json")
     processes.start(program(tmp_path))
     assert processes.revive() == []

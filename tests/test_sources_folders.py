@@ -100,7 +100,7 @@ def test_names_say_the_split_and_what_is_left_out_is_known(files: str, splits: d
     assert told | ({"": left_out} if left_out else {}) == splits
 
 
-def test_what_was_used_for_what_and_what_was_not_is_said(tmp_path: Path) -> None:
+def test_what_was_used_for_what_and_what_was_not_is_reported(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv", "backup.csv", *(f"old/{month}.csv" for month in range(12))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -156,7 +156,7 @@ def test_space_after_each_separator_is_no_part_of_what_follows(tmp_path: Path) -
     assert rows == [{"text": "a, b", "label": "1"}, {"text": "c ", "label": "2"}]
 
 
-def test_separator_of_a_tsv_is_said_whatever_it_is(tmp_path: Path) -> None:
+def test_separator_of_a_tsv_is_reported_whatever_it_is(tmp_path: Path) -> None:
     for content, what in (("text\tlabel\na, b\t1\n", "a tab"), ("text,label\na,1\n", "a comma")):
         (tmp_path / "a.tsv").write_text(content)
         assert notes_of(tmp_path / "a.tsv") == [f"a.tsv has {what} between its columns"]

@@ -180,7 +180,7 @@ def test_model_on_the_hub_without_safetensors_is_refused_with_the_way_to_them(
         (errors.HFValidationError("bad name"), "data.name: 'a/b' is neither a Hub id"),
     ],
 )
-def test_refusal_by_the_hub_is_said_at_once(error: Exception, says: str, hub_raises: Any) -> None:
+def test_refusal_by_the_hub_is_reported_at_once(error: Exception, says: str, hub_raises: Any) -> None:
     pauses = hub_raises(error)
     with pytest.raises(InputError, match=f"^{re.escape(says)}") as refused:
         find("dataset", "a/b", "v9", offline=False)

@@ -464,7 +464,7 @@ def test_failing_seed_fails_the_parent_and_says_which(
     assert states == {"2 seeds": "FAILED", "seed 0": "FINISHED", "seed 1": "FAILED"}
 
 
-def test_what_the_user_must_change_is_still_said_as_that(
+def test_what_the_user_must_change_is_still_reported_as_that(
     small_config: Any, workplace: Path, prefect_harness: None
 ) -> None:
     from flows.seeds import finetune_seeds

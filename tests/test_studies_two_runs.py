@@ -103,7 +103,7 @@ def test_order_of_the_runs_only_turns_the_signs(stored: Any) -> None:
     assert (there.fixed, there.broken, there.p_value) == (back.broken, back.fixed, back.p_value)
 
 
-def test_runs_that_are_equally_good_are_not_told_apart(stored: Any) -> None:
+def test_runs_that_are_equally_good_are_not_called_different(stored: Any) -> None:
     difference = compare_runs(stored("a", GOOD), stored("b", ALIKE)).difference
     assert difference.verdict == "no evidence"
     assert difference.accuracy.low <= 0 <= difference.accuracy.high

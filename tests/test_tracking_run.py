@@ -158,7 +158,7 @@ SPOILED: dict[str, Callable[[Journal], object]] = {
 }
 
 
-def test_runs_that_can_never_be_delivered_are_said_and_hold_up_no_other(
+def test_runs_that_can_never_be_delivered_are_reported_and_hold_up_no_other(
     workplace: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     opening.make_store()
@@ -207,7 +207,7 @@ def test_others_are_tried_but_where_they_would_meet_the_same(
     assert len(tried) == tries
 
 
-def test_what_mlflow_refuses_of_a_run_is_said_before_the_training(
+def test_what_mlflow_refuses_of_a_run_is_reported_before_the_training(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server of another version, or with rules of its own, takes less than the one that we know."""
@@ -464,7 +464,7 @@ def test_two_runs_that_log_the_same_data_set_at_once_both_have_it(
 
 
 @pytest.mark.parametrize("what", ["run", "experiment"])
-def test_deletion_during_a_run_is_said_with_what_can_be_done(workplace: Path, what: str) -> None:
+def test_deletion_during_a_run_is_reported_with_what_can_be_done(workplace: Path, what: str) -> None:
     from mlflow import MlflowClient
 
     api = MlflowClient(tracking_uri())

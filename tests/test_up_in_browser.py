@@ -358,7 +358,7 @@ def test_run_without_a_model_says_in_one_line_what_to_do(page: Page, stack: Stac
 
 
 @pytest.mark.endurance
-def test_trouble_is_said_once(page: Page, stack: Stack, no_model: str) -> None:
+def test_trouble_is_reported_once(page: Page, stack: Stack, no_model: str) -> None:
     assert len(errors(page, stack, no_model)) == 1
 
 

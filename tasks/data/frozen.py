@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def file_revision(name: str) -> str:
-    """`sha256:` of the content of the test file `name`; InputError where it is no file that can be read."""
+    """`sha256:` of the content of the test file `name`; InputError where it is not a file that can be read."""
     try:
         return f"sha256:{file_sha256(test_path(name))}"
     except OSError as error:  # no permission

@@ -147,7 +147,7 @@ def numbered(names: Sequence[str], coded: bool) -> dict[str, int]:
 
 
 def number_of(name: str | None, number: Mapping[str, int]) -> int:
-    """-1 for what is no class."""
+    """-1 for what is not a class."""
     return -1 if name is None else number.get(name, number.get(plain_number(name), -1))
 
 
@@ -173,7 +173,7 @@ def label_faults(
 
 
 def is_unlabelled(column: Labels, known: Collection[str]) -> bool:
-    """Whether no row has a label: nothing is there, or the same -1 or N/A in all, which is no class of the others."""
+    """Whether no row has a label: nothing is there, or in all the same -1 or N/A, not a class of the others."""
     if not (said := {name for name in column.names if name is not None}):
         return all(map(says_nothing, column.values))
     word, *more = said
@@ -190,7 +190,7 @@ def unlabelled_split(role: str, column: Labels, labelled: Collection[str], confi
 
 
 def no_classes(role: str, column: Labels) -> list[str]:
-    """What to say about single rows whose label is no class, by kind of fault."""
+    """What to say about single rows whose label is not a class, by kind of fault."""
     bad = [place for place, name in enumerate(column.names) if name is None]
     lists = [place for place in bad if isinstance(column.values[place], list)]
     nothing = [place for place in bad if says_nothing(column.values[place])]

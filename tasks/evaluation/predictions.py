@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float) -> Evaluation:
     """Probabilities (rows, classes) for the rows of `split` as a parquet file, whole or not at all, and their scores.
 
-    Raises FloatingPointError where a probability is no finite number, and DiskFull.
+    Raises FloatingPointError where a probability is not a finite number, and DiskFull.
     """
     import numpy as np
     import pandas as pd

@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
 
 class Started(Record):
-    """A process, told apart from a later one with the same number by when it was created."""
+    """A process; when it was created distinguishes it from a later one with the same number."""
 
     name: str
     pid: int

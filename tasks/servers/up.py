@@ -82,7 +82,7 @@ class Options(NamedTuple):
         page = without_login(os.environ.get(variable, "")).rstrip("/") or here
         try:
             names_of(page)
-        except (KeyError, ValueError):  # no http, no name, a port that is no number
+        except (KeyError, ValueError):  # no http, no name, a port that is not a number
             raise InputError(
                 f"{variable}: {page!r:.200} is not an address; give https://NAME or http://NAME:PORT"
             ) from None
@@ -275,7 +275,7 @@ def watch(options: Options, processes: Processes) -> None:
                 tidy()
                 tidied = time.monotonic()
         except Exception as error:
-            # a server that is being started again is no news; nor is the same as before
+            # a server that is being started again is not news; nor is the same as before
             if not is_network_trouble(error) and trouble != str(error):
                 trouble = str(error)
                 say(f"{type(error).__name__}: {trouble}")

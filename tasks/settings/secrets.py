@@ -98,7 +98,7 @@ def without_login(address: str) -> str:
         return address
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     begins, last = 0, rest.rfind("@", 0, query_of(rest, rest.find("@") + 1))
-    if "@" in authority or re.search(r":(?!\d*$)[^\]]*$", authority):  # what is no port is a password
+    if "@" in authority or re.search(r":(?!\d*$)[^\]]*$", authority):  # what is not a port is a password
         begins = last + 1
     return f"{scheme}{slashes}{rest[begins : query_of(rest, begins)]}"
 

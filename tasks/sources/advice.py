@@ -51,7 +51,7 @@ def name_columns(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label
 
 
 def holds_nested(first: Mapping[str, Sequence[Any]], texts: Sequence[str], label: str | None) -> str | None:
-    """The column whose objects hold a column that is missing, or must hold it, for there is no text beside."""
+    """The column whose objects hold a column that is missing, or must hold it because there is no text beside."""
     inner: dict[str, set[str]] = {}
     for name, values in first.items():
         flat = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)

@@ -84,7 +84,7 @@ def as_object(value: Any, where: str = "") -> Raw:
 
 
 def constant(name: str) -> float | None:
-    """What Python writes for what is no number; NaN is pandas' own nothing."""
+    """What Python writes for what is not a number; NaN is pandas' own nothing."""
     return None if name == "NaN" else float(name)
 
 

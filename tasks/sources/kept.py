@@ -219,7 +219,7 @@ def feature(kind: str) -> Any:
 
 
 def arrow(name: str, kind: str, rows: Sequence[Mapping[str, Any]], piece: Piece, start: int) -> Any:
-    """A column; InputError for what is no text, although it should be."""
+    """A column; InputError for what is not text, although it should be."""
     import pyarrow
 
     values = [row.get(name) for row in rows]

@@ -39,7 +39,7 @@ def cannot_be_read(field: str, name: str, error: OSError | RuntimeError) -> Inpu
 
 
 def check_model_folder(path: Path) -> None:
-    """Refuses what is no model before all of it is read: somebody's home folder takes hours."""
+    """Refuses what is not a model before all of it is read: somebody's home folder takes hours."""
     if path.is_file():
         raise InputError(f"model.name: {path} is a file; give the folder that holds config.json and the weights")
     if not (path / "config.json").is_file():
@@ -57,7 +57,7 @@ def check_data_path(path: Path) -> None:
 
 
 def test_path(name: str) -> Path:
-    """Of the test file `name`; InputError where it is no file that can be read."""
+    """Of the test file `name`; InputError where it is not a file that can be read."""
     try:
         path = Path(name).expanduser()
         if not path.is_file():
@@ -109,7 +109,7 @@ def visible_files(folder: Path) -> list[Path]:
     """Every file in `folder` and below, in order, without those whose path has a part that starts with a dot,
     and those that Excel writes beside a file that is open.
 
-    Raises InputError where they are so many that this is another folder than was meant, and for what is no file: a
+    Raises InputError where they are so many that this is another folder than was meant, and for what is not a file: a
     library that opens a pipe waits for ever.
     """
     files, count = [], 0

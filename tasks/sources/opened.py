@@ -125,7 +125,7 @@ STARTS = {
 
 
 def check_letters(path: Path) -> None:
-    """Refuses what is no UTF-8 text from its first bytes on."""
+    """Refuses what is not UTF-8 text from its first bytes on."""
     head = head_of(path)
     if not head:
         raise InputError(f"data.name: {path} is empty; it needs a text and a label column")
@@ -139,7 +139,7 @@ def check_letters(path: Path) -> None:
 
 
 def clean(text: str) -> str:
-    """Without what is no character: bytes that are not UTF-8, halves of a pair in JSON."""
+    """Without what is not a character: bytes that are not UTF-8, halves of a pair in JSON."""
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 

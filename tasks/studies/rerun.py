@@ -40,13 +40,13 @@ def recall_run(run_id: str, anyway: bool) -> RunConfig:
 def recall(run_id: str, anyway: bool) -> RunConfig:
     """What the run was told, with data set and model pinned to what it had.
 
-    Raises InputError for what is no finished run of ours, and, unless `anyway`, where data or model are not there any
-    more as they were.
+    Raises InputError for what is not a finished run of ours, and, unless `anyway`, where data or model are no longer
+    there as they were.
     """
     with TemporaryDirectory() as folder:
         recorded = recorded_run(run_id, Path(folder))
     config = pinned(recorded)
-    if config.data.test_file:  # the run's own copy of these rows, for the file may be gone
+    if config.data.test_file:  # the run's own copy of these rows: the file may be gone
         rows = str(fetched(run_id, TEST_ROWS, WORK / f"test-{run_id}").resolve())
         config = config.model_copy(update={"data": config.data.model_copy(update={"test_file": rows})})
     for section, find in SECTIONS.items():

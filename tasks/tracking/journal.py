@@ -125,7 +125,7 @@ class Journal:
 
 
 def waits(folder: Path) -> bool:
-    """Whether the journal in `folder` has lines that MLflow does not have; quick, for there may be many."""
+    """Whether the journal in `folder` has lines that MLflow does not have; quick: there may be many."""
     sent = read_record(Sent, folder / SENT) or Sent()
     return (folder / LINES).read_bytes().count(b"\n") > sent.lines
 
@@ -139,7 +139,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def append(path: Path, content: bytes) -> None:
-    """After the last whole line, all of it or nothing; half a line may not stay, for nothing may follow it."""
+    """After the last whole line, all of it or nothing; half a line may not stay: nothing may follow it."""
     with path.open("a+b") as file:
         before = end_of_lines(file)
         file.truncate(before)

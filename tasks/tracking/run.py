@@ -35,7 +35,7 @@ NOT_COMPARED: Any = {
     "data": {"revision", "test_file"},
     "adapter": {"target_modules"},
 }
-"""Configuration that is recorded in config.yaml but is no parameter: nobody compares it, or what the run made of it
+"""Configuration that is recorded in config.yaml but is not a parameter: nobody compares it, or what the run made of it
 (`found_parameters`) says more, and MLflow never lets go of a value once logged."""
 
 
@@ -173,7 +173,7 @@ def close_dead_runs() -> list[str]:
 def send_what_waits() -> None:
     """Everything that is still to reach MLflow, from runs that no process works on.
 
-    What MLflow refuses of one run, for its experiment was deleted or for a value, is said and left where it is.
+    What MLflow refuses of one run, because of a deleted experiment or a value, is logged and left where it is.
     """
     for file in sorted(WORK.glob(f"*/{LINES}")):
         work = str(file.parent.resolve())
@@ -190,7 +190,7 @@ def send_what_waits() -> None:
 
 
 def others_meet(error: Exception) -> bool:
-    """Whether it is no matter of one run: MLflow does not answer, or does not let us in."""
+    """Whether it is not about one run: MLflow does not answer, or does not let us in."""
     return is_silence(error) or bool(why_refused(error))
 
 

@@ -136,7 +136,7 @@ def send_metrics(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -
 
     sent = journal.sent
     metrics = [
-        # null is how older versions wrote down what is no number
+        # null is how older versions wrote down what is not a number
         Metric(
             name,
             math.nan if value is None else value,
