@@ -11,9 +11,8 @@ from prefect.logging import get_run_logger
 from flows.parameters import parameters_of
 from tasks.base.device import claim_device
 from tasks.base.fresh_process import reload_at_hand
-from tasks.base.records import Comparison, Delta, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
+from tasks.base.records import Comparison, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.base.verdict import capital
-from tasks.base.words import shown_share
 from tasks.base.work import WORK, work_folder
 from tasks.data.datacheck import check_data
 from tasks.data.prepare import found_input, prepare_data
@@ -22,6 +21,7 @@ from tasks.evaluation.comparison import compare
 from tasks.evaluation.recording import record
 from tasks.evaluation.references import evaluate_baseline, evaluate_references
 from tasks.evaluation.wording import caution, headline
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.rivals import SHORT_TITLES
@@ -57,15 +57,16 @@ def finetune(**given: Any) -> RunResult:
         clock.lap("check")
 
         baseline = evaluate_baseline(config, prepared, str(WORK))
-        logger.info("Foundation model: accuracy %s", shown_share(baseline.scores.accuracy))
+        metric = objective(prepared.task).metrics[0]
+        logger.info("Foundation model: %s %s", metric.title, metric.shown(baseline.scores[metric.name]))
         clock.lap("baseline")
 
         references = evaluate_references(config, prepared, str(WORK))
         if references:
             named = ", ".join(
-                f"{SHORT_TITLES[name]} {shown_share(one.scores.accuracy)}" for name, one in references.items()
+                f"{SHORT_TITLES[name]} {metric.shown(one.scores[metric.name])}" for name, one in references.items()
             )
-            logger.info("References: accuracy %s", named)
+            logger.info("References: %s %s", metric.title, named)
         clock.lap("references")
 
         trained = train_adapter(config, prepared, work)
@@ -73,7 +74,8 @@ def finetune(**given: Any) -> RunResult:
         clock.lap("train")
 
         tuned = evaluate_adapter(config, prepared, trained)
-        logger.info("Adapter, read back from disk: accuracy %s", shown_share(tuned.scores.accuracy))
+        shown = metric.shown(tuned.scores[metric.name])
+        logger.info("Adapter, read back from disk: %s %s", metric.title, shown)
         clock.lap("tuned")
 
         evaluations = {"tuned": tuned, "baseline": baseline, **references}
@@ -118,19 +120,17 @@ def run_result(
         experiment=config.tracking.experiment,
         status="finished",
         verdict=result.verdict,
-        baseline=result.rung("baseline").scores,
-        tuned=result.rung("tuned").scores,
-        delta=Delta(
-            accuracy=gain.accuracy.value,
-            low=gain.accuracy.low,
-            high=gain.accuracy.high,
-            p_value=gain.p_value,
-            fixed=gain.fixed,
-            broken=gain.broken,
-        ),
-        references={
-            rung.name: rung.scores.model_dump() for rung in result.ladder if rung.name not in ("tuned", "baseline")
+        baseline=result.rung("baseline").values,
+        tuned=result.rung("tuned").values,
+        delta={
+            objective(result.task).metrics[0].name: gain.primary.value,
+            "low": gain.primary.low,
+            "high": gain.primary.high,
+            "p_value": gain.p_value,
+            "fixed": gain.fixed,
+            "broken": gain.broken,
         },
+        references={rung.name: rung.values for rung in result.ladder if rung.name not in ("tuned", "baseline")},
         adapter_path=trained.folder,
         adapter_sha256=trained.sha256,
         model_uri=logged.model_uri,

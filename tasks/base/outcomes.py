@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tasks.base.records import Difference, Interval, Record, Scores
+from tasks.base.records import Difference, Interval, Record
 from tasks.settings.config import RunConfig
 
 Outcome = Literal["bit-identical", "equal within noise", "different"]
@@ -32,8 +32,9 @@ class Gate(Record):
 
     findings: tuple[Finding, ...]
     rows: int
+    task: str = "single_label"
     champion: Interval | None
-    """Accuracy on these rows; Wilson. None where there was no champion to compare with."""
+    """In the metric that decides. None where there was no champion to compare with."""
     challenger: Interval | None
     difference: Difference | None
     """Challenger minus champion."""
@@ -87,14 +88,18 @@ class StoredRun(Record):
 class RunScores(Record):
     run_id: str
     name: str
-    scores: Scores
-    accuracy: Interval
-    """Wilson."""
+    scores: dict[str, Interval]
+    """By metric, the one that decides first."""
+
+    @property
+    def primary(self) -> Interval:
+        return next(iter(self.scores.values()))
 
 
 class RunComparison(Record):
     """What `peft-flow compare --json` prints: two runs' adapters on the same test rows."""
 
+    task: str = "single_label"
     rows: int
     confidence: float
     first: RunScores
@@ -155,18 +160,23 @@ class RungSpread(Record):
     """One classifier of the ladder, over the seeds."""
 
     name: str
-    accuracy: Spread
-    macro_f1: Spread
-    log_loss: Spread
+    scores: dict[str, Spread]
+    """By metric, the one that decides first."""
+
+    @property
+    def primary(self) -> Spread:
+        return next(iter(self.scores.values()))
 
 
 class SeedRun(Record):
+    """In the metric that decides."""
+
     seed: int
     run_id: str
     verdict: str
-    accuracy: float
+    score: float
     gain: float
-    """Accuracy of the adapter minus that of the foundation model."""
+    """The adapter minus the foundation model."""
     lead: float
     """The same against the reference that the verdict over all seeds is about."""
     adapter_path: str
@@ -183,20 +193,21 @@ class SeedsResult(Record):
     """Better or worse only where every seed's run says so of the same reference."""
     against: str
     """The reference that it is about; where the adapters are better than every one, the strongest."""
+    task: str = "single_label"
     confidence: float
     rows: int
     """Test rows of each run."""
     runs: tuple[SeedRun, ...]
     gain: Spread
-    """Accuracy of the adapter minus that of the foundation model."""
+    """The adapter minus the foundation model, in the metric that decides."""
     lead: Spread
     """The same against the reference that the verdict is about."""
     cautions: tuple[str, ...]
     """What a reader of the verdict must know besides, with the seeds of which it is true."""
     ladder: tuple[RungSpread, ...]
-    """Best mean accuracy first."""
+    """Best mean first."""
     noise: float
-    """How far apart the accuracies of two runs stay that differ only by seed."""
+    """How far apart the scores of two runs stay that differ only by seed."""
     pairs: int
     told_apart: int
     """Pairs of seeds whose adapters a paired test tells apart."""

@@ -46,6 +46,8 @@ class PreparedData(Record):
     folder: str
     source: Source
     """The data set that they were made from."""
+    task: str = "single_label"
+    """What is learned: a file of tasks/scores/objectives."""
     model: Source
     """The foundation model whose tokenizer made them."""
     tokens_key: str = ""
@@ -116,13 +118,8 @@ class DataCheck(Record):
     """What the user should know, in sentences, loudest first."""
 
 
-class Scores(Record):
-    """The metrics that every classifier is measured by."""
-
-    accuracy: float
-    macro_f1: float
-    log_loss: float
-    """Mean negative log probability of the true class, in nats."""
+Scores = dict[str, float]
+"""Metrics by name; the one that decides comes first. Which they are says the task: tasks/scores/objectives."""
 
 
 class Evaluation(Record):
@@ -183,16 +180,18 @@ class Difference(Record):
     """One classifier minus another on the same rows."""
 
     verdict: Verdict
-    accuracy: Interval
-    """This and the next two: paired bootstrap."""
-    macro_f1: Interval
-    log_loss: Interval
+    scores: dict[str, Interval]
+    """By metric, the one that decides first; paired bootstrap."""
     p_value: float
-    """Exact two-sided McNemar."""
+    """Of the task's paired test, two-sided."""
     fixed: int
-    """Rows that only the first classifier has right."""
+    """Rows that only the first classifier has right; for a number, rows that it is nearer to."""
     broken: int
-    """Rows that only the other has right."""
+    """The same of the other."""
+
+    @property
+    def primary(self) -> Interval:
+        return next(iter(self.scores.values()))
 
 
 class Rung(Record):
@@ -200,14 +199,18 @@ class Rung(Record):
 
     name: str
     """`tuned`, `baseline` or a reference's name."""
-    scores: Scores
-    accuracy: Interval
-    """Wilson."""
-    macro_f1: Interval
-    """This and the next: bootstrap."""
-    log_loss: Interval
+    scores: dict[str, Interval]
+    """By metric, the one that decides first; bootstrap, and Wilson for a share of rows."""
     adapter_gain: Difference | None
     """The adapter minus this one; None for the adapter itself."""
+
+    @property
+    def primary(self) -> Interval:
+        return next(iter(self.scores.values()))
+
+    @property
+    def values(self) -> Scores:
+        return {name: interval.value for name, interval in self.scores.items()}
 
 
 class Calibration(Record):
@@ -231,31 +234,32 @@ class Slice(Record):
     small: bool
     """Too few rows to say much."""
     baseline: float
-    """Accuracy of the foundation model."""
-    accuracy: Interval
-    """Of the adapter; Wilson."""
+    """Of the foundation model, in the metric that decides."""
+    score: Interval
+    """Of the adapter."""
     fixed: int
     broken: int
     p_value: float
-    """Exact McNemar against the foundation model."""
+    """Of the task's paired test against the foundation model."""
 
 
 class Comparison(Record):
     """What the predictions of all classifiers on the same rows say."""
 
     folder: str
+    task: str = "single_label"
     rows: int
     """Test rows behind it."""
     confidence: float
     """Of all intervals and verdicts."""
     detectable: float | None
-    """Smallest accuracy difference that these rows show with 80 % power."""
+    """Smallest accuracy difference that these rows show with 80 % power; None also where the task has no such."""
     ladder: tuple[Rung, ...]
-    """Best accuracy first."""
+    """Best first."""
     leaked: int
     """Test rows whose text is in train."""
-    accuracy_without_leaked: dict[str, float]
-    """By rung; empty where nothing leaked."""
+    score_without_leaked: dict[str, float]
+    """By rung, in the metric that decides; empty where nothing leaked."""
     calibration: Calibration
     slices: tuple[Slice, ...]
     untrained_head: bool = True
@@ -279,9 +283,8 @@ class Comparison(Record):
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """All that the adapter is compared with, best accuracy first; the foundation model is one of them."""
-        rungs = sorted(self.ladder, key=lambda rung: -rung.scores.accuracy)
-        return tuple(rung.name for rung in rungs if rung.name != "tuned")
+        """All that the adapter is compared with, best first; the foundation model is one of them."""
+        return tuple(rung.name for rung in self.ladder if rung.name != "tuned")
 
     @property
     def verdict(self) -> str:
@@ -306,15 +309,6 @@ class Logged(Record):
     """Version in the model registry, when tracking.registered_model asks for one."""
 
 
-class Delta(Record):
-    accuracy: float
-    low: float
-    high: float
-    p_value: float
-    fixed: int
-    broken: int
-
-
 class Seconds(Record):
     total: float
     prepare: float
@@ -336,9 +330,10 @@ class RunResult(Record):
     verdict: str
     baseline: Scores
     tuned: Scores
-    delta: Delta
-    """The adapter minus the foundation model."""
-    references: dict[str, dict[str, float]]
+    delta: dict[str, float | int]
+    """The adapter minus the foundation model: the metric that decides by its name, its `low` and `high`, `p_value`,
+    and the rows `fixed` and `broken`."""
+    references: dict[str, Scores]
     adapter_path: str
     adapter_sha256: str
     model_uri: str

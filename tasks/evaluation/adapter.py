@@ -65,4 +65,4 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
         )
     test = load_from_disk(data.folder)["test"]
     table = serving.probabilities(reloaded["test"], trained.temperature)
-    return write_evaluation(table, test, run.predictions, time.monotonic() - started)
+    return write_evaluation(data.task, table, test, run.predictions, time.monotonic() - started)

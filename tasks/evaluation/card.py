@@ -70,7 +70,7 @@ def metadata(config: RunConfig, data: PreparedData, result: Comparison) -> str:
                         },
                         "metrics": [
                             {"type": name, "value": round(value, 6)}
-                            for name, value in result.rung("tuned").scores.model_dump().items()
+                            for name, value in result.rung("tuned").values.items()
                         ],
                     }
                 ],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tasks.base.records import Comparison, PreparedData
 from tasks.base.words import counted, listed
 from tasks.evaluation.predictions import Predictions
+from tasks.scores.objective import objective
 from tasks.scores.statistics import USEFUL_DIFFERENCE
 from tasks.settings.rivals import NAMES, learning_from_train
 
@@ -27,7 +28,7 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
     """Classes of the test rows that the adapter gives to none of them."""
     import numpy as np
 
-    rows, said = (np.bincount(classes, minlength=table.shape[1]) for classes in (labels, table.argmax(1)))
+    rows, said = (np.bincount(classes, minlength=table.shape[1]) for classes in (labels, objective(data.task).decide(table)))
     if never := [
         f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
     ]:
@@ -37,17 +38,17 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
 def lower_f1(result: Comparison) -> Iterator[str]:
     """Of those that have learned the one with the best macro-F1, where it is below the adapter in accuracy and, in
     three digits, above it in macro-F1."""
-    ours = result.rung("tuned").scores
+    ours = result.rung("tuned").values
     better = [
         rung
         for rung in result.ladder
         if rung.name in learned(result)
-        and rung.scores.accuracy < ours.accuracy
-        and round(rung.scores.macro_f1, 3) > round(ours.macro_f1, 3)
+        and rung.values["accuracy"] < ours["accuracy"]
+        and round(rung.values["macro_f1"], 3) > round(ours["macro_f1"], 3)
     ]
     if better:
-        best = max(better, key=lambda rung: rung.scores.macro_f1)
-        told = f"macro-F1 falls from {best.scores.macro_f1:.3f} ({NAMES[best.name]}) to {ours.macro_f1:.3f}"
+        best = max(better, key=lambda rung: rung.values["macro_f1"])
+        told = f"macro-F1 falls from {best.values['macro_f1']:.3f} ({NAMES[best.name]}) to {ours['macro_f1']:.3f}"
         yield f"{told} while accuracy rises"
 
 

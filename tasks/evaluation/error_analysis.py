@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import PreparedData, Slice
 from tasks.evaluation.predictions import Predictions
-from tasks.scores.statistics import mcnemar_p_value, wilson_interval
+from tasks.scores.objective import objective
+from tasks.scores.statistics import primary_interval, wilson_interval
 from tasks.settings.rivals import learning_from_train
 
 if TYPE_CHECKING:
@@ -138,22 +139,23 @@ def find_slices(
     """Both classifiers on rows that have something in common; the slices of one kind hold each row once."""
     import numpy as np
 
-    was_right, is_right = (predictions.tables[name].argmax(1) == predictions.labels for name in ("baseline", "tuned"))
+    task, first = objective(data.task), objective(data.task).metrics[0].name
     slices = []
     for kind, name, inside in slice_masks(data, test):
-        before, after, rows = was_right[inside], is_right[inside], int(np.count_nonzero(inside))
-        fixed, broken = int((after & ~before).sum()), int((before & ~after).sum())
+        before, after = (predictions.tables[name][inside] for name in ("baseline", "tuned"))
+        labels, rows = predictions.labels[inside], int(np.count_nonzero(inside))
+        fixed, broken, p_value = task.compared(after, before, labels)
         slices.append(
             Slice(
                 kind=kind,
                 name=name,
                 rows=rows,
                 small=rows < SMALL,
-                baseline=float(before.mean()),
-                accuracy=wilson_interval(int(after.sum()), rows, confidence),
+                baseline=task.scores(before, labels)[first],
+                score=primary_interval(task, after, labels, confidence),
                 fixed=fixed,
                 broken=broken,
-                p_value=mcnemar_p_value(fixed, broken),
+                p_value=p_value,
             )
         )
     return tuple(slices)

@@ -25,6 +25,7 @@ from tasks.base.verdict import capital
 from tasks.base.words import ends, shown_share, signed
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import confusion
+from tasks.scores.objective import objective
 from tasks.scores.statistics import BINS, reliability, wilson_interval, without_temperature
 from tasks.settings.fixed import SPLITS
 from tasks.settings.rivals import NAMES, TITLES
@@ -159,7 +160,8 @@ def reliability_diagram(predictions: Predictions, result: Comparison) -> "Figure
 
 def ladder(data: PreparedData, result: Comparison) -> "Figure":
     """Every classifier's accuracy, best first, beside that of always answering what is commonest in train."""
-    title = f"{capital(result.verdict)}: accuracy {signed(result.lead(result.against).accuracy)[0]}"
+    metric = objective(result.task).metrics[0]
+    title = f"{capital(result.verdict)}: {metric.title} {signed(result.lead(result.against).primary)[0]}"
     title += f" against {NAMES[result.against]}" if result.verdict.startswith("better") else ""
     figure, (axis,) = new_figure(title, 2 + 0.5 * len(result.ladder))
     train, test = data.class_counts["train"], data.class_counts["test"]
@@ -169,13 +171,13 @@ def ladder(data: PreparedData, result: Comparison) -> "Figure":
     )
     values, shown = [], [least]
     for y, rung in enumerate(result.ladder):
-        own, interval = rung.name == "tuned", rung.accuracy
+        own, interval = rung.name == "tuned", rung.primary
         color = {"tuned": AFTER, "baseline": BEFORE}.get(rung.name, NEUTRAL)
         look: Any = {"color": color, "marker": "o", "markersize": 9 if own else 6, "linewidth": 3 if own else 2}
         axis.errorbar(interval.value, y, xerr=reach([interval]), **look)
         text = f"{shown_share(interval.value)} ({' to '.join(ends(interval))})"
         if rung.adapter_gain:
-            text += f"\nadapter {signed(rung.adapter_gain.accuracy)[0]}: {rung.adapter_gain.verdict}"
+            text += f"\nadapter {signed(rung.adapter_gain.primary)[0]}: {rung.adapter_gain.verdict}"
         values.append(text)
         shown += [interval.low, interval.high]
     accuracy_rows(axis, [fill(TITLES[rung.name], 20) for rung in result.ladder], shown, result)
@@ -195,10 +197,8 @@ def slices(result: Comparison) -> "Figure":
 
     These lie furthest below the whole, measured by the widths of their own intervals.
     """
-    whole, before = result.rung("tuned").accuracy, result.rung("baseline").accuracy.value
-    weakness = sorted(
-        result.slices, key=lambda s: (s.accuracy.value - whole.value) / (s.accuracy.high - s.accuracy.low)
-    )
+    whole, before = result.rung("tuned").primary, result.rung("baseline").primary.value
+    weakness = sorted(result.slices, key=lambda s: (s.score.value - whole.value) / (s.score.high - s.score.low))
     shown = [part for part in result.slices if part in weakness[:MOST_SLICES]]
     title = "Accuracy by slice of the test rows"
     if len(shown) < len(result.slices):
@@ -207,7 +207,7 @@ def slices(result: Comparison) -> "Figure":
     for kind in dict.fromkeys(part.kind for part in shown):
         rows.append((short(kind), None, 0, False))
         for s in (part for part in shown if part.kind == kind):
-            rows.append((f"{short(s.name)} · {s.rows:,} rows", s.accuracy, s.baseline, s.small))
+            rows.append((f"{short(s.name)} · {s.rows:,} rows", s.score, s.baseline, s.small))
     figure, (axis,) = new_figure(title, 2.2 + 0.29 * len(rows))
     axis.axvline(whole.value, color=AFTER, linestyle=":", label="adapter, all rows")
     ends = []

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.files import whole
 from tasks.base.records import Evaluation, file_sha256
+from tasks.scores.objective import objective
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float) -> Evaluation:
-    """Probabilities (rows, classes) for the rows of `split` as a parquet file, whole or not at all, and their scores.
+def write_evaluation(task: str, table: "np.ndarray", split: Any, path: Path, seconds: float) -> Evaluation:
+    """Answers for the rows of `split`, (rows, ...), as a parquet file, whole or not at all, and their scores.
 
     Raises FloatingPointError where a probability is not a finite number, and DiskFull.
     """
     import numpy as np
     import pandas as pd
-
-    from tasks.scores.metrics import score
 
     labels = np.asarray(split["labels"])
     if not np.isfinite(table).all():
@@ -31,7 +30,7 @@ def write_evaluation(table: "np.ndarray", split: Any, path: Path, seconds: float
     return Evaluation(
         predictions=str(path),
         sha256=file_sha256(path),
-        scores=score(table, labels),
+        scores=objective(task).scores(table, labels),
         seconds=round(seconds, 3),
     )
 

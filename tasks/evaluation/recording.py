@@ -24,6 +24,7 @@ from tasks.data.frozen import frozen_rows
 from tasks.evaluation.card import model_card
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.wording import description
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fixed import SPLITS
 from tasks.sources.hub import NETWORK
@@ -181,22 +182,21 @@ def final_metrics(
     evaluations: Mapping[str, Evaluation], trained: TrainedAdapter, result: Comparison
 ) -> dict[str, float]:
     """The same keys in every run, so that the compare page lines them up; less what a run was not asked for."""
-    accuracy, gain = result.rung("tuned").accuracy, result.gain
+    tuned, gain, first = result.rung("tuned"), result.gain, objective(result.task).metrics[0].name
     # the run's page lists them in this order
-    metrics = named("tuned", result.rung("tuned").scores.model_dump())
-    metrics |= {"tuned/accuracy_low": accuracy.low, "tuned/accuracy_high": accuracy.high}
+    metrics = named("tuned", tuned.values)
+    metrics |= {f"tuned/{first}_low": tuned.primary.low, f"tuned/{first}_high": tuned.primary.high}
     metrics |= named(STRONGEST, gain_metrics(result.lead(result.against)))
-    for name, interval in (("accuracy", gain.accuracy), ("macro_f1", gain.macro_f1), ("log_loss", gain.log_loss)):
-        metrics |= {f"delta/{name}": interval.value}
-    metrics |= {"delta/accuracy_low": gain.accuracy.low, "delta/accuracy_high": gain.accuracy.high}
+    metrics |= {f"delta/{name}": interval.value for name, interval in gain.scores.items()}
+    metrics |= {f"delta/{first}_low": gain.primary.low, f"delta/{first}_high": gain.primary.high}
     metrics |= {"delta/p_value": gain.p_value, "delta/fixed": gain.fixed, "delta/broken": gain.broken}
-    metrics |= named("baseline", result.rung("baseline").scores.model_dump())
+    metrics |= named("baseline", result.rung("baseline").values)
     for rung in result.ladder:
         if rung.adapter_gain and rung.name != "baseline":
-            metrics |= named(f"reference/{rung.name}", rung.scores.model_dump() | gain_metrics(rung.adapter_gain))
+            metrics |= named(f"reference/{rung.name}", rung.values | gain_metrics(rung.adapter_gain))
     metrics |= named("calibration", result.calibration.model_dump())
     if result.leaked:
-        metrics["test/accuracy_without_leaked"] = result.accuracy_without_leaked["tuned"]
+        metrics[f"test/{first}_without_leaked"] = result.score_without_leaked["tuned"]
     adapter_bytes = sum(file.stat().st_size for file in Path(trained.folder).rglob("*.safetensors"))
     return metrics | {
         "cost/baseline_seconds": evaluations["baseline"].seconds,
@@ -217,11 +217,11 @@ STRONGEST = "reference/strongest"
 
 
 def gain_metrics(gain: Difference) -> dict[str, float]:
-    accuracy = gain.accuracy
+    interval = gain.primary
     return {
-        "gain": accuracy.value,
-        "gain_low": accuracy.low,
-        "gain_high": accuracy.high,
+        "gain": interval.value,
+        "gain_low": interval.low,
+        "gain_high": interval.high,
         "gain_p_value": gain.p_value,
     }
 
@@ -257,7 +257,7 @@ def prediction_table(data: PreparedData, evaluations: Mapping[str, Evaluation]) 
     columns = {"row": test["row"][:], **{name: test[name][:] for name in data.text_columns}}
     columns["true_label"] = [data.label_names[label] for label in predictions.labels]
     for name, table in predictions.tables.items():
-        columns[f"{name}_label"] = [data.label_names[label] for label in table.argmax(1)]
+        columns[f"{name}_label"] = [data.label_names[label] for label in objective(data.task).decide(table)]
         columns[f"{name}_probability"] = table.max(1).astype(float)
     return pd.DataFrame(columns)
 

@@ -182,7 +182,7 @@ def measure(
     started = time.monotonic()
     table = MEASURES[name].ask(config, data, champion)
     file = prediction_file(name, config, data, work, champion)
-    return write_evaluation(table, load_from_disk(data.folder)["test"], file, time.monotonic() - started)
+    return write_evaluation(data.task, table, load_from_disk(data.folder)["test"], file, time.monotonic() - started)
 
 
 def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":

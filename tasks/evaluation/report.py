@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.files import write_text
-from tasks.base.records import Calibration, Comparison, PreparedData, Slice, TrainedAdapter
+from tasks.base.records import Calibration, Comparison, Interval, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
-from tasks.base.words import bounds, counted, markdown_table, plain, short_p, shown_share
+from tasks.base.words import counted, markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import class_table, confusion
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import TITLES
 
@@ -56,29 +57,31 @@ def analysis_tables(data: PreparedData, predictions: Predictions, result: Compar
 def ladder_frame(result: Comparison) -> "pd.DataFrame":
     import pandas as pd
 
-    columns = ["classifier", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss"]
+    first, *others = (metric.name for metric in objective(result.task).metrics)
+    columns = ["classifier", first, f"{first}_low", f"{first}_high", *others]
     columns += ["adapter_gain", "gain_low", "gain_high", "p_value", "verdict"]
     rows = []
     for rung in result.ladder:
-        own = (rung.accuracy.low, rung.accuracy.high, rung.scores.macro_f1, rung.scores.log_loss)
-        gain, accuracy = rung.adapter_gain, rung.adapter_gain and rung.adapter_gain.accuracy
-        lead = (
-            (accuracy.value, accuracy.low, accuracy.high, gain.p_value, gain.verdict)
-            if gain and accuracy
-            else [None] * 5
-        )
-        rows.append((TITLES[rung.name], rung.scores.accuracy, *own, *lead))
+        own = (*low_and_high(rung.primary), *(rung.scores[name].value for name in others))
+        gain = rung.adapter_gain
+        lead = (*low_and_high(gain.primary), gain.p_value, gain.verdict) if gain else [None] * 5
+        rows.append((TITLES[rung.name], *own, *lead))
     return pd.DataFrame(rows, columns=columns)
+
+
+def low_and_high(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
 
 
 def slice_frame(result: Comparison) -> "pd.DataFrame":
     import pandas as pd
 
-    columns = ["kind", "slice", "rows", "small", "baseline_accuracy", "accuracy", "accuracy_low", "accuracy_high"]
+    name = objective(result.task).metrics[0].name
+    columns = ["kind", "slice", "rows", "small", f"baseline_{name}", name, f"{name}_low", f"{name}_high"]
     rows = [
         (
             *(part.kind, part.name, part.rows, part.small, part.baseline),
-            *(part.accuracy.value, part.accuracy.low, part.accuracy.high),
+            *low_and_high(part.score),
             *(part.fixed, part.broken, part.p_value),
         )
         for part in result.slices
@@ -111,6 +114,7 @@ def comparison_page(
     tables: "Mapping[str, pd.DataFrame]",
 ) -> str:
     """The whole comparison in markdown. What comes from the data cannot break out of its cell."""
+    task = objective(result.task)
     parts = [
         f"# {capital(result.verdict)}: {config.run_name()}",
         headline(config, result),
@@ -121,10 +125,10 @@ def comparison_page(
         *(f"*{plain(capital(note))}.*" for note in data.notes),
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
-        slice_table(result.slices, result.confidence),
-        "Accuracy before is that of the foundation model, after that of the adapter. Slices of fewer than "
-        f"{error_analysis.SMALL} rows are marked as few: they say little. p is the exact McNemar test of each slice by "
-        "itself; of twenty slices without any difference, one is expected under 0.05.",
+        slice_table(result),
+        f"{capital(task.metrics[0].title)} before is that of the foundation model, after that of the adapter. Slices "
+        f"of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the {task.test} test of "
+        "each slice by itself; of twenty slices without any difference, one is expected under 0.05.",
         "## Calibration",
         calibration_table(result.calibration),
         *flip_section(result, tables["flips"]),
@@ -148,21 +152,22 @@ def comparison_page(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def slice_table(slices: Sequence[Slice], confidence: float) -> str:
+def slice_table(result: Comparison) -> str:
+    metric = objective(result.task).metrics[0]
     rows = [
         (
             plain(part.kind),
             plain(part.name),
             f"{part.rows:,}{' (few)' * part.small}",
-            shown_share(part.baseline),
-            bounds(part.accuracy),
+            metric.shown(part.baseline),
+            metric.bounds(part.score),
             f"{part.fixed:,}",
             f"{part.broken:,}",
             short_p(part.p_value),
         )
-        for part in slices
+        for part in result.slices
     ]
-    header = ("by", "slice", "rows", "before", f"after ({100 * confidence:g} %)", "fixed", "broken", "p")
+    header = ("by", "slice", "rows", "before", f"after ({100 * result.confidence:g} %)", "fixed", "broken", "p")
     return markdown_table(header, rows)
 
 

@@ -8,12 +8,12 @@ from tasks.evaluation import error_analysis
 from tasks.evaluation.cautions import find_cautions
 from tasks.evaluation.predictions import Predictions
 from tasks.scores.metrics import PROBABILITY_FLOOR
+from tasks.scores.objective import Objective, objective
 from tasks.scores.statistics import (
     bootstrap,
     calibration_error,
     difference,
     score_intervals,
-    wilson_interval,
     without_temperature,
 )
 from tasks.settings.config import RunConfig
@@ -33,19 +33,18 @@ def judge(
     """What the predictions say; nothing is written. The test rows are read from `data`."""
     import numpy as np
 
-    confidence = config.evaluation.confidence
+    confidence, task = config.evaluation.confidence, objective(data.task)
     leaked = np.isin(predictions.rows, check.leaked["test"])
-    right = {name: table.argmax(1) == predictions.labels for name, table in predictions.tables.items()}
-    some_leaked = leaked.any() and not leaked.all()
     test = error_analysis.read_test_rows(data, predictions)
     result = Comparison(
         folder=str(folder),
+        task=data.task,
         rows=len(predictions.labels),
         confidence=confidence,
         detectable=check.detectable,
-        ladder=ladder(predictions, config.evaluation.bootstrap_samples, confidence, config.seed),
+        ladder=ladder(task, predictions, config.evaluation.bootstrap_samples, confidence, config.seed),
         leaked=int(leaked.sum()),
-        accuracy_without_leaked={name: float(rows[~leaked].mean()) for name, rows in right.items() if some_leaked},
+        score_without_leaked=without_leaked(task, predictions, leaked),
         calibration=measure_calibration(predictions, trained.temperature),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
         untrained_head=bool(trained.fresh_modules),
@@ -53,23 +52,33 @@ def judge(
     return result.model_copy(update={"cautions": find_cautions(result, data, predictions)})
 
 
-def ladder(predictions: Predictions, samples: int, confidence: float, seed: int) -> tuple[Rung, ...]:
-    """Every classifier, best accuracy first, and by how much the adapter is better on the same resampled rows."""
+def without_leaked(task: Objective, predictions: Predictions, leaked: "np.ndarray") -> dict[str, float]:
+    """The metric that decides, by classifier, on the rows that are not in train; empty where these are all or none."""
+    if leaked.all() or not leaked.any():
+        return {}
+    labels, first = predictions.labels[~leaked], task.metrics[0].name
+    return {name: task.scores(table[~leaked], labels)[first] for name, table in predictions.tables.items()}
+
+
+def ladder(
+    task: Objective, predictions: Predictions, samples: int, confidence: float, seed: int
+) -> tuple[Rung, ...]:
+    """Every classifier, best first, and by how much the adapter is better on the same resampled rows."""
     labels, names, tables = predictions.labels, list(predictions.tables), list(predictions.tables.values())
-    resampled, rungs = bootstrap(labels, tables, samples, seed), []
+    resampled, rungs = bootstrap(task, labels, tables, samples, seed), []
     for i, name in enumerate(names):
-        right = int((tables[i].argmax(1) == labels).sum())
-        intervals = score_intervals(resampled, i, confidence)
-        pair = (names.index("tuned"), i)
-        rungs.append(
-            Rung(
-                name=name,
-                scores=Scores(**{score: interval.value for score, interval in intervals.items()}),
-                **{**intervals, "accuracy": wilson_interval(right, len(labels), confidence)},
-                adapter_gain=None if name == "tuned" else difference(labels, tables, resampled, pair, confidence),
-            )
-        )
-    return tuple(sorted(rungs, key=lambda rung: (-rung.scores.accuracy, rung.scores.log_loss)))
+        intervals = score_intervals(task, resampled.observed[i], resampled.drawn[:, i], confidence)
+        if better := task.interval(tables[i], labels, confidence):
+            intervals[task.metrics[0].name] = better
+        gain = difference(task, labels, tables, resampled, (names.index("tuned"), i), confidence)
+        rungs.append(Rung(name=name, scores=intervals, adapter_gain=None if name == "tuned" else gain))
+    return tuple(sorted(rungs, key=lambda rung: goodness(task, rung.values), reverse=True))
+
+
+def goodness(task: Objective, scores: Scores) -> tuple[float, float]:
+    """Sort key: the metric that decides, and for ties the last one."""
+    first, last = task.metrics[0], task.metrics[-1]
+    return first.sign * scores[first.name], last.sign * scores[last.name]
 
 
 def measure_calibration(predictions: Predictions, temperature: float) -> Calibration:

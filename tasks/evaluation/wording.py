@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from tasks.base.records import Comparison
 from tasks.base.verdict import capital
-from tasks.base.words import bounds, counted, format_p, markdown_table, plain, short_p, shown, shown_share
+from tasks.base.words import counted, format_p, markdown_table, plain, short_p, shown
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 
@@ -12,22 +13,25 @@ from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 def headline(config: RunConfig, result: Comparison) -> str:
     """What the verdict rests on: the adapter and the reference that it is about."""
     lead, percent = result.lead(result.against), f"{100 * config.evaluation.confidence:g} %"
-    ours, theirs = (shown_share(result.rung(name).scores.accuracy) for name in ("tuned", result.against))
+    task, metric = objective(result.task), objective(result.task).metrics[0]
+    ours, theirs = (metric.shown(result.rung(name).primary.value) for name in ("tuned", result.against))
     strongest = ", the strongest reference" if result.against == result.rivals[0] else ""
     return (
-        f"Accuracy on {counted(result.rows, 'test row')} is {ours}: {shown(lead.accuracy, f'{percent} interval ')} "
-        f"against {NAMES[result.against]} with {theirs}{strongest} (exact McNemar p {format_p(lead.p_value)})."
+        f"{capital(metric.title)} on {counted(result.rows, 'test row')} is {ours}: "
+        f"{shown(lead.primary, f'{percent} interval ')} against {NAMES[result.against]} with {theirs}{strongest} "
+        f"({task.test} p {format_p(lead.p_value)})."
     )
 
 
 def step_sentence(result: Comparison) -> str:
     """How far it is from the foundation model, which with an untrained head is from chance."""
     gain, head = result.gain, " with an untrained head" if result.untrained_head else ""
-    before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
+    task, metric = objective(result.task), objective(result.task).metrics[0]
+    before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
     return (
-        f"From the foundation model{head} accuracy went from {before} to {after}: {shown(gain.accuracy)}. "
+        f"From the foundation model{head} {metric.title} went from {before} to {after}: {shown(gain.primary)}. "
         f"The adapter fixed {counted(gain.fixed, 'row')} and broke {gain.broken:,} "
-        f"(exact McNemar p {format_p(gain.p_value)})."
+        f"({task.test} p {format_p(gain.p_value)})."
     )
 
 
@@ -41,14 +45,15 @@ def description(result: Comparison) -> str:
 
     They are short: MLflow shows about 90 characters of five lines, and hides the rest.
     """
-    calibration, lead, gain = result.calibration, result.lead(result.against).accuracy, result.gain
-    before, after = (shown_share(result.rung(name).scores.accuracy) for name in ("baseline", "tuned"))
+    calibration, lead, gain = result.calibration, result.lead(result.against).primary, result.gain
+    metric = objective(result.task).metrics[0]
+    before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
     about = f" against {SHORT_TITLES[result.against]}" if result.verdict.startswith("better") else ""
     lines = [
-        f"**{capital(result.verdict)}**: accuracy {after}, {shown(lead)}{about}",
+        f"**{capital(result.verdict)}**: {metric.title} {after}, {shown(lead)}{about}",
         "Ladder: "
-        + ", ".join(f"{SHORT_TITLES[rung.name]} {shown_share(rung.scores.accuracy)}" for rung in result.ladder),
-        f"From the foundation model: {before} to {after}, {shown(gain.accuracy)}, p {format_p(gain.p_value)}",
+        + ", ".join(f"{SHORT_TITLES[rung.name]} {metric.shown(rung.primary.value)}" for rung in result.ladder),
+        f"From the foundation model: {before} to {after}, {shown(gain.primary)}, p {format_p(gain.p_value)}",
         f"Data: {leak_sentence(result, ['tuned'])}; {detectable_sentence(result)}",
         f"Calibration error {calibration.error_before:.3f} to {calibration.error_after:.3f}; weakest slice: "
         f"{plain(weakest_slice(result))}",
@@ -59,17 +64,17 @@ def description(result: Comparison) -> str:
 
 
 def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> str:
-    """How many test rows are in train, and the accuracy without them of those of `names` that were measured."""
+    """How many test rows are in train, and the score without them of those of `names` that were measured."""
     if not result.leaked:
         return f"none of {counted(result.rows, 'test row')} is in train"
-    without = result.accuracy_without_leaked
+    without, metric = result.score_without_leaked, objective(result.task).metrics[0]
     named = ", ".join(
-        f"{TITLES[rung.name]} {shown_share(without[rung.name])}"
+        f"{TITLES[rung.name]} {metric.shown(without[rung.name])}"
         for rung in result.ladder
         if rung.name in names and rung.name in without
     )
     verb, these = ("is", "it") if result.leaked == 1 else ("are", "them")
-    without_these = f"; accuracy without {these}: {named}" if named else ""
+    without_these = f"; {metric.title} without {these}: {named}" if named else ""
     return f"{result.leaked:,} of {counted(result.rows, 'test row')} {verb} in train{without_these}"
 
 
@@ -80,12 +85,12 @@ def detectable_sentence(result: Comparison) -> str:
 
 
 def weakest_slice(result: Comparison) -> str:
-    """The slice that the adapter has the fewest rows right of, in words; small ones do not count."""
-    large = [part for part in result.slices if not part.small]
+    """The slice on which the adapter is worst, in words; small ones do not count."""
+    large, metric = [part for part in result.slices if not part.small], objective(result.task).metrics[0]
     if not large:
         return "none has enough rows"
-    part = min(large, key=lambda part: part.accuracy.value)
-    return f"{slice_title(part.kind, part.name)}, {shown_share(part.accuracy.value)} of {counted(part.rows, 'row')}"
+    part = min(large, key=lambda part: metric.sign * part.score.value)
+    return f"{slice_title(part.kind, part.name)}, {metric.shown(part.score.value)} of {counted(part.rows, 'row')}"
 
 
 def slice_title(kind: str, name: str) -> str:
@@ -96,17 +101,19 @@ def slice_title(kind: str, name: str) -> str:
 
 
 def ladder_table(result: Comparison) -> str:
-    """Every classifier, best accuracy first, in a table under 120 characters wide, and what its columns are."""
-    percent = f"{100 * result.confidence:g} %"
+    """Every classifier, best first, in a table under 120 characters wide, and what its columns are."""
+    percent, task = f"{100 * result.confidence:g} %", objective(result.task)
+    first, *others = task.metrics
     rows = []
     for rung in result.ladder:
-        scores, gain = (shown_share(rung.scores.macro_f1), f"{rung.scores.log_loss:.3f}"), rung.adapter_gain
+        scores, gain = [metric.shown(rung.scores[metric.name].value) for metric in others], rung.adapter_gain
         lead = ("", "", "")
         if gain:
-            lead = (shown(gain.accuracy, middle=", "), short_p(gain.p_value), gain.verdict)
-        rows.append((TITLES[rung.name], bounds(rung.accuracy), *scores, *lead))
-    header = ("classifier", f"accuracy ({percent})", "F1", "loss", "adapter minus it", "p", "verdict")
+            lead = (shown(gain.primary, middle=", "), short_p(gain.p_value), gain.verdict)
+        rows.append((TITLES[rung.name], first.bounds(rung.primary), *scores, *lead))
+    header = ("classifier", f"{first.short_title} ({percent})", *(metric.short_title for metric in others))
+    named = "".join(f"{metric.short_title}: {metric.title}; " for metric in others)
     return (
-        f"{markdown_table(header, rows)}\n\nF1: macro-F1; loss: log loss in nats; adapter minus it: accuracy, with its "
-        f"{percent} interval; p: exact McNemar."
+        f"{markdown_table((*header, 'adapter minus it', 'p', 'verdict'), rows)}\n\n{named}adapter minus it: "
+        f"{first.title}, with its {percent} interval; p: {task.test}."
     )

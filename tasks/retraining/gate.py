@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.outcomes import Finding, Footprint, Gate
-from tasks.base.records import Comparison, Difference, Interval
-from tasks.base.words import bounds, counted, format_p, markdown_table, shown
-from tasks.scores.statistics import bootstrap, difference, mcnemar_p_value, wilson_interval
+from tasks.base.records import Comparison, Difference
+from tasks.base.words import counted, format_p, markdown_table, shown
+from tasks.scores.objective import Objective, objective
+from tasks.scores.statistics import bootstrap, difference, primary_interval
 from tasks.settings.rivals import TITLES, to_beat
 from tasks.settings.sections import GateConfig
 
@@ -20,12 +21,17 @@ class Trial(NamedTuple):
     labels: "np.ndarray"
     """(rows,)"""
     champion: "np.ndarray"
-    """Probabilities, (rows, classes)."""
+    """Answers, a line for each row, in the form of the task."""
     challenger: "np.ndarray"
     slices: Sequence[tuple[str, "np.ndarray"]] = ()
     """Title, and mask of its rows, (rows,)."""
     left_out: int = 0
     """Rows that one of the two has learned from."""
+    task: str = "single_label"
+
+    @property
+    def objective(self) -> Objective:
+        return objective(self.task)
 
 
 class NewClasses(NamedTuple):
@@ -66,7 +72,7 @@ def against_champion(
             difference=None,
         )
     gain = paired(trial, samples, seed, config.confidence)
-    findings = [judge_gain(config, gain, rows)]
+    findings = [judge_gain(config, trial.objective, gain, rows)]
     if classes:
         findings.append(judge_classes(classes, findings[0].passed))
     if config.no_worse_slice:
@@ -77,8 +83,9 @@ def against_champion(
     return Gate(
         findings=tuple(findings),
         rows=rows,
-        champion=share_right(trial.champion, trial.labels, config.confidence),
-        challenger=share_right(trial.challenger, trial.labels, config.confidence),
+        task=trial.task,
+        champion=primary_interval(trial.objective, trial.champion, trial.labels, config.confidence),
+        challenger=primary_interval(trial.objective, trial.challenger, trial.labels, config.confidence),
         difference=gain,
     )
 
@@ -86,29 +93,35 @@ def against_champion(
 def without_champion(config: GateConfig, result: Comparison, footprint: Footprint | None) -> Gate:
     """The first model of a name against TF-IDF and the linear probe, on its own test rows."""
     measured = {rung.name: rung.adapter_gain for rung in result.ladder}
-    findings = [judge_reference(config, name, measured.get(name)) for name in to_beat()]
+    task = objective(result.task)
+    findings = [judge_reference(config, task, name, measured.get(name)) for name in to_beat()]
     return Gate(
         findings=(*findings, *judge_footprint(config, footprint)),
         rows=result.rows,
+        task=result.task,
         champion=None,
-        challenger=result.rung("tuned").accuracy,
+        challenger=result.rung("tuned").primary,
         difference=None,
     )
 
 
 def paired(trial: Trial, samples: int, seed: int, confidence: float) -> Difference:
     """Challenger minus champion."""
-    tables = [trial.challenger, trial.champion]
-    return difference(trial.labels, tables, bootstrap(trial.labels, tables, samples, seed), (0, 1), confidence)
+    task, labels, tables = trial.objective, trial.labels, [trial.challenger, trial.champion]
+    return difference(task, labels, tables, bootstrap(task, labels, tables, samples, seed), (0, 1), confidence)
 
 
-def share_right(table: "np.ndarray", labels: "np.ndarray", confidence: float) -> Interval:
-    return wilson_interval(int((table.argmax(1) == labels).sum()), len(labels), confidence)
+def is_enough(config: GateConfig, task: Objective, gain: Difference) -> bool:
+    """Whether the whole interval lies above the smallest gain asked for; an error must fall by as much."""
+    return min(task.metrics[0].sign * end for end in (gain.primary.low, gain.primary.high)) > config.smallest_gain
 
 
-def judge_gain(config: GateConfig, gain: Difference, rows: int) -> Finding:
-    passed = gain.verdict == "improved" and gain.accuracy.low > config.smallest_gain
-    told = f"accuracy {shown(gain.accuracy)} on {counted(rows, 'row')}, exact McNemar p {format_p(gain.p_value)}"
+def judge_gain(config: GateConfig, task: Objective, gain: Difference, rows: int) -> Finding:
+    passed = gain.verdict == "improved" and is_enough(config, task, gain)
+    told = (
+        f"{task.metrics[0].title} {shown(gain.primary)} on {counted(rows, 'row')}, {task.test} p "
+        f"{format_p(gain.p_value)}"
+    )
     if passed:
         return Finding(rule="gain", passed=True, told=f"better than the champion: {told}")
     if gain.verdict == "improved":
@@ -147,11 +160,10 @@ def judge_slices(config: GateConfig, trial: Trial) -> Finding:
     The significance level is divided by the number of slices (Bonferroni): else one of twenty would stand in the way
     of any challenger.
     """
-    champion, challenger = (table.argmax(1) == trial.labels for table in (trial.champion, trial.challenger))
     worst, smallest = "", 1.0
     for title, inside in trial.slices:
-        fixed, broken = int((challenger & ~champion & inside).sum()), int((champion & ~challenger & inside).sum())
-        p_value = mcnemar_p_value(fixed, broken)
+        sides = (trial.challenger[inside], trial.champion[inside], trial.labels[inside])
+        fixed, broken, p_value = trial.objective.compared(*sides)
         if broken > fixed and p_value < smallest:
             rows = counted(int(inside.sum()), "row")
             worst, smallest = f"{title} ({rows}, {fixed} fixed, {broken} broken, p {format_p(p_value)})", p_value
@@ -167,7 +179,8 @@ def judge_slices(config: GateConfig, trial: Trial) -> Finding:
 def judge_own_rows(own: Trial, samples: int, seed: int, confidence: float) -> Finding:
     """The rows that made the champion: on these the challenger must not be worse."""
     gain = paired(own, samples, seed, confidence)
-    told = f"accuracy {shown(gain.accuracy)} on {counted(len(own.labels), 'row')} of the champion's own test"
+    title = own.objective.metrics[0].title
+    told = f"{title} {shown(gain.primary)} on {counted(len(own.labels), 'row')} of the champion's own test"
     passed = gain.verdict != "worse"
     words = f"{'not ' if passed else ''}significantly worse there"
     return Finding(rule="champion's rows", passed=passed, told=f"{words}: {told}")
@@ -190,14 +203,14 @@ def judge_footprint(config: GateConfig, footprint: Footprint | None) -> list[Fin
     ]
 
 
-def judge_reference(config: GateConfig, name: str, gain: Difference | None) -> Finding:
+def judge_reference(config: GateConfig, task: Objective, name: str, gain: Difference | None) -> Finding:
     title, rule = TITLES[name], f"better than {TITLES[name]}"
     if gain is None:
         return Finding(rule=rule, passed=False, told=f"{title} was not measured")
-    told = f"accuracy {shown(gain.accuracy)}, exact McNemar p {format_p(gain.p_value)}"
+    told = f"{task.metrics[0].title} {shown(gain.primary)}, {task.test} p {format_p(gain.p_value)}"
     if gain.verdict != "improved":
         return Finding(rule=rule, passed=False, told=f"{not_better(gain)} {title}: {told}")
-    if gain.accuracy.low <= config.smallest_gain:
+    if not is_enough(config, task, gain):
         return Finding(rule=rule, passed=False, told=f"not shown to gain {config.smallest_gain:g} over {title}: {told}")
     return Finding(rule=rule, passed=True, told=f"better than {title}: {told}")
 
@@ -205,13 +218,14 @@ def judge_reference(config: GateConfig, name: str, gain: Difference | None) -> F
 def page(name: str, title: str, gate: Gate) -> str:
     """The decision as a page, for the run in MLflow and the one in Prefect."""
     parts = [f"# {title}", gate.reason[:1].upper() + gate.reason[1:] + "."]
-    accuracies = [
-        (who, bounds(accuracy))
-        for who, accuracy in (("champion", gate.champion), ("challenger", gate.challenger))
-        if accuracy
+    metric = objective(gate.task).metrics[0]
+    scores = [
+        (who, metric.bounds(score))
+        for who, score in (("champion", gate.champion), ("challenger", gate.challenger))
+        if score
     ]
-    if accuracies:
-        parts.append(markdown_table((f"{name}, {counted(gate.rows, 'test row')}", "accuracy"), accuracies))
+    if scores:
+        parts.append(markdown_table((f"{name}, {counted(gate.rows, 'test row')}", metric.title), scores))
     rules = [(finding.rule, "passed" if finding.passed else "failed", finding.told) for finding in gate.findings]
     parts.append(markdown_table(("rule", "", "what was found"), rules))
     return "\n\n".join(parts) + "\n"

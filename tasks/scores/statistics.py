@@ -12,6 +12,8 @@ from tasks.scores.metrics import PROBABILITY_FLOOR
 if TYPE_CHECKING:
     import numpy as np
 
+    from tasks.scores.objective import Objective
+
 
 CHUNK_CELLS = 250_000
 """Resampling weights held at once: 2 MB stay in the processor's cache, which is twice as fast as 32 MB."""
@@ -21,9 +23,6 @@ DISAGREEMENT = 0.2
 
 USEFUL_DIFFERENCE = 0.1
 """A test set that only shows larger differences of accuracy says little: most adapters differ by less."""
-
-SCORES = ("accuracy", "macro_f1", "log_loss")
-
 
 def wilson_interval(right: int, rows: int, confidence: float) -> Interval:
     """A share with its score interval; never leaves 0..1 and holds for few rows.
@@ -52,31 +51,30 @@ def mcnemar_p_value(fixed: int, broken: int) -> float:
 
 
 class Resampled(NamedTuple):
-    """Accuracy, macro-F1 and log loss of several classifiers, observed and on resampled test rows."""
+    """The metrics of several classifiers, observed and on resampled test rows."""
 
     observed: "np.ndarray"
-    """(classifiers, 3)"""
+    """(classifiers, metrics)"""
     drawn: "np.ndarray"
-    """(samples, classifiers, 3)"""
+    """(samples, classifiers, metrics)"""
 
 
-def bootstrap(labels: "np.ndarray", tables: Sequence["np.ndarray"], samples: int, seed: int) -> Resampled:
-    """Scores of each (rows, classes) table on the same resamplings of the rows, drawn with replacement.
+def bootstrap(
+    task: "Objective", labels: "np.ndarray", tables: Sequence["np.ndarray"], samples: int, seed: int
+) -> Resampled:
+    """Metrics of each table, a line for each row, on the same resamplings of the rows, drawn with replacement.
 
     One resampling serves all classifiers, so that differences between them are paired and what is hard for all
-    cancels out. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. A class that the test rows
-    have and a resample misses does not count in its macro-F1: no classifier, however good, could have any of it right.
-    Forman and Scholz, SIGKDD Explorations 12 (2010), show how much a 0 in its place is off.
+    cancels out. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     import numpy as np
 
-    rows, classes = tables[0].shape
-    there = np.bincount(labels, minlength=classes) > 0
+    rows = len(labels)
     generator = np.random.default_rng(seed)
-    parts = [per_row(table, labels) for table in tables]
+    parts = [task.weighted(table, labels) for table in tables]
 
     def scores(weights: "np.ndarray") -> "np.ndarray":
-        return np.stack([scores_from_sums(weights @ part, rows, classes, there) for part in parts], axis=1)
+        return np.stack([part(weights) for part in parts], axis=1)
 
     drawn = []
     for start in range(0, samples, size := max(1, CHUNK_CELLS // rows)):
@@ -110,7 +108,9 @@ def per_row(table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
 def scores_from_sums(sums: "np.ndarray", rows: int, classes: int, there: "np.ndarray | None" = None) -> "np.ndarray":
     """Accuracy, macro-F1 and log loss, (samples, 3), from sums of `per_row`.
 
-    Classes of the mask `there`, (classes,), that a sample has no row of do not count in its macro-F1.
+    A class of the mask `there`, (classes,), that a sample has no row of does not count in its macro-F1: no classifier,
+    however good, could have any of it right. Forman and Scholz, SIGKDD Explorations 12 (2010), show how much a 0 in its
+    place is off.
     """
     import numpy as np
 
@@ -136,37 +136,52 @@ def percentile_interval(value: float, drawn: "np.ndarray", confidence: float) ->
     return Interval(value=float(value), low=float(min(value, low)), high=float(max(value, high)))
 
 
-def score_intervals(resampled: Resampled, index: int, confidence: float) -> dict[str, Interval]:
-    """Accuracy, macro-F1 and log loss of one classifier."""
-    observed, drawn = resampled.observed[index], resampled.drawn[:, index]
-    return {name: percentile_interval(observed[i], drawn[:, i], confidence) for i, name in enumerate(SCORES)}
+def score_intervals(
+    task: "Objective", observed: "np.ndarray", drawn: "np.ndarray", confidence: float
+) -> dict[str, Interval]:
+    """By metric, from what was observed, (metrics,), and drawn, (samples, metrics)."""
+    return {
+        metric.name: percentile_interval(observed[i], drawn[:, i], confidence) for i, metric in enumerate(task.metrics)
+    }
+
+
+def primary_interval(task: "Objective", table: "np.ndarray", labels: "np.ndarray", confidence: float) -> Interval:
+    """Of the metric that decides: the task's own, or else the bootstrap's with 1,000 resamples."""
+    if exact := task.interval(table, labels, confidence):
+        return exact
+    found = bootstrap(task, labels, [table], 1000, seed=0)
+    return score_intervals(task, found.observed[0], found.drawn[:, 0], confidence)[task.metrics[0].name]
 
 
 def difference(
-    labels: "np.ndarray", tables: Sequence["np.ndarray"], resampled: Resampled, pair: tuple[int, int], confidence: float
+    task: "Objective",
+    labels: "np.ndarray",
+    tables: Sequence["np.ndarray"],
+    resampled: Resampled,
+    pair: tuple[int, int],
+    confidence: float,
 ) -> Difference:
     """Table `pair[0]` minus table `pair[1]`."""
     new, old = pair
-    is_right, was_right = (tables[i].argmax(1) == labels for i in pair)
-    fixed, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+    fixed, broken, p_value = task.compared(tables[new], tables[old], labels)
     observed = resampled.observed[new] - resampled.observed[old]
-    drawn = resampled.drawn[:, new] - resampled.drawn[:, old]
-    intervals = {name: percentile_interval(observed[i], drawn[:, i], confidence) for i, name in enumerate(SCORES)}
-    p_value = mcnemar_p_value(fixed, broken)
+    intervals = score_intervals(task, observed, resampled.drawn[:, new] - resampled.drawn[:, old], confidence)
+    first = task.metrics[0]
     return Difference(
-        verdict=verdict(intervals["accuracy"], p_value, confidence),
-        **intervals,
+        verdict=verdict(intervals[first.name], p_value, confidence, first.sign),
+        scores=intervals,
         p_value=p_value,
         fixed=fixed,
         broken=broken,
     )
 
 
-def verdict(accuracy: Interval, p_value: float, confidence: float) -> Verdict:
-    """`improved` or `worse` only where the interval leaves out 0 and the exact test agrees."""
-    if p_value >= 1 - confidence:
+def verdict(gain: Interval, p_value: float, confidence: float, sign: int = 1) -> Verdict:
+    """`improved` or `worse` only where the interval leaves out 0 and the paired test agrees; with `sign` -1 less is
+    better."""
+    if p_value >= 1 - confidence or gain.low <= 0 <= gain.high:
         return "no evidence"
-    return "improved" if accuracy.low > 0 else "worse" if accuracy.high < 0 else "no evidence"
+    return "improved" if sign * gain.value > 0 else "worse"
 
 
 def detection_power(rows: int, gain: float, confidence: float) -> float:

@@ -9,15 +9,16 @@ from prefect import task
 
 from tasks.base.files import write_text
 from tasks.base.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
-from tasks.base.words import bounds, counted, format_p, markdown_table, plain, shown, shown_share
+from tasks.base.words import counted, format_p, markdown_table, plain, shown
 from tasks.base.work import WORK
 from tasks.data.prepare import find_data
 from tasks.evaluation.predictions import read_predictions
 from tasks.models.foundation import find_model
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.sources.hub import NETWORK, HubUnreachable
-from tasks.studies.two_runs import compare_runs
+from tasks.studies.two_runs import compare_runs, shown_scores
 from tasks.tracking.address import run_url
 from tasks.tracking.asking import fetched, note_outcome, recorded_run
 
@@ -144,9 +145,9 @@ def same_predictions(first: RecordedRun, second: RecordedRun) -> bool:
 
 
 def within_noise(comparison: RunComparison) -> bool:
-    """No evidence of a difference, and the second accuracy in the interval of the first: two runs that differ by seed
+    """No evidence of a difference, and the second score in the interval of the first: two runs that differ by seed
     alone lie as far apart."""
-    first, second = comparison.first.accuracy, comparison.second.accuracy
+    first, second = comparison.first.primary, comparison.second.primary
     return comparison.difference.verdict == "no evidence" and first.low <= second.value <= first.high
 
 
@@ -191,10 +192,10 @@ def sentence(result: RerunResult) -> str:
         return f"The same adapter, and the same probabilities on all {counted(result.comparison.rows, 'test row')}."
     if not result.comparison:
         return f"Other test rows, so that nothing can be compared. {reasons(result)}"
-    delta = result.comparison.difference
+    delta, task = result.comparison.difference, objective(result.comparison.task)
     same = "The same adapter with other predictions" if len(set(result.adapters)) == 1 else "Another adapter"
     return (
-        f"{same}: accuracy {shown(delta.accuracy)}, exact McNemar p {format_p(delta.p_value)} on "
+        f"{same}: {task.metrics[0].title} {shown(delta.primary)}, {task.test} p {format_p(delta.p_value)} on "
         f"{counted(result.comparison.rows, 'test row')}. {reasons(result)}"
     )
 
@@ -230,11 +231,12 @@ def runs_table(result: RerunResult) -> str:
     ]
     if not result.comparison:
         return markdown_table(("run", "id", "adapter sha256"), rows)
+    task = objective(result.comparison.task)
     scored = [
-        (*row, bounds(run.accuracy), shown_share(run.scores.macro_f1), f"{run.scores.log_loss:.3f}")
+        (*row, *shown_scores(task, run))
         for row, run in zip(rows, (result.comparison.first, result.comparison.second), strict=True)
     ]
-    return markdown_table(("run", "id", "adapter sha256", "accuracy", "F1", "log loss"), scored)
+    return markdown_table(("run", "id", "adapter sha256", *(metric.short_title for metric in task.metrics)), scored)
 
 
 def brief(value: str | None) -> str:

@@ -1,7 +1,6 @@
 """Runs that differ only by seed: their mean, their spread, and what between two single runs is seed noise."""
 
 import json
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +12,14 @@ from tasks.base.files import write_text
 from tasks.base.outcomes import RungSpread, SeedRun, SeedsResult, Spread
 from tasks.base.records import Comparison, RunResult
 from tasks.base.verdict import Verdict, capital, standing
-from tasks.base.words import counted, ends, listed, markdown_table, plain, shown, shown_share
+from tasks.base.words import counted, listed, markdown_table, plain, shown
 from tasks.base.work import RunFolder
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.recording import STRONGEST
+from tasks.evaluation.verdict import goodness
 from tasks.evaluation.wording import caution
-from tasks.scores.statistics import SCORES, bootstrap, difference, mean_interval, seed_noise
+from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.statistics import bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig
 from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.sources.hub import NETWORK
@@ -66,17 +67,17 @@ def log_seeds(work: str, result: SeedsResult, page: str) -> None:
 
 
 def seed_metrics(result: SeedsResult) -> dict[str, float]:
-    metrics = {"delta/accuracy": result.gain.mean.value, f"{STRONGEST}/gain": result.lead.mean.value}
+    first = objective(result.task).metrics[0].name
+    metrics = {f"delta/{first}": result.gain.mean.value, f"{STRONGEST}/gain": result.lead.mean.value}
     for rung in result.ladder:
         group = rung.name if rung.name in ("tuned", "baseline") else f"reference/{rung.name}"
-        for name in ("accuracy", "macro_f1", "log_loss"):
-            metrics[f"{group}/{name}"] = getattr(rung, name).mean.value
-    accuracy = result.rung("tuned").accuracy
+        metrics |= {f"{group}/{name}": spread.mean.value for name, spread in rung.scores.items()}
+    tuned = result.rung("tuned").primary
     return metrics | {
         "seeds/count": len(result.runs),
-        "seeds/accuracy_std": accuracy.deviation,
-        "seeds/accuracy_low": accuracy.mean.low,
-        "seeds/accuracy_high": accuracy.mean.high,
+        f"seeds/{first}_std": tuned.deviation,
+        f"seeds/{first}_low": tuned.mean.low,
+        f"seeds/{first}_high": tuned.mean.high,
         "seeds/noise": result.noise,
     }
 
@@ -87,9 +88,14 @@ def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) ->
     comparisons = [Comparison.model_validate_json(folder.comparison_record.read_bytes()) for folder in folders]
     confidence = config.evaluation.confidence
     pairs = list(combinations(range(len(results)), 2))
-    ladder = ladder_spread(comparisons, confidence)
+    task = objective(comparisons[0].task)
+    metric = task.metrics[0]
+    widest = metric.most - metric.least
+    ladder = ladder_spread(task, comparisons, confidence)
     verdict, against = verdict_of_all(ladder, comparisons)
-    leads = [one.lead(against).accuracy.value for one in comparisons]
+    leads = [one.lead(against).primary.value for one in comparisons]
+    tuned = [result.tuned[metric.name] for result in results]
+    gains = [result.delta[metric.name] for result in results]
     seeds = range(config.seed, config.seed + len(results))
     return SeedsResult(
         run_id=run_id,
@@ -97,16 +103,17 @@ def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) ->
         status="finished",
         verdict=verdict,
         against=against,
+        task=task.name,
         confidence=confidence,
         rows=comparisons[0].rows,
-        runs=tuple(map(seed_run, seeds, results, leads)),
-        gain=spread([result.delta.accuracy for result in results], confidence, -1, 1),
-        lead=spread(leads, confidence, -1, 1),
+        runs=tuple(map(seed_run, seeds, results, tuned, gains, leads)),
+        gain=spread(gains, confidence, -widest, widest),
+        lead=spread(leads, confidence, -widest, widest),
         cautions=cautions_of_all(seeds, comparisons),
         ladder=ladder,
-        noise=min(1.0, seed_noise([result.tuned.accuracy for result in results], confidence)),
+        noise=min(widest, seed_noise(tuned, confidence)),
         pairs=len(pairs),
-        told_apart=count_told_apart([folder.predictions for folder in folders], pairs, config),
+        told_apart=count_told_apart(task, [folder.predictions for folder in folders], pairs, config),
         data_fingerprint=results[0].data_fingerprint,
         seconds=round(sum(result.seconds.total for result in results), 3),
     )
@@ -133,13 +140,13 @@ def cautions_of_all(seeds: Sequence[int], comparisons: Sequence[Comparison]) -> 
     )
 
 
-def seed_run(seed: int, result: RunResult, lead: float) -> SeedRun:
+def seed_run(seed: int, result: RunResult, score: float, gain: float, lead: float) -> SeedRun:
     return SeedRun(
         seed=seed,
         run_id=result.run_id,
         verdict=result.verdict,
-        accuracy=result.tuned.accuracy,
-        gain=result.delta.accuracy,
+        score=score,
+        gain=gain,
         lead=lead,
         adapter_path=result.adapter_path,
     )
@@ -157,30 +164,33 @@ def spread(values: Sequence[float], confidence: float, least: float = 0, most: f
     )
 
 
-def ladder_spread(comparisons: Sequence[Comparison], confidence: float) -> tuple[RungSpread, ...]:
-    """The rungs that every run has, best mean accuracy first."""
-    ladders = [{rung.name: rung.scores for rung in comparison.ladder} for comparison in comparisons]
+def ladder_spread(task: Objective, comparisons: Sequence[Comparison], confidence: float) -> tuple[RungSpread, ...]:
+    """The rungs that every run has, best mean first."""
+    ladders = [{rung.name: rung.values for rung in comparison.ladder} for comparison in comparisons]
     names = [name for name in ladders[0] if all(name in ladder for ladder in ladders)]
-    most = {"accuracy": 1, "macro_f1": 1, "log_loss": math.inf}
+
+    def over_seeds(name: str, metric: Metric) -> Spread:
+        return spread([ladder[name][metric.name] for ladder in ladders], confidence, metric.least, metric.most)
+
     rungs = [
-        RungSpread(
-            name=name,
-            **{
-                score: spread([getattr(ladder[name], score) for ladder in ladders], confidence, 0, most[score])
-                for score in SCORES
-            },
-        )
+        RungSpread(name=name, scores={metric.name: over_seeds(name, metric) for metric in task.metrics})
         for name in names
     ]
-    return tuple(sorted(rungs, key=lambda rung: (-rung.accuracy.mean.value, rung.log_loss.mean.value)))
+
+    def mean_goodness(rung: RungSpread) -> tuple[float, float]:
+        return goodness(task, {name: spread.mean.value for name, spread in rung.scores.items()})
+
+    return tuple(sorted(rungs, key=mean_goodness, reverse=True))
 
 
-def count_told_apart(files: Sequence[Path], pairs: Sequence[tuple[int, int]], config: RunConfig) -> int:
+def count_told_apart(
+    task: Objective, files: Sequence[Path], pairs: Sequence[tuple[int, int]], config: RunConfig
+) -> int:
     """Pairs of prediction files between which the paired test finds a difference; ValueError where rows differ."""
     _, labels, named = paired_predictions({str(file): str(file) for file in files})
     tables = list(named.values())
-    resampled = bootstrap(labels, tables, config.evaluation.bootstrap_samples, config.seed)
-    found = (difference(labels, tables, resampled, pair, config.evaluation.confidence) for pair in pairs)
+    resampled = bootstrap(task, labels, tables, config.evaluation.bootstrap_samples, config.seed)
+    found = (difference(task, labels, tables, resampled, pair, config.evaluation.confidence) for pair in pairs)
     return sum(pair.verdict != "no evidence" for pair in found)
 
 
@@ -200,11 +210,12 @@ def seeds_markdown(config: RunConfig, result: SeedsResult) -> str:
 
 def headline(result: SeedsResult) -> str:
     """The result in a few sentences, with what it rests on; the step from the foundation model last."""
-    accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
+    tuned, percent = result.rung("tuned").primary, f"{100 * result.confidence:g} %"
+    metric = objective(result.task).metrics[0]
     return (
-        f"Over {len(result.runs)} seeds the adapter's accuracy on {counted(result.rows, 'test row')} is "
-        f"{shown_share(accuracy.mean.value)} on average ({percent} interval {' to '.join(ends(accuracy.mean))}), "
-        f"{shown_share(accuracy.smallest)} to {shown_share(accuracy.largest)} in single runs. Against "
+        f"Over {len(result.runs)} seeds the adapter's {metric.title} on {counted(result.rows, 'test row')} is "
+        f"{metric.shown(tuned.mean.value)} on average ({percent} interval {' to '.join(metric.ends(tuned.mean))}), "
+        f"{metric.shown(tuned.smallest)} to {metric.shown(tuned.largest)} in single runs. Against "
         f"{NAMES[result.against]} it is {shown(result.lead.mean)}. {verdict_sentence(result)} "
         f"Its step from the foundation model is {shown(result.gain.mean)}."
     )
@@ -219,10 +230,11 @@ def verdict_sentence(result: SeedsResult) -> str:
 def noise_sentence(result: SeedsResult) -> str:
     """How large a difference between two single runs must be to mean more than another seed."""
     told = f"Of {counted(result.pairs, 'pair')} of seeds, {result.told_apart} differ significantly."
+    title = objective(result.task).metrics[0].title
     if result.noise == 0:
-        return f"All seeds have the same accuracy: these test rows show no seed noise. {told}"
+        return f"All seeds have the same {title}: these test rows show no seed noise. {told}"
     return (
-        f"Two runs that differ only by seed stay within ±{result.noise:.3f} of each other in accuracy at "
+        f"Two runs that differ only by seed stay within ±{result.noise:.3f} of each other in {title} at "
         f"{100 * result.confidence:g} %; a smaller difference between two single runs is seed noise. {told}"
     )
 
@@ -230,16 +242,15 @@ def noise_sentence(result: SeedsResult) -> str:
 def seeds_table(result: SeedsResult) -> str:
     """The ladder: each classifier's mean over the seeds ± standard deviation of single runs."""
     percent = f"{100 * result.confidence:g} %"
-    header = ("classifier", "accuracy", f"{percent} interval of the mean", "macro-F1", "log loss (nats)")
+    first, *others = objective(result.task).metrics
     return markdown_table(
-        header,
+        ("classifier", first.title, f"{percent} interval of the mean", *(metric.title for metric in others)),
         [
             (
                 TITLES[rung.name],
-                plus_minus(rung.accuracy),
-                " to ".join(ends(rung.accuracy.mean)),
-                plus_minus(rung.macro_f1),
-                plus_minus(rung.log_loss),
+                plus_minus(rung.primary),
+                " to ".join(first.ends(rung.primary.mean)),
+                *(plus_minus(rung.scores[metric.name]) for metric in others),
             )
             for rung in result.ladder
         ],
@@ -248,16 +259,16 @@ def seeds_table(result: SeedsResult) -> str:
 
 def ladder_means(result: SeedsResult) -> dict[str, list[Any]]:
     """The ladder's means with the intervals of the means, in the shape of single runs' tables."""
-    columns = ["classifier", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss"]
+    first, *others = (metric.name for metric in objective(result.task).metrics)
     rows = [
         [
             TITLES[rung.name],
-            *(round(getattr(rung.accuracy.mean, end), 4) for end in ("value", "low", "high")),
-            *(round(spread.mean.value, 4) for spread in (rung.macro_f1, rung.log_loss)),
+            *(round(getattr(rung.primary.mean, end), 4) for end in ("value", "low", "high")),
+            *(round(rung.scores[name].mean.value, 4) for name in others),
         ]
         for rung in result.ladder
     ]
-    return {"columns": columns, "data": rows}
+    return {"columns": ["classifier", first, f"{first}_low", f"{first}_high", *others], "data": rows}
 
 
 def plus_minus(value: Spread) -> str:
@@ -265,10 +276,11 @@ def plus_minus(value: Spread) -> str:
 
 
 def runs_table(result: SeedsResult) -> str:
+    metric = objective(result.task).metrics[0]
     return markdown_table(
-        ("seed", "verdict", "accuracy", f"minus {SHORT_TITLES[result.against]}", "run"),
+        ("seed", "verdict", metric.title, f"minus {SHORT_TITLES[result.against]}", "run"),
         [
-            (f"{run.seed}", run.verdict, shown_share(run.accuracy), f"{run.lead:+z.3f}", run.run_id)
+            (f"{run.seed}", run.verdict, metric.shown(run.score), f"{run.lead:+z.3f}", run.run_id)
             for run in result.runs
         ],
     )
@@ -276,13 +288,14 @@ def runs_table(result: SeedsResult) -> str:
 
 def description(result: SeedsResult) -> str:
     """The result in five short lines of markdown, the verdict first, for MLflow's page of the parent."""
-    accuracy, percent = result.rung("tuned").accuracy, f"{100 * result.confidence:g} %"
+    metric, percent = objective(result.task).metrics[0], f"{100 * result.confidence:g} %"
     lines = (
-        f"**{capital(result.verdict)}** over {len(result.runs)} seeds: accuracy {plus_minus(accuracy)}, "
+        f"**{capital(result.verdict)}** over {len(result.runs)} seeds: {metric.title} "
+        f"{plus_minus(result.rung('tuned').primary)}, "
         f"{shown(result.lead.mean)} against {SHORT_TITLES[result.against]}",
         plain(caution(result.cautions)) or verdict_sentence(result),
         "Ladder: "
-        + ", ".join(f"{SHORT_TITLES[rung.name]} {shown_share(rung.accuracy.mean.value)}" for rung in result.ladder),
+        + ", ".join(f"{SHORT_TITLES[rung.name]} {metric.shown(rung.primary.mean.value)}" for rung in result.ladder),
         f"Step from the foundation model: {shown(result.gain.mean)}",
         f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
         f"{counted(result.pairs, 'pair')} differ significantly",

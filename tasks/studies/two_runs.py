@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tasks.base.outcomes import RunComparison, RunScores, StoredRun
-from tasks.base.records import Scores
 from tasks.base.verdict import Verdict
-from tasks.base.words import bounds, counted, format_p, markdown_table, shown, shown_share
+from tasks.base.words import counted, format_p, markdown_table, shown
 from tasks.evaluation.predictions import read_predictions
-from tasks.scores.statistics import bootstrap, difference, wilson_interval
+from tasks.scores.objective import Objective, objective
+from tasks.scores.statistics import bootstrap, difference, score_intervals
 from tasks.settings.fields import InputError
 from tasks.settings.sections import EvaluationConfig
 
@@ -32,21 +32,30 @@ def compare_runs(first: StoredRun, second: StoredRun) -> RunComparison:
     rows, labels, tables = zip(*(read_predictions(run.predictions) for run in runs), strict=True)
     if differences := how_rows_differ(runs, rows, labels):
         raise InputError(f"the runs were measured on different test rows: {differences}; compare runs on the same data")
-    resampled = bootstrap(labels[0], tables, int(samples), seed=0)
-    scores = [
-        Scores(accuracy=accuracy, macro_f1=macro_f1, log_loss=log_loss)
-        for accuracy, macro_f1, log_loss in resampled.observed.tolist()
-    ]
-    right = [int((table.argmax(1) == labels[0]).sum()) for table in tables]
-    shares = [wilson_interval(count, len(labels[0]), confidence) for count in right]
+    name = first.parameters.get("data.task", "single_label")
+    task = objective(name)
+    resampled = bootstrap(task, labels[0], tables, int(samples), seed=0)
+    scores = []
+    for i, table in enumerate(tables):
+        intervals = score_intervals(task, resampled.observed[i], resampled.drawn[:, i], confidence)
+        if better := task.interval(table, labels[0], confidence):
+            intervals[task.metrics[0].name] = better
+        scores.append(intervals)
     return RunComparison(
+        task=name,
         rows=len(labels[0]),
         confidence=confidence,
-        first=RunScores(run_id=first.run_id, name=first.name, scores=scores[0], accuracy=shares[0]),
-        second=RunScores(run_id=second.run_id, name=second.name, scores=scores[1], accuracy=shares[1]),
-        difference=difference(labels[0], tables, resampled, (1, 0), confidence),
+        first=RunScores(run_id=first.run_id, name=first.name, scores=scores[0]),
+        second=RunScores(run_id=second.run_id, name=second.name, scores=scores[1]),
+        difference=difference(task, labels[0], tables, resampled, (1, 0), confidence),
         parameters=different_parameters(first.parameters, second.parameters),
     )
+
+
+def shown_scores(task: Objective, run: RunScores) -> list[str]:
+    """The metric that decides with its interval, and the others."""
+    first, *others = task.metrics
+    return [first.bounds(run.primary), *(metric.shown(run.scores[metric.name].value) for metric in others)]
 
 
 def asked_for(runs: Sequence[StoredRun], name: str) -> float:
@@ -84,17 +93,17 @@ def different_parameters(first: dict[str, str], second: dict[str, str]) -> dict[
 def comparison_text(result: RunComparison) -> str:
     """The comparison for a terminal: the verdict, both runs, the difference, and what was set differently."""
     delta, percent = result.difference, f"{100 * result.confidence:g} %"
+    task = objective(result.task)
     rows: list[tuple[str, ...]] = [
-        (title, bounds(run.accuracy), shown_share(run.scores.macro_f1), f"{run.scores.log_loss:.3f}")
-        for title, run in (("first", result.first), ("second", result.second))
+        (title, *shown_scores(task, run)) for title, run in (("first", result.first), ("second", result.second))
     ]
-    rows.append(("second minus first", *(shown(value) for value in (delta.accuracy, delta.macro_f1, delta.log_loss))))
+    rows.append(("second minus first", *map(shown, delta.scores.values())))
     parts = [
         WORDS[delta.verdict].upper(),
         f"first   {result.first.run_id}  {result.first.name}\nsecond  {result.second.run_id}  {result.second.name}",
-        markdown_table((counted(result.rows, "test row"), "accuracy", "macro-F1", "log loss (nats)"), rows),
+        markdown_table((counted(result.rows, "test row"), *(metric.title for metric in task.metrics)), rows),
         f"Intervals at {percent}, of the differences by paired bootstrap. Only the second is right on "
-        f"{counted(delta.fixed, 'row')}, only the first on {delta.broken:,} (exact McNemar p "
+        f"{counted(delta.fixed, 'row')}, only the first on {delta.broken:,} ({task.test} p "
         f"{format_p(delta.p_value)}).",
     ]
     if result.parameters:

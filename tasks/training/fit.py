@@ -279,7 +279,7 @@ def build_trainer(
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         trainer.latest = (prediction.predictions, prediction.label_ids)
-        return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids).model_dump()
+        return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids)
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]
     train, validation, collate = splits["train"], splits["validation"], DataCollatorWithPadding(tokenizer)

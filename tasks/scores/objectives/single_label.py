@@ -1,0 +1,62 @@
+"""One class for each text. The table has probabilities, (rows, classes); labels are class numbers, (rows,)."""
+
+from typing import TYPE_CHECKING
+
+from tasks.base.records import Interval
+from tasks.scores.objective import Metric
+from tasks.scores.statistics import (
+    detectable_difference,
+    mcnemar_p_value,
+    per_row,
+    scores_from_sums,
+    wilson_interval,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.scores.objective import Objective, Weighted
+
+
+class SingleLabel:
+    name = "single_label"
+    metrics = (
+        Metric("accuracy", "accuracy", "accuracy"),
+        Metric("macro_f1", "macro-F1", "F1"),
+        Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
+    )
+    test = "exact McNemar"
+
+    def decide(self, table: "np.ndarray") -> "np.ndarray":
+        decided: np.ndarray = table.argmax(1)
+        return decided
+
+    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+        right: np.ndarray = self.decide(table) == labels
+        return right
+
+    def scores(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
+        from tasks.scores.metrics import score
+
+        return score(table, labels)
+
+    def weighted(self, table: "np.ndarray", labels: "np.ndarray") -> "Weighted":
+        import numpy as np
+
+        rows, classes = table.shape
+        there, parts = np.bincount(labels, minlength=classes) > 0, per_row(table, labels)
+        return lambda weights: scores_from_sums(weights @ parts, rows, classes, there)
+
+    def interval(self, table: "np.ndarray", labels: "np.ndarray", confidence: float) -> Interval:
+        return wilson_interval(int(self.is_right(table, labels).sum()), len(labels), confidence)
+
+    def compared(self, new: "np.ndarray", old: "np.ndarray", labels: "np.ndarray") -> tuple[int, int, float]:
+        is_right, was_right = self.is_right(new, labels), self.is_right(old, labels)
+        fixed, broken = int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+        return fixed, broken, mcnemar_p_value(fixed, broken)
+
+    def detectable(self, rows: int, confidence: float) -> float | None:
+        return detectable_difference(rows, confidence)
+
+
+OBJECTIVE: "Objective" = SingleLabel()
