@@ -307,7 +307,7 @@ def run_flow(config: RunConfig, measured: Measured) -> None:
             raise SystemExit("peft-flow finetune failed")
     measured.end()
     result = RunResult.model_validate_json(said.getvalue())
-    measured.accuracy, measured.laps = result.tuned.accuracy, result.seconds.model_dump()
+    measured.accuracy, measured.laps = result.tuned["accuracy"], result.seconds.model_dump()
     trained = read_record(TrainedAdapter, RunFolder.around(result.adapter_path).trained)
     assert trained
     measured.padding, measured.trunk_seconds = trained.padding, trained.trunk_seconds
@@ -328,7 +328,7 @@ def run_bare(config: RunConfig, measured: Measured) -> None:
     data = prepare(config, work)
     ask_foundation(config, data)
     trained = fit_adapter(config, data, work, Watcher(lambda progress: None))
-    measured.accuracy = measure_adapter(config, data, trained).scores.accuracy
+    measured.accuracy = measure_adapter(config, data, trained).scores["accuracy"]
     measured.end()
     time_evaluation(Path(trained.folder), config, measured)
 

@@ -206,7 +206,7 @@ def test_predictions_that_do_not_fit_leave_nothing(small: SmallDisk) -> None:
     table = np.random.default_rng(0).dirichlet([1, 1], 40_000).astype(np.float32)
     split = {"labels": np.zeros(40_000, int), "row": np.arange(40_000)}
     with pytest.raises(DiskFull, match=r"disk/p.parquet: the disk is full: 960.0 kB needed"):
-        write_evaluation(table, split, small.folder / "p.parquet", 1.0)
+        write_evaluation("single_label", table, split, small.folder / "p.parquet", 1.0)
     assert not list(small.folder.iterdir())
 
 

@@ -175,8 +175,8 @@ def test_run_page_begins_with_the_verdict(page: Page, site: Site) -> None:
     described = text[text.index("Description") :].split("\n", 1)[1].strip()
     assert described.lower().startswith(result.verdict.lower())
     assert text.index("Description") < text.index("Metrics (") < text.index("Parameters (")
-    expect(row(page, "tuned/accuracy")).to_contain_text(digits(result.tuned.accuracy))
-    expect(row(page, "delta/accuracy")).to_contain_text(digits(result.delta.accuracy))
+    expect(row(page, "tuned/accuracy")).to_contain_text(digits(result.tuned["accuracy"]))
+    expect(row(page, "delta/accuracy")).to_contain_text(digits(result.delta["accuracy"]))
     order = [text.index(f"\n{name}\n") for name in ("tuned/accuracy", "delta/accuracy", "baseline/accuracy")]
     assert order == sorted(order)
 
@@ -207,7 +207,7 @@ def test_run_list_has_the_columns_that_runs_are_compared_by(page: Page, site: Si
     assert columns == ["Run Name", "Created", *(name for _, name in runlist.COLUMNS), "Duration"]
     body = page.locator("body").inner_text()
     for result in site.results:
-        assert f"\n{digits(result.tuned.accuracy)}\n" in body
+        assert f"\n{digits(result.tuned["accuracy"])}\n" in body
         assert result.verdict in body
     expect(page.get_by_text("3 matching runs")).to_be_visible()
 
@@ -255,8 +255,8 @@ def test_compare_page_lines_up_three_runs(page: Page, site: Site) -> None:
     names = page.get_by_role("row").filter(has=page.get_by_text("Run Name:", exact=True))
     assert len(re.findall("lora r8", names.inner_text())) == 3
     for name, values in (
-        ("tuned/accuracy", [result.tuned.accuracy for result in site.results]),
-        ("delta/accuracy", [result.delta.accuracy for result in site.results]),
+        ("tuned/accuracy", [result.tuned["accuracy"] for result in site.results]),
+        ("delta/accuracy", [result.delta["accuracy"] for result in site.results]),
     ):
         first, *cells = page.evaluate(LINED_UP, name)
         assert first == name

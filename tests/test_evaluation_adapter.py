@@ -65,13 +65,13 @@ def test_scores_are_those_of_the_file_by_hand(measured: Evaluation, baseline: Ev
     for result in (measured, baseline):
         _, labels, table = read_predictions(result.predictions)
         said = table.argmax(1)
-        assert result.scores.accuracy == pytest.approx((said == labels).mean())
-        assert result.scores.log_loss == pytest.approx(-np.log(table[np.arange(12), labels].astype(float)).mean())
+        assert result.scores["accuracy"] == pytest.approx((said == labels).mean())
+        assert result.scores["log_loss"] == pytest.approx(-np.log(table[np.arange(12), labels].astype(float)).mean())
         f1 = []
         for label in (0, 1):
             hits = ((said == label) & (labels == label)).sum()
             f1.append(2 * hits / ((said == label).sum() + (labels == label).sum()))
-        assert result.scores.macro_f1 == pytest.approx(np.mean(f1))
+        assert result.scores["macro_f1"] == pytest.approx(np.mean(f1))
 
 
 def test_adapter_and_foundation_model_are_distinguished(
@@ -123,7 +123,7 @@ def test_a_row_without_finite_probabilities_is_named_and_nothing_written(trained
     table[5, 0] = float("nan")
     test = load_from_disk(trained.data.folder)["test"]
     with pytest.raises(FloatingPointError, match="row 5"):
-        write_evaluation(table, test, tmp_path / "predictions.parquet", 1.0)
+        write_evaluation("single_label", table, test, tmp_path / "predictions.parquet", 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,9 +131,9 @@ def test_writing_leaves_only_the_finished_file(trained: Trained, tmp_path: Path)
     from datasets import load_from_disk
 
     test = load_from_disk(trained.data.folder)["test"]
-    result = write_evaluation(np.full((12, 2), 0.5), test, tmp_path / "new/predictions.parquet", 1.0)
+    result = write_evaluation("single_label", np.full((12, 2), 0.5), test, tmp_path / "new/predictions.parquet", 1.0)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["predictions.parquet"]
-    assert result.scores.log_loss == pytest.approx(np.log(2))
+    assert result.scores["log_loss"] == pytest.approx(np.log(2))
 
 
 def test_only_the_columns_a_model_reads_are_held_in_memory(trained: Trained) -> None:
@@ -153,7 +153,7 @@ def write_rows(folder: Path, name: str, rows: list[int], labels: list[int], clas
 
     split = Dataset.from_dict({"row": rows, "labels": labels})
     table = np.full((len(rows), classes), 1 / classes)
-    return write_evaluation(table, split, folder / f"{name}.parquet", 1).predictions
+    return write_evaluation("single_label", table, split, folder / f"{name}.parquet", 1).predictions
 
 
 def test_predictions_on_the_same_rows_are_read_together(measured: Evaluation, baseline: Evaluation) -> None:

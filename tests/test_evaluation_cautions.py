@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.base.records import Scores
+from tasks.base.records import Interval
 from tasks.evaluation.cautions import find_cautions
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import judge
@@ -19,10 +19,16 @@ def told(judged: Judged, **changes: Any) -> str:
     return "; ".join(find_cautions(result, judged.data, judged.predictions))
 
 
+def point(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value)
+
+
 def scored(judged: Judged, **scores: tuple[float, float]) -> Any:
     """The ladder with these accuracies and macro-F1s."""
     return tuple(
-        rung.model_copy(update={"scores": Scores(accuracy=pair[0], macro_f1=pair[1], log_loss=0.5)})
+        rung.model_copy(
+            update={"scores": {name: point(value) for name, value in zip(rung.scores, (*pair, 0.5), strict=True)}}
+        )
         for rung in judged.result.ladder
         if (pair := scores.get(rung.name, (0.1, 0.05)))
     )

@@ -27,18 +27,19 @@ def judge_again(judged: Judged, **changes: Any) -> Any:
 def test_ladder_is_sorted_by_accuracy_and_then_by_loss(judged: Judged) -> None:
     names = [rung.name for rung in judged.result.ladder]
     assert names == ["tuned", "tfidf", "probe", "majority", "baseline"]
-    scores = {rung.name: rung.scores for rung in judged.result.ladder}
-    assert scores["majority"].accuracy == scores["baseline"].accuracy
-    assert scores["majority"].log_loss < scores["baseline"].log_loss
+    scores = {rung.name: rung.values for rung in judged.result.ladder}
+    assert scores["majority"]["accuracy"] == scores["baseline"]["accuracy"]
+    assert scores["majority"]["log_loss"] < scores["baseline"]["log_loss"]
 
 
 def test_scores_of_every_rung_are_those_of_the_metrics(judged: Judged) -> None:
     for rung in judged.result.ladder:
         expected = score(judged.predictions.tables[rung.name], judged.predictions.labels)
-        assert rung.scores.model_dump() == pytest.approx(expected.model_dump(), abs=1e-6), rung.name
+        assert rung.values == pytest.approx(expected, abs=1e-6), rung.name
         right = int((judged.predictions.tables[rung.name].argmax(1) == judged.predictions.labels).sum())
-        assert rung.accuracy == wilson_interval(right, 240, 0.95)
-        assert rung.macro_f1.low < rung.macro_f1.value < rung.macro_f1.high or rung.name == "majority"
+        assert rung.primary == wilson_interval(right, 240, 0.95)
+        f1 = rung.scores["macro_f1"]
+        assert f1.low < f1.value < f1.high or rung.name == "majority"
 
 
 def test_each_gain_is_the_paired_test_of_that_pair_alone(judged: Judged) -> None:
@@ -48,7 +49,7 @@ def test_each_gain_is_the_paired_test_of_that_pair_alone(judged: Judged) -> None
             assert rung.adapter_gain is None
             continue
         pair = [tables["tuned"], tables[rung.name]]
-        assert rung.adapter_gain == difference(labels, pair, bootstrap(labels, pair, 500, 0), (0, 1), 0.95)
+        assert rung.adapter_gain == difference(SINGLE, labels, pair, bootstrap(SINGLE, labels, pair, 500, 0), (0, 1), 0.95)
 
 
 def test_verdict_is_about_the_strongest_reference_and_not_about_chance(judged: Judged) -> None:
@@ -86,14 +87,14 @@ def test_accuracy_without_leaked_rows_leaves_out_these_rows_and_no_others(judged
     assert result.leaked == 4
     for name, table in judged.predictions.tables.items():
         expected = (table.argmax(1) == judged.predictions.labels)[keep].mean()
-        assert result.accuracy_without_leaked[name] == pytest.approx(expected, abs=1e-12)
+        assert result.score_without_leaked[name] == pytest.approx(expected, abs=1e-12)
     assert "4 of 240 test rows are in train" in leak_sentence(result)
-    assert f"adapter {result.accuracy_without_leaked['tuned']:.3f}" in leak_sentence(result)
+    assert f"adapter {result.score_without_leaked['tuned']:.3f}" in leak_sentence(result)
 
 
 def test_without_leaked_rows_there_is_no_second_accuracy(judged: Judged) -> None:
     result = judge_again(judged, leaked={"validation": (5,), "test": ()})
-    assert (result.leaked, result.accuracy_without_leaked) == (0, {})
+    assert (result.leaked, result.score_without_leaked) == (0, {})
     assert leak_sentence(result) == "none of 240 test rows is in train"
 
 
@@ -105,19 +106,19 @@ def test_calibration_compares_the_probabilities_with_and_without_temperature(jud
         pytest.approx(calibration_error(before, labels)),
         pytest.approx(calibration_error(after, labels)),
     )
-    assert found.log_loss_before == pytest.approx(score(before, labels).log_loss, abs=1e-6)
-    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").scores.log_loss, abs=1e-6)
+    assert found.log_loss_before == pytest.approx(score(before, labels)["log_loss"], abs=1e-6)
+    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").scores["log_loss"], abs=1e-6)
     assert found.error_before != found.error_after
 
 
 def test_headline_is_the_difference_to_the_strongest_reference_and_the_step_a_line_below(judged: Judged) -> None:
     told, lead, gain = headline(judged.config, judged.result), judged.result.lead("tfidf"), judged.result.gain
-    difference = lead.accuracy
+    difference = lead.primary
     assert told.startswith("Accuracy on 240 test rows is 0.858: ")
     assert f"{difference.value:+.3f} (95 % interval {difference.low:+.3f} to {difference.high:+.3f})" in told
     assert "against TF-IDF with 0.825, the strongest reference (exact McNemar p = " in told
     step = step_sentence(judged.result)
-    assert f"from 0.500 to 0.858: {shown(gain.accuracy)}" in step
+    assert f"from 0.500 to 0.858: {shown(gain.primary)}" in step
     assert f"fixed {gain.fixed} rows and broke {gain.broken}" in step
 
 
@@ -168,7 +169,7 @@ def test_description_names_the_reference_where_the_verdict_does_not(judged: Judg
 
 
 def test_description_keeps_its_five_lines_whatever_a_slice_is_called(judged: Judged) -> None:
-    worst = min((part for part in judged.result.slices if not part.small), key=lambda part: part.accuracy.value)
+    worst = min((part for part in judged.result.slices if not part.small), key=lambda part: part.score.value)
     odd = worst.model_copy(
         update={"kind": "outlet", "name": "a\n\n# b\r\nc", "accuracy": Interval(value=0, low=0, high=0)}
     )
@@ -235,10 +236,11 @@ def test_ladder_table_fits_at_the_widest_numbers_and_names(judged: Judged) -> No
 def test_tie_in_everything_keeps_the_given_order() -> None:
     labels = np.array([0, 1] * 20)
     table = made_up_classifier(labels, 0.75, 2, 0)
-    rungs = ladder(Predictions(np.arange(40), labels, {"tuned": table, "baseline": table.copy()}), 200, 0.95, 0)
+    predictions = Predictions(np.arange(40), labels, {"tuned": table, "baseline": table.copy()})
+    rungs = ladder(SINGLE, predictions, 200, 0.95, 0)
     assert [rung.name for rung in rungs] == ["tuned", "baseline"]
     gain = rungs[1].adapter_gain
-    assert gain and (gain.verdict, gain.p_value, gain.accuracy.low, gain.accuracy.high) == ("no evidence", 1.0, 0, 0)
+    assert gain and (gain.verdict, gain.p_value, gain.primary.low, gain.primary.high) == ("no evidence", 1.0, 0, 0)
 
 
 def test_tables_by_class_count_every_row(judged: Judged) -> None:
@@ -310,5 +312,5 @@ def test_difference_is_never_minus_nothing(value: float, low: float, high: float
 def test_loss_of_certain_and_right_answers_is_0_and_not_below() -> None:
     labels = np.array([0, 1])
     for table in (np.eye(2), np.float32([[1.0000001, 0], [0, 1.0000001]])):
-        losses = log_loss(table, labels), score(table, labels).log_loss, bootstrap(labels, [table], 5, 0).observed[0, 2]
+        losses = log_loss(table, labels), score(table, labels)["log_loss"], bootstrap(SINGLE, labels, [table], 5, 0).observed[0, 2]
         assert [f"{loss:.3f}" for loss in losses] == ["0.000"] * 3

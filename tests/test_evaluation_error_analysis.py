@@ -180,9 +180,9 @@ def test_slice_has_the_numbers_of_its_rows(case: Case) -> None:
     bad, good = found["bad"], found["good"]
     assert (bad.rows, bad.fixed, bad.broken, bad.small) == (30, 2, 1, False)
     assert bad.baseline == pytest.approx(28 / 30)
-    assert bad.accuracy == wilson_interval(29, 30, 0.95)
+    assert bad.score == wilson_interval(29, 30, 0.95)
     assert bad.p_value == mcnemar_p_value(2, 1)
-    assert (good.baseline, good.accuracy.value, good.fixed, good.broken) == (1, 1, 0, 0)
+    assert (good.baseline, good.score.value, good.fixed, good.broken) == (1, 1, 0, 0)
 
 
 def test_interval_and_p_of_a_slice_are_those_done_by_hand(case: Case) -> None:
@@ -194,7 +194,7 @@ def test_interval_and_p_of_a_slice_are_those_done_by_hand(case: Case) -> None:
     bad = next(part for part in case.slices() if (part.kind, part.name) == ("class", "bad"))
     assert (bad.fixed, bad.broken, bad.p_value) == (6, 0, pytest.approx(2 * 0.5**6))
     # 27 of 30, z = 1.96: centre (0.9 + 3.8416 / 60) / 1.1281, half 1.96 √(0.09 / 30 + 3.8416 / 3600) / 1.1281
-    assert (bad.accuracy.low, bad.accuracy.high) == pytest.approx((0.7438, 0.9654), abs=1e-4)
+    assert (bad.score.low, bad.score.high) == pytest.approx((0.7438, 0.9654), abs=1e-4)
 
 
 def test_quarters_by_length_keep_equal_lengths_together(case: Case) -> None:

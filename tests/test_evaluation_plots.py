@@ -52,9 +52,9 @@ def with_classes(run: Judged, classes: int) -> Judged:
 
 
 def a_slice(kind: str, name: str, rows: int, right: int) -> Slice:
-    accuracy = wilson_interval(right, rows, 0.95)
+    score = wilson_interval(right, rows, 0.95)
     return Slice(
-        kind=kind, name=name, rows=rows, small=rows < 50, baseline=0.1, accuracy=accuracy, fixed=0, broken=0, p_value=1
+        kind=kind, name=name, rows=rows, small=rows < 50, baseline=0.1, score=score, fixed=0, broken=0, p_value=1
     )
 
 
@@ -163,8 +163,8 @@ def test_ladder_shows_every_rung_in_order_with_its_interval(run: Judged) -> None
     left, right = axis.get_xlim()
     for y, (rung, bar) in enumerate(zip(run.result.ladder, error_bars(figure), strict=True)):
         ((low, high),) = bar[2][0].get_segments()
-        assert low == pytest.approx((rung.accuracy.low, y))
-        assert high == pytest.approx((rung.accuracy.high, y))
+        assert low == pytest.approx((rung.primary.low, y))
+        assert high == pytest.approx((rung.primary.high, y))
         assert left < low[0] < high[0] < right
     assert [label.get_fontweight() for label in axis.get_yticklabels()].count("bold") == 1
 
@@ -225,7 +225,7 @@ def test_slices_show_rows_and_interval_and_hollow_points_where_rows_are_few(run:
         ((low, high),) = bar[2][0].get_segments()
         label = labels[int(low[1])]
         if part := by_label.get(label):
-            assert (low[0], high[0]) == pytest.approx((part.accuracy.low, part.accuracy.high))
+            assert (low[0], high[0]) == pytest.approx((part.score.low, part.score.high))
             assert (bar[0].get_markerfacecolor() == "white") == part.small
     assert len(error_bars(figure)) == 1 + len(by_label)
 

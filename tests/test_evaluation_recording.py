@@ -24,10 +24,6 @@ from tasks.tracking import run as tracking
 from tests.conftest import tracked
 
 
-def scores(accuracy: float) -> Scores:
-    return Scores(accuracy=accuracy, macro_f1=accuracy - 0.01, log_loss=1 - accuracy)
-
-
 def around(value: float) -> Interval:
     return Interval(value=value, low=value - 0.05, high=value + 0.05)
 
@@ -35,19 +31,18 @@ def around(value: float) -> Interval:
 def rung(name: str, accuracy: float, best: float) -> Rung:
     gain = Difference(
         verdict="improved",
-        accuracy=around(best - accuracy),
-        macro_f1=around(best - accuracy),
-        log_loss=around(accuracy - best),
+        scores={
+            "accuracy": around(best - accuracy),
+            "macro_f1": around(best - accuracy),
+            "log_loss": around(accuracy - best),
+        },
         p_value=0.01,
         fixed=9,
         broken=1,
     )
     return Rung(
         name=name,
-        scores=scores(accuracy),
-        accuracy=around(accuracy),
-        macro_f1=around(accuracy),
-        log_loss=around(1 - accuracy),
+        scores={"accuracy": around(accuracy), "macro_f1": around(accuracy), "log_loss": around(1 - accuracy)},
         adapter_gain=None if name == "tuned" else gain,
     )
 
@@ -61,7 +56,7 @@ def a_comparison(folder: Path, leaked: int = 0, **references: float) -> Comparis
         detectable=0.12,
         ladder=tuple(rung(name, accuracy, accuracies["tuned"]) for name, accuracy in accuracies.items()),
         leaked=leaked,
-        accuracy_without_leaked=dict.fromkeys(accuracies, 0.84) if leaked else {},
+        score_without_leaked=dict.fromkeys(accuracies, 0.84) if leaked else {},
         calibration=Calibration(
             temperature=1.5, error_before=0.08, error_after=0.02, log_loss_before=0.4, log_loss_after=0.36
         ),

@@ -42,14 +42,14 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_line_of_a_slice_says_what_the_slice_holds() -> None:
-    accuracy = Interval(value=0.8, low=0.7, high=0.875)
+    score = Interval(value=0.8, low=0.7, high=0.875)
     few = Slice(
         kind="genre",
         name="sci_fi",
         rows=20,
         small=True,
         baseline=0.5,
-        accuracy=accuracy,
+        score=score,
         fixed=9,
         broken=3,
         p_value=0.146,
@@ -108,17 +108,17 @@ def test_tables_can_be_read_and_are_complete(judged: Judged) -> None:
     assert set(found) == {"ladder", "slices", "flips", "mistakes", "label_errors"}
     assert found["ladder"]["classifier"].tolist()[:2] == ["adapter", "TF-IDF + logistic regression"]
     assert found["ladder"]["accuracy"].tolist() == pytest.approx(
-        [rung.scores.accuracy for rung in judged.result.ladder], abs=1e-4
+        [rung.values["accuracy"] for rung in judged.result.ladder], abs=1e-4
     )
     assert found["ladder"]["p_value"][4] == pytest.approx(judged.result.gain.p_value, rel=1e-6)
     gain = judged.result.gain
     assert found["ladder"].loc[4, ["gain_low", "gain_high"]].tolist() == pytest.approx(
-        [gain.accuracy.low, gain.accuracy.high], abs=1e-4
+        [gain.primary.low, gain.primary.high], abs=1e-4
     )
     assert found["flips"]["flip"].value_counts().to_dict() == {"fixed": gain.fixed, "broken": gain.broken}
     for part, line in zip(judged.result.slices, found["slices"].itertuples(index=False), strict=True):
         assert list(line[:4]) == [part.kind, part.name, part.rows, part.small]
-        shares = (part.baseline, part.accuracy.value, part.accuracy.low, part.accuracy.high)
+        shares = (part.baseline, part.score.value, part.score.low, part.score.high)
         assert list(line[4:8]) == pytest.approx(list(shares), abs=1e-4)
         assert list(line[8:10]) == [part.fixed, part.broken]
         assert line[10] == pytest.approx(part.p_value, rel=1e-4, abs=1e-15)  # tiny ones stay
@@ -195,7 +195,7 @@ def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
         assert counts.sum(1).tolist() == report[name]["rows"] == np.bincount(labels).tolist()
         assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
         assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
-        assert np.mean(report[name]["f1"]) == pytest.approx(score(table, labels).macro_f1)
+        assert np.mean(report[name]["f1"]) == pytest.approx(score(table, labels)["macro_f1"])
 
 
 def test_page_and_card_have_the_cautions_beside_the_verdict(judged: Judged) -> None:

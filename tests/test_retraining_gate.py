@@ -190,13 +190,10 @@ def ladder(**gains: tuple[str, float]) -> Comparison:
         share = Interval(value=0.9, low=0.88, high=0.92)
         verdict, low = gains.get(name, ("improved", 0.1))
         gain = Interval(value=low + 0.02, low=low, high=low + 0.04)
-        lead = Difference.model_construct(verdict=verdict, accuracy=gain, p_value=0.01)
+        lead = Difference.model_construct(verdict=verdict, scores={"accuracy": gain}, p_value=0.01)
         return Rung.model_construct(
             name=name,
-            scores=Scores(accuracy=0.9, macro_f1=0.9, log_loss=0.3),
-            accuracy=share,
-            macro_f1=share,
-            log_loss=share,
+            scores={"accuracy": share},
             adapter_gain=None if name == "tuned" else lead,
         )
 

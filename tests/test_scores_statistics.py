@@ -12,9 +12,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from tasks.base.records import Difference, Interval
 from tasks.scores.metrics import score
+from tasks.scores.objective import objective
 from tasks.scores.statistics import (
     DISAGREEMENT,
-    SCORES,
+    Resampled,
     bootstrap,
     calibration_error,
     detectable_difference,
@@ -32,6 +33,14 @@ from tasks.scores.statistics import (
     wilson_interval,
     without_temperature,
 )
+
+
+SINGLE = objective("single_label")
+SCORES = tuple(metric.name for metric in SINGLE.metrics)
+
+
+def single(resampled: Resampled, index: int) -> dict[str, Interval]:
+    return score_intervals(SINGLE, resampled.observed[index], resampled.drawn[:, index], 0.95)
 
 
 def population(rows: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -55,7 +64,7 @@ def compared(
     labels: np.ndarray, tables: list[np.ndarray], samples: int, seed: int, confidence: float = 0.95
 ) -> Difference:
     """The first table minus the second."""
-    return difference(labels, tables, bootstrap(labels, tables, samples, seed), (0, 1), confidence)
+    return difference(SINGLE, labels, tables, bootstrap(SINGLE, labels, tables, samples, seed), (0, 1), confidence)
 
 
 def noise_of(share: float, trials: int) -> float:
@@ -122,12 +131,12 @@ def test_observed_values_are_the_scores() -> None:
     """One label has probability 0, whose loss ends at the same floor."""
     labels, tables = population(400, seed=0)
     tables[1][0] = np.eye(3)[labels[0] - 1]
-    resampled = bootstrap(labels, tables, 200, seed=0)
+    resampled = bootstrap(SINGLE, labels, tables, 200, seed=0)
     found, expected = compared(labels, tables, 200, seed=0), [score(table, labels) for table in tables]
     for i, name in enumerate(SCORES):
         values = [getattr(scores, name) for scores in expected]
         assert resampled.observed[:, i] == pytest.approx(values, abs=1e-12)
-        single, interval = score_intervals(resampled, 1, 0.95)[name], getattr(found, name)
+        single, interval = single(resampled, 1)[name], getattr(found, name)
         assert single.value == pytest.approx(values[1], abs=1e-12)
         assert interval.value == pytest.approx(values[0] - values[1], abs=1e-12)
         assert single.low < single.value < single.high
@@ -139,8 +148,8 @@ def test_difference_counts_what_is_fixed_and_broken() -> None:
     new, old = (np.eye(2)[said] for said in ([0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 1]))
     found = compared(labels, [new, old], 200, seed=0)
     assert (found.fixed, found.broken, found.p_value) == (3, 1, mcnemar_p_value(3, 1))
-    back = difference(labels, [new, old], bootstrap(labels, [new, old], 200, 0), (1, 0), 0.95)
-    assert (back.fixed, back.broken, back.accuracy.value) == (1, 3, -found.accuracy.value)
+    back = difference(SINGLE, labels, [new, old], bootstrap(SINGLE, labels, [new, old], 200, 0), (1, 0), 0.95)
+    assert (back.fixed, back.broken, back.primary.value) == (1, 3, -found.primary.value)
 
 
 def test_resampled_scores_are_those_of_the_resampled_rows() -> None:
@@ -151,15 +160,15 @@ def test_resampled_scores_are_those_of_the_resampled_rows() -> None:
         weights = np.bincount(chosen, minlength=400)
         ours = scores_from_sums(weights[None] @ per_row(table, labels), 400, 3)[0]
         expected = score(table[chosen], labels[chosen])
-        assert ours == pytest.approx([getattr(expected, name) for name in SCORES], abs=1e-9)
+        assert ours == pytest.approx([expected[name] for name in SCORES], abs=1e-9)
 
 
 def test_resample_that_misses_a_class_says_nothing_of_it() -> None:
     """Three rows of a class are missed by one resample in twenty; a perfect classifier stays perfect in these."""
     labels = np.repeat([0, 1, 2], (30, 30, 3))
     perfect = np.eye(3)[labels]
-    resampled = bootstrap(labels, [perfect, perfect[:, [1, 0, 2]]], 500, seed=0)
-    f1 = score_intervals(resampled, 0, 0.95)["macro_f1"]
+    resampled = bootstrap(SINGLE, labels, [perfect, perfect[:, [1, 0, 2]]], 500, seed=0)
+    f1 = single(resampled, 0)["macro_f1"]
     assert (f1.low, f1.value, f1.high) == (1, 1, 1)
     assert set(np.round(resampled.drawn[:, 1, 1], 9)) == {0, round(1 / 3, 9)}  # right in the third class alone
 
@@ -167,8 +176,8 @@ def test_resample_that_misses_a_class_says_nothing_of_it() -> None:
 def test_class_that_no_test_row_has_counts_in_resamples_as_in_the_score() -> None:
     labels = np.repeat([0, 1], 20)
     table = np.eye(3)[labels]
-    f1 = score_intervals(bootstrap(labels, [table], 200, seed=0), 0, 0.95)["macro_f1"]
-    assert (f1.low, f1.value, f1.high) == pytest.approx((2 / 3, score(table, labels).macro_f1, 2 / 3))
+    f1 = single(bootstrap(SINGLE, labels, [table], 200, seed=0), 0)["macro_f1"]
+    assert (f1.low, f1.value, f1.high) == pytest.approx((2 / 3, score(table, labels)["macro_f1"], 2 / 3))
 
 
 def test_resamples_with_every_class_are_as_they_were() -> None:
@@ -183,7 +192,7 @@ def test_every_row_is_as_likely_as_any_other_in_a_resample() -> None:
     for place in (0, 17, 49):
         table = np.eye(2)[np.ones(50, int)]
         table[place] = (1, 0)
-        counts = bootstrap(labels, [table], 20_000, seed=place).drawn[:, 0, 0] * 50
+        counts = bootstrap(SINGLE, labels, [table], 20_000, seed=place).drawn[:, 0, 0] * 50
         observed = np.bincount(np.rint(counts).astype(int), minlength=5)[:5] / 20_000
         assert observed == pytest.approx(stats.binom.pmf(np.arange(5), 50, 1 / 50), abs=0.012)
 
@@ -209,26 +218,26 @@ def test_intervals_are_those_of_scipys_paired_bootstrap() -> None:
             method="percentile",
             rng=np.random.default_rng(1),
         ).confidence_interval
-        interval = getattr(ours, name)
+        interval = ours.scores[name]
         # between two sets of 10,000 resamples an end moves by some 1 % of the width
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.04 * (high - low))
 
 
 def test_same_seed_gives_the_same_intervals_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, tables = population(401, seed=0)
-    whole = bootstrap(labels, tables, 500, seed=7)
-    assert np.array_equal(bootstrap(labels, tables, 500, seed=7).drawn, whole.drawn)
-    assert not np.array_equal(bootstrap(labels, tables, 500, seed=8).drawn, whole.drawn)
+    whole = bootstrap(SINGLE, labels, tables, 500, seed=7)
+    assert np.array_equal(bootstrap(SINGLE, labels, tables, 500, seed=7).drawn, whole.drawn)
+    assert not np.array_equal(bootstrap(SINGLE, labels, tables, 500, seed=8).drawn, whole.drawn)
     for cells in (1, 401 * 7, 10**7):
         monkeypatch.setattr("tasks.scores.statistics.CHUNK_CELLS", cells)
-        assert bootstrap(labels, tables, 500, seed=7).drawn == pytest.approx(whole.drawn, abs=1e-12)
+        assert bootstrap(SINGLE, labels, tables, 500, seed=7).drawn == pytest.approx(whole.drawn, abs=1e-12)
 
 
 def test_more_confidence_gives_wider_intervals() -> None:
     labels, tables = population(400, seed=0)
     narrow, wide = (compared(labels, tables, 2000, 0, level) for level in (0.8, 0.99))
     for name in SCORES:
-        one, other = getattr(narrow, name), getattr(wide, name)
+        one, other = narrow.scores[name], wide.scores[name]
         assert other.low < one.low < one.high < other.high
 
 
@@ -242,11 +251,11 @@ def test_bootstrap_intervals_cover_the_truth(trials: int) -> None:
     for trial in range(trials):
         rows = generator.integers(20_000, size=300)
         sample = [table[rows] for table in tables]
-        resampled = bootstrap(labels[rows], sample, 1000, seed=trial)
-        found, single = difference(labels[rows], sample, resampled, (0, 1), 0.95), score_intervals(resampled, 0, 0.95)
+        resampled = bootstrap(SINGLE, labels[rows], sample, 1000, seed=trial)
+        found, single = difference(SINGLE, labels[rows], sample, resampled, (0, 1), 0.95), single(resampled, 0)
         for name in SCORES:
-            new, old = (getattr(scores, name) for scores in truth)
-            interval = getattr(found, name)
+            new, old = (scores[name] for scores in truth)
+            interval = found.scores[name]
             covered["difference"][name] += interval.low <= new - old <= interval.high
             covered["single"][name] += single[name].low <= new <= single[name].high
     for kind in covered.values():
@@ -258,7 +267,7 @@ def test_interval_holds_its_own_value_whatever_the_rounding() -> None:
     """Plots take a negative reach for an error. A constant loss sums up differently in each resample."""
     for chance in np.linspace(0.05, 0.95, 19):
         table = np.tile([chance, 1 - chance], (401, 1))
-        for name, interval in score_intervals(bootstrap(np.zeros(401, int), [table], 200, seed=0), 0, 0.95).items():
+        for name, interval in single(bootstrap(SINGLE, np.zeros(401, int), [table], 200, seed=0), 0).items():
             assert interval.low <= interval.value <= interval.high, (name, chance)
             assert interval.high - interval.low < 1e-12
 

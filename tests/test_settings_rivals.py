@@ -76,5 +76,5 @@ def test_new_reference_is_measured(oracle: None, tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(MEASURES, "oracle", Measure(lambda config, data, champion: sure(case.labels)))
     monkeypatch.setattr(references, "measurement_key", lambda *_: "key")
     found = measure("oracle", None, data, tmp_path)  # type: ignore[arg-type]
-    assert found.scores.accuracy == 1
-    assert np.isclose(found.scores.log_loss, -np.log(0.9))
+    assert found.scores["accuracy"] == 1
+    assert np.isclose(found.scores["log_loss"], -np.log(0.9))

@@ -12,9 +12,8 @@ import pytest
 
 from flows.cli import USER_MUST_CHANGE, main
 from tasks.base.outcomes import SeedsResult
-from tasks.base.records import Calibration, Comparison, Delta, Difference, Interval, Rung, RunResult, Scores, Seconds
+from tasks.base.records import Calibration, Comparison, Difference, Interval, Rung, RunResult, Seconds
 from tasks.base.verdict import capital
-from tasks.scores.statistics import SCORES
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import MOST_SEEDS
@@ -22,18 +21,17 @@ from tasks.settings.loading import validated
 from tests.conftest import without_pictures
 
 ROWS = 100
+SCORES = ("accuracy", "macro_f1", "log_loss")
 
 
 def rung(name: str, accuracy: float, best: float = 0.0, verdict: Any = "no evidence") -> Rung:
-    interval = Interval(value=accuracy, low=0, high=1)
     gain = Interval(value=best - accuracy, low=-1, high=1)
-    difference = Difference(verdict=verdict, accuracy=gain, macro_f1=gain, log_loss=gain, p_value=1, fixed=0, broken=0)
+    gains = dict.fromkeys(SCORES, gain)
+    difference = Difference(verdict=verdict, scores=gains, p_value=1, fixed=0, broken=0)
+    values = dict(zip(SCORES, (accuracy, accuracy - 0.01, 1 - accuracy), strict=True))
     return Rung(
         name=name,
-        scores=Scores(accuracy=accuracy, macro_f1=accuracy - 0.01, log_loss=1 - accuracy),
-        accuracy=interval,
-        macro_f1=interval,
-        log_loss=interval,
+        scores={score: Interval(value=value, low=0, high=1) for score, value in values.items()},
         adapter_gain=None if name == "tuned" else difference,
     )
 
@@ -58,7 +56,7 @@ def write_run(
         detectable=None,
         ladder=ladder,
         leaked=0,
-        accuracy_without_leaked={},
+        score_without_leaked={},
         calibration=Calibration(temperature=1, error_before=0, error_after=0, log_loss_before=0.5, log_loss_after=0.5),
         slices=(),
         cautions=cautions,
@@ -74,9 +72,9 @@ def write_run(
         experiment="peft-flow",
         status="finished",
         verdict=comparison.verdict,
-        baseline=ladder[1].scores,
-        tuned=ladder[0].scores,
-        delta=Delta(accuracy=accuracy - 0.5, low=0, high=0, p_value=0, fixed=0, broken=0),
+        baseline=ladder[1].values,
+        tuned=ladder[0].values,
+        delta={"accuracy": accuracy - 0.5, "low": 0, "high": 0, "p_value": 0, "fixed": 0, "broken": 0},
         references={},
         adapter_path=str(folder / "adapter"),
         adapter_sha256="0" * 64,
@@ -102,17 +100,17 @@ def test_spread_is_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     from scipy import stats
 
     result = judge(tmp_path, [80, 84, 88])
-    accuracy = result.rung("tuned").accuracy
+    accuracy = result.rung("tuned").primary
     values = np.array([0.80, 0.84, 0.88])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert accuracy.mean.model_dump() == pytest.approx({"value": 0.84, "low": low, "high": high})
     assert accuracy.deviation == pytest.approx(0.04)
     assert (accuracy.smallest, accuracy.largest) == (0.80, 0.88)
     assert result.gain.mean.value == result.lead.mean.value == pytest.approx(0.34)
-    assert result.rung("tuned").log_loss.mean.value == pytest.approx(0.16)
-    assert result.rung("majority").accuracy.deviation == 0
+    assert result.rung("tuned").scores["log_loss"].mean.value == pytest.approx(0.16)
+    assert result.rung("majority").primary.deviation == 0
     assert result.noise == pytest.approx(stats.t.ppf(0.975, 2) * 0.04 * 2**0.5)
-    assert [(run.seed, run.accuracy) for run in result.runs] == [(7, 0.80), (8, 0.84), (9, 0.88)]
+    assert [(run.seed, run.score) for run in result.runs] == [(7, 0.80), (8, 0.84), (9, 0.88)]
     assert (result.rows, result.seconds) == (ROWS, 6)
 
 
@@ -165,9 +163,9 @@ def test_intervals_over_two_seeds_are_possible(tmp_path: Path) -> None:
 
     result = judge(tmp_path, [50, 58])
     for rung in result.ladder:
-        for spread, most in ((rung.accuracy, 1), (rung.macro_f1, 1), (rung.log_loss, np.inf)):
+        for spread, most in ((rung.primary, 1), (rung.scores["macro_f1"], 1), (rung.scores["log_loss"], np.inf)):
             assert 0 <= spread.mean.low <= spread.mean.value <= spread.mean.high <= most
-    assert result.rung("tuned").accuracy.mean.high == 1 and "to 1.000" in seeds_table(result)
+    assert result.rung("tuned").primary.mean.high == 1 and "to 1.000" in seeds_table(result)
     assert result.gain.mean.low >= -1 and result.gain.mean.high <= 1
     assert result.noise == 1 and "±1.000" in noise_sentence(result)
 
@@ -213,7 +211,7 @@ def test_page_says_verdict_spread_noise_and_runs(tmp_path: Path) -> None:
     told = "Verdicts of the 3 runs: better than every reference 2, not shown better than majority class 1."
     assert told in page
     for run in result.runs:
-        assert re.search(rf"\| {run.seed} +\| {run.verdict} +\| {run.accuracy:.3f} .*{run.run_id}", page)
+        assert re.search(rf"\| {run.seed} +\| {run.verdict} +\| {run.score:.3f} .*{run.run_id}", page)
     lines = description(result).splitlines()
     assert len(lines) == 5
     assert lines[0].startswith("**Not shown better than majority class** over 3 seeds: accuracy 0.840 ± 0.040")
@@ -350,7 +348,7 @@ def test_children_are_ordinary_runs(family: Family) -> None:
     for run in family.result.runs:
         child = client(family.folder).get_run(run.run_id)
         assert child.data.tags["verdict"] == run.verdict
-        assert child.data.metrics["tuned/accuracy"] == run.accuracy
+        assert child.data.metrics["tuned/accuracy"] == run.score
         assert {"adapter", "comparison", "plots"} <= {
             item.path for item in client(family.folder).list_artifacts(run.run_id)
         }
@@ -422,7 +420,7 @@ def test_single_run_with_a_seed_gives_the_adapter_that_it_has_among_several(fami
     alone = finetune(**{name: getattr(config, name) for name in RunConfig.model_fields})
     assert alone.adapter_sha256 == before
     assert alone.adapter_path != among.adapter_path
-    assert (alone.verdict, alone.tuned.accuracy) == (among.verdict, among.accuracy)
+    assert (alone.verdict, alone.tuned["accuracy"]) == (among.verdict, among.score)
     assert "mlflow.parentRunId" not in client(family.folder).get_run(alone.run_id).data.tags
 
 
@@ -433,8 +431,8 @@ def test_children_can_be_compared_and_the_parent_cannot(family: Family, capsys: 
     capsys.readouterr()
     assert main(["compare", first.run_id, second.run_id, "--json"]) == 0
     result = RunComparison.model_validate_json(capsys.readouterr().out)
-    assert (result.first.scores.accuracy, result.second.scores.accuracy) == (first.accuracy, second.accuracy)
-    assert result.difference.accuracy.value == pytest.approx(second.accuracy - first.accuracy)
+    assert (result.first.primary.value, result.second.primary.value) == (first.score, second.score)
+    assert result.difference.primary.value == pytest.approx(second.score - first.score)
     assert result.parameters["seed"] == ("1", "2")
     assert (result.difference.verdict != "no evidence") == (family.result.told_apart == 1)
 

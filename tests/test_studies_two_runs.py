@@ -68,8 +68,8 @@ def test_confidence_is_that_of_the_runs_the_stricter_one_where_they_differ(store
     assert (usual.confidence, strict.confidence, mixed.confidence) == (0.95, 0.99, 0.99)
     assert mixed.difference == strict.difference
     for wide, narrow in (
-        (strict.first.accuracy, usual.first.accuracy),
-        (strict.difference.accuracy, usual.difference.accuracy),
+        (strict.first.primary, usual.first.primary),
+        (strict.difference.primary, usual.difference.primary),
     ):
         assert wide.low < narrow.low and narrow.high < wide.high
     assert "Intervals at 99 %" in comparison_text(strict)
@@ -80,10 +80,10 @@ def test_difference_is_second_minus_first(stored: Any) -> None:
 
     result = compare_runs(stored("a", GOOD), stored("b", POOR))
     for run, table in ((result.first, GOOD), (result.second, POOR)):
-        assert run.scores.accuracy == pytest.approx((table.argmax(1) == LABELS).mean())
-        assert run.scores.macro_f1 == pytest.approx(f1_score(LABELS, table.argmax(1), average="macro"))
-        assert run.scores.log_loss == pytest.approx(log_loss(LABELS, table))
-        assert run.accuracy.low < run.scores.accuracy == run.accuracy.value < run.accuracy.high
+        assert run.primary.value == pytest.approx((table.argmax(1) == LABELS).mean())
+        assert run.scores["macro_f1"].value == pytest.approx(f1_score(LABELS, table.argmax(1), average="macro"))
+        assert run.scores["log_loss"].value == pytest.approx(log_loss(LABELS, table))
+        assert run.accuracy.low < run.primary.value == run.accuracy.value < run.accuracy.high
     for name in ("accuracy", "macro_f1", "log_loss"):
         gap = getattr(result.second.scores, name) - getattr(result.first.scores, name)
         interval = getattr(result.difference, name)
@@ -98,22 +98,22 @@ def test_order_of_the_runs_only_turns_the_signs(stored: Any) -> None:
     one, other = stored("a", GOOD), stored("b", POOR)
     there, back = compare_runs(one, other).difference, compare_runs(other, one).difference
     assert (there.verdict, back.verdict) == ("worse", "improved")
-    assert there.accuracy.value == -back.accuracy.value
-    assert there.accuracy.low == pytest.approx(-back.accuracy.high)
+    assert there.primary.value == -back.primary.value
+    assert there.primary.low == pytest.approx(-back.primary.high)
     assert (there.fixed, there.broken, there.p_value) == (back.broken, back.fixed, back.p_value)
 
 
 def test_runs_that_are_equally_good_are_not_called_different(stored: Any) -> None:
     difference = compare_runs(stored("a", GOOD), stored("b", ALIKE)).difference
     assert difference.verdict == "no evidence"
-    assert difference.accuracy.low <= 0 <= difference.accuracy.high
+    assert difference.primary.low <= 0 <= difference.primary.high
     assert difference.p_value > 0.05
 
 
 def test_same_predictions_differ_in_nothing(stored: Any) -> None:
     difference = compare_runs(stored("a", GOOD), stored("b", GOOD)).difference
     assert (difference.verdict, difference.p_value, difference.fixed, difference.broken) == ("no evidence", 1.0, 0, 0)
-    assert difference.accuracy.low == difference.accuracy.high == 0
+    assert difference.primary.low == difference.primary.high == 0
 
 
 def test_one_run_twice_is_refused(stored: Any) -> None:

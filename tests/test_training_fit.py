@@ -464,7 +464,7 @@ def test_an_adapter_trained_on_a_gpu_reads_back_as_it_was(small_config: Any, tmp
     config = small_config({"training": {"epochs": 1}})
     data = prepare(config, tmp_path)
     trained = fit_adapter(config, data, tmp_path / "run", silent)
-    assert measure_adapter(config, data, trained).scores.log_loss > 0
+    assert measure_adapter(config, data, trained).scores["log_loss"] > 0
 
 
 def test_stopped_training_keeps_an_adapter_that_can_be_read(fit: Any, tmp_path: Path) -> None:

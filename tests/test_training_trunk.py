@@ -162,7 +162,7 @@ def test_training_learns_and_what_it_saves_is_an_adapter_like_any(
     trained = fit_adapter(config, data, tmp_path / "run", Watcher(lambda progress: None))
     assert list(own_trunks.glob("*.states")) and trained.trunk_seconds > 0
     measured = measure_adapter(*Trained(config, data, trained))  # which compares logits with those after training
-    assert measured.scores.accuracy > 0.8
+    assert measured.scores["accuracy"] > 0.8
     again = fit_adapter(config, data, tmp_path / "again", Watcher(lambda progress: None))
     assert again.sha256 == trained.sha256
 

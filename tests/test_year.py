@@ -137,7 +137,7 @@ def test_improvements_are_promoted(year: Year) -> None:
     assert len(promoted) >= 3
     for result in promoted[1:]:
         assert result.gate and result.gate.passed and result.gate.difference
-        assert result.gate.rows == TEST_ROWS and result.gate.difference.accuracy.low > 0
+        assert result.gate.rows == TEST_ROWS and result.gate.difference.primary.low > 0
     last = [month.result.gate.challenger for month in year.months.values() if month.result.gate][-1]
     assert last and last.value > 0.7
 
