@@ -1,0 +1,106 @@
+"""A number for each text. The table has the predicted number, (rows, 1); labels are the true ones, (rows,)."""
+
+from typing import TYPE_CHECKING
+
+from tasks.base.records import Interval
+from tasks.scores.objective import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.scores.objective import Objective, Weighted
+
+
+class Regression:
+    name = "regression"
+    metrics = (
+        Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False),
+        Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False),
+        Metric("r2", "R²", "R²", least=float("-inf")),
+        Metric("spearman", "Spearman's rank correlation", "Spearman", least=-1),
+        Metric("quadratic_kappa", "quadratic-weighted kappa", "kappa", least=-1),
+    )
+    test = "Wilcoxon signed-rank"
+
+    def decide(self, table: "np.ndarray") -> "np.ndarray":
+        decided: np.ndarray = table[:, 0].astype(float)
+        return decided
+
+    def scores(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
+        import numpy as np
+
+        found = self.weighted(table, labels)(np.ones((1, len(labels))))[0].tolist()
+        return {metric.name: value for metric, value in zip(self.metrics, found, strict=True)}
+
+    def weighted(self, table: "np.ndarray", labels: "np.ndarray") -> "Weighted":
+        """The kappa is that of whole numbers where the labels are such, with each prediction rounded to the nearest of
+        them, Cohen, Psychological Bulletin 70 (1968); of other numbers it is Lin's concordance, Biometrics 45 (1989),
+        the same formula."""
+        import numpy as np
+
+        said, truth = self.decide(table), labels.astype(float)
+        graded = np.clip(np.rint(said), truth.min(), truth.max()) if (truth == np.rint(truth)).all() else said
+        # differences from one centre: squares of large numbers would lose their digits
+        centre = truth.mean()
+        y, g = truth - centre, graded - centre
+        sums = np.stack([abs(said - truth), (said - truth) ** 2, y, y**2, g, g**2, (graded - truth) ** 2], axis=1)
+        ranks = [rank_of(values) for values in (said, truth)]
+
+        def measure(weights: "np.ndarray") -> "np.ndarray":
+            rows = weights.sum(1)
+            off, square, mean, square_mean, g_mean, g_square, apart = (weights @ sums / rows[:, None]).T
+            spread, g_spread = square_mean - mean**2, g_square - g_mean**2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                explained = np.where(spread > 0, 1 - square / spread, 0.0)
+                chance = spread + g_spread + (mean - g_mean) ** 2
+                kappa = np.where(chance > 0, 1 - apart / chance, 0.0)
+            found = np.stack([off, np.sqrt(square), explained, correlation(weights, *ranks), kappa], axis=1)
+            return found
+
+        return measure
+
+    def interval(self, table: "np.ndarray", labels: "np.ndarray", confidence: float) -> Interval | None:
+        return None
+
+    def compared(self, new: "np.ndarray", old: "np.ndarray", labels: "np.ndarray") -> tuple[int, int, float]:
+        """Rows to whose number only `new` is nearer; those of `old`; and the signed-rank test of the distances:
+        Wilcoxon, Biometrics Bulletin 1 (1945). Rows of equal distance count for neither."""
+        from scipy.stats import wilcoxon
+
+        nearer = abs(self.decide(old) - labels) - abs(self.decide(new) - labels)
+        fixed, broken = int((nearer > 0).sum()), int((nearer < 0).sum())
+        return fixed, broken, float(wilcoxon(nearer).pvalue) if fixed + broken else 1.0
+
+    def detectable(self, rows: int, confidence: float) -> float | None:
+        return None
+
+
+def rank_of(values: "np.ndarray") -> "Weighted":
+    """Mean ranks, (samples, rows), of rows that are there as often as (samples, rows) says."""
+    import numpy as np
+
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(group[order])) + 1)
+
+    def measure(weights: "np.ndarray") -> "np.ndarray":
+        in_group = np.add.reduceat(weights[:, order], starts, axis=1)
+        ranks: np.ndarray = (in_group.cumsum(1) - (in_group - 1) / 2)[:, group]
+        return ranks
+
+    return measure
+
+
+def correlation(weights: "np.ndarray", one: "Weighted", other: "Weighted") -> "np.ndarray":
+    """Pearson's of both ranks over the weighted rows, (samples,); 0 where one of them is the same in all."""
+    import numpy as np
+
+    rows = weights.sum(1, keepdims=True)
+    x, y = (rank(weights) - (rows + 1) / 2 for rank in (one, other))  # mean ranks lie around the middle one
+    products = [(weights * part).sum(1) for part in (x * y, x * x, y * y)]
+    scale = np.sqrt(products[1] * products[2])
+    value: np.ndarray = np.divide(products[0], scale, out=np.zeros_like(scale), where=scale > 1e-9)
+    return value
+
+
+OBJECTIVE: "Objective" = Regression()
