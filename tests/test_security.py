@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -418,7 +419,9 @@ def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory
         server, address = prefect_server(folder)  # else each of the three starts one of its own, which takes 15 s
         server.start()
     variables["PREFECT_API_URL"] = address
-    with (folder.parent / "run.err").open("w+") as errors:
+    with ExitStack() as stack:
+        stack.callback(server.kill)
+        errors = stack.enter_context((folder.parent / "run.err").open("w+"))
         process = subprocess.Popen(
             [sys.executable, "-c", RUNS, *arguments],
             cwd=place,
@@ -437,7 +440,6 @@ def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory
         then, _ = process.communicate("\n")
         errors.seek(0)
         output = "".join(first) + then + errors.read() + (folder / "prefect.log").read_text()
-    server.kill()
     (folder / "prefect.log").unlink()
     assert process.returncode == 0, output
     return Run(folder, output)
