@@ -589,9 +589,14 @@ def prefect_harness() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prefect_server(prefect_harness: None) -> dict[str, str]:
     """Environment in which a command uses this server; it would start one of its own, which takes 15 s."""
+    return server_variables()
+
+
+def server_variables() -> dict[str, str]:
+    """The environment's part about the Prefect server of this process; empty where it has none."""
     from prefect.settings import PREFECT_API_URL
 
-    return {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    return {"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}
 
 
 def only_run(folder: Path, experiment: str = "peft-flow") -> Any:

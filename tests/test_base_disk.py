@@ -19,7 +19,7 @@ from tasks.base import disk
 from tasks.base.disk import DiskFull, check_space, describe, is_disk_full, size, writing
 from tasks.base.files import write_text
 from tasks.settings.fields import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, server_variables
 from tests.faults import SmallDisk, fail_write, full_disk
 
 LINE = r"/\S+: the disk is full: \d+\.\d .B needed, \d+\.\d .B free; make space and run the same command again"
@@ -252,14 +252,11 @@ def test_command_says_it_whatever_the_error_was(
 
 
 def finetune(folder: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
-    from prefect.settings import PREFECT_API_URL
-
-    server = {"PREFECT_API_URL": url} if (url := PREFECT_API_URL.value()) else {}
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", "finetune", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | server | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | server_variables() | environment,
         capture_output=True,
         text=True,
         timeout=180,

@@ -19,7 +19,7 @@ from tasks.base.records import Source
 from tasks.settings.fields import InputError
 from tasks.sources import hub
 from tasks.sources.hub import HubUnreachable, Silence, find, patient
-from tests.conftest import ROOT, Hub
+from tests.conftest import ROOT, Hub, server_variables
 from tests.faults import UNAVAILABLE, Fault, Proxy
 
 SOURCE = Source(name="a/b", revision="c" * 40, is_local=False, local_files_only=False)
@@ -175,15 +175,13 @@ class Child:
     """A process with the libraries loaded and a Hub cache of its own; it loads model and data as a run does."""
 
     def __init__(self, url: str, home: Path) -> None:
-        from prefect.settings import PREFECT_API_URL
-
         self.home = home
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD],
             env=os.environ
             | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
             | {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-            | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+            | server_variables(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from tasks.base.trouble import first_line
 from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.settings.secrets import HIDDEN, redact
+from tests.chaos import prefect_server
 from tests.conftest import ROOT, Trained
 
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/**/*.py")])
@@ -411,7 +413,15 @@ def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory
         *("--training.epochs", "1", "--evaluation.bootstrap_samples", "200", "--evaluation.references", "majority"),
         *("--tracking.experiment", "../../escaped", "--tracking.run_name", "../../../escaped"),
     ]
-    with (folder.parent / "run.err").open("w+") as errors:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        server, address = prefect_server(folder)  # else each of the three starts one of its own, which takes 15 s
+        server.start()
+    variables["PREFECT_API_URL"] = address
+    with ExitStack() as stack:
+        stack.callback(server.kill)
+        errors = stack.enter_context((folder.parent / "run.err").open("w+"))
         process = subprocess.Popen(
             [sys.executable, "-c", RUNS, *arguments],
             cwd=place,
@@ -429,7 +439,8 @@ def run(foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory
             poison(folder / "prefect/storage", folder / "marker")
         then, _ = process.communicate("\n")
         errors.seek(0)
-        output = "".join(first) + then + errors.read()
+        output = "".join(first) + then + errors.read() + (folder / "prefect.log").read_text()
+    (folder / "prefect.log").unlink()
     assert process.returncode == 0, output
     return Run(folder, output)
 

@@ -368,43 +368,20 @@ def test_documented_automation_starts_a_run(stack: Stack) -> None:
         stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
-@pytest.fixture(scope="module")
-def one_after_the_other(stack: Stack, parameters: dict[str, Any]) -> tuple[str, str]:
-    """Ids of two endless flow runs: the first was killed while the second waited, which trains now."""
+def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(stack: Stack, parameters: dict[str, Any]) -> None:
     endless = parameters | {"training": {"epochs": 5000, "batch_size": 8}}
     first = stack.submit(endless)
     until(lambda: stack.tasks(first).get("train adapter") == "RUNNING", 60, "training")
-    second = stack.submit(endless | {"seed": 1})
+    second = stack.submit(parameters | {"seed": 1})
     time.sleep(6)
     assert stack.state(second) == "SCHEDULED"
     pid = stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]
     os.kill(int(pid), signal.SIGKILL)
-    until(lambda: stack.tasks(second).get("train adapter") == "RUNNING", 240, "training of the second")
-    return first, second
-
-
-def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(
-    stack: Stack, one_after_the_other: tuple[str, str]
-) -> None:
-    killed, _ = one_after_the_other
-    assert stack.until_state(killed, *FINAL) == "CRASHED"
-    until(lambda: stack.mlflow_run(killed).info.status == "KILLED", 30, "MLflow run closed")
-    assert stack.tasks(killed)["train adapter"] == "CRASHED"
+    assert stack.until_state(first, *FINAL) == "CRASHED"
+    assert stack.until_state(second, *FINAL) == "COMPLETED"
+    until(lambda: stack.mlflow_run(first).info.status == "KILLED", 30, "MLflow run closed")
+    assert stack.tasks(first)["train adapter"] == "CRASHED"
     assert until(lambda: events(stack, "peft-flow.run.killed"), 20, "event")
-
-
-def test_cancel_keeps_what_was_trained(stack: Stack, one_after_the_other: tuple[str, str]) -> None:
-    from mlflow import MlflowClient
-
-    _, run = one_after_the_other
-    time.sleep(2)
-    process = psutil.Process(int(stack.call("GET", f"/flow_runs/{run}")["infrastructure_pid"]))
-    stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
-    process.wait(10)
-    assert stack.until_state(run, *FINAL) == "CANCELLED"
-    until(lambda: stack.mlflow_run(run).info.status == "KILLED", 10, "MLflow run closed")
-    files = MlflowClient(stack.mlflow).list_artifacts(stack.mlflow_run(run).info.run_id, "checkpoint")
-    assert "checkpoint/adapter_model.safetensors" in {file.path for file in files}
 
 
 def test_server_that_dies_is_started_again(stack: Stack) -> None:
@@ -413,6 +390,21 @@ def test_server_that_dies_is_started_again(stack: Stack) -> None:
     server.kill()
     until(lambda: "the Prefect server has ended (SIGKILL" in stack.said(), 20, "line")
     until(lambda: stack.process_of("prefect server") and stacks.answers(f"{stack.prefect}/api/health"), 60, "server")
+
+
+def test_cancel_keeps_what_was_trained(stack: Stack, parameters: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    run = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 240, "training")
+    time.sleep(2)
+    process = psutil.Process(int(stack.call("GET", f"/flow_runs/{run}")["infrastructure_pid"]))
+    stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    process.wait(10)
+    assert stack.until_state(run, *FINAL) == "CANCELLED"
+    until(lambda: stack.mlflow_run(run).info.status == "KILLED", 10, "MLflow run closed")
+    files = MlflowClient(stack.mlflow).list_artifacts(stack.mlflow_run(run).info.run_id, "checkpoint")
+    assert "checkpoint/adapter_model.safetensors" in {file.path for file in files}
 
 
 @pytest.mark.endurance
