@@ -207,7 +207,7 @@ def test_run_list_has_the_columns_that_runs_are_compared_by(page: Page, site: Si
     assert columns == ["Run Name", "Created", *(name for _, name in runlist.COLUMNS), "Duration"]
     body = page.locator("body").inner_text()
     for result in site.results:
-        assert f"\n{digits(result.tuned["accuracy"])}\n" in body
+        assert "\n" + digits(result.tuned["accuracy"]) + "\n" in body
         assert result.verdict in body
     expect(page.get_by_text("3 matching runs")).to_be_visible()
 

@@ -13,9 +13,12 @@ from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.verdict import class_table, confusion, judge, ladder, log_loss
 from tasks.evaluation.wording import caution, description, headline, ladder_table, leak_sentence, step_sentence
 from tasks.scores.metrics import score
+from tasks.scores.objective import objective
 from tasks.scores.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
 from tasks.settings.rivals import SHORT_TITLES, TITLES
 from tests.conftest import Judged, made_up_classifier
+
+SINGLE = objective("single_label")
 
 
 def judge_again(judged: Judged, **changes: Any) -> Any:
@@ -49,7 +52,9 @@ def test_each_gain_is_the_paired_test_of_that_pair_alone(judged: Judged) -> None
             assert rung.adapter_gain is None
             continue
         pair = [tables["tuned"], tables[rung.name]]
-        assert rung.adapter_gain == difference(SINGLE, labels, pair, bootstrap(SINGLE, labels, pair, 500, 0), (0, 1), 0.95)
+        assert rung.adapter_gain == difference(
+            SINGLE, labels, pair, bootstrap(SINGLE, labels, pair, 500, 0), (0, 1), 0.95
+        )
 
 
 def test_verdict_is_about_the_strongest_reference_and_not_about_chance(judged: Judged) -> None:
@@ -312,5 +317,9 @@ def test_difference_is_never_minus_nothing(value: float, low: float, high: float
 def test_loss_of_certain_and_right_answers_is_0_and_not_below() -> None:
     labels = np.array([0, 1])
     for table in (np.eye(2), np.float32([[1.0000001, 0], [0, 1.0000001]])):
-        losses = log_loss(table, labels), score(table, labels)["log_loss"], bootstrap(SINGLE, labels, [table], 5, 0).observed[0, 2]
+        losses = (
+            log_loss(table, labels),
+            score(table, labels)["log_loss"],
+            bootstrap(SINGLE, labels, [table], 5, 0).observed[0, 2],
+        )
         assert [f"{loss:.3f}" for loss in losses] == ["0.000"] * 3

@@ -14,7 +14,6 @@ from tasks.base.records import (
     Place,
     Rung,
     SameText,
-    Scores,
     TrainedAdapter,
 )
 from tasks.base.work import WORK

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.base.outcomes import Footprint, Gate
-from tasks.base.records import Comparison, Difference, Interval, Rung, Scores
+from tasks.base.records import Comparison, Difference, Interval, Rung
 from tasks.retraining.gate import NewClasses, Trial, against_champion, page, without_champion
 from tasks.settings.sections import GateConfig
 

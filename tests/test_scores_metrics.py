@@ -30,7 +30,7 @@ def test_log_loss_is_the_cross_entropy_of_the_logits() -> None:
     logits, labels = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) % 3
     # the cross-entropy of a certain label is the divergence of the prediction from it
     by_row = [entropy(np.eye(3)[label], row) for label, row in zip(labels, softmax(logits, 1), strict=True)]
-    assert score(softmax(logits, 1), labels).log_loss == pytest.approx(np.mean(by_row))
+    assert score(softmax(logits, 1), labels)["log_loss"] == pytest.approx(np.mean(by_row))
 
 
 def test_four_rows_by_hand() -> None:

@@ -34,7 +34,6 @@ from tasks.scores.statistics import (
     without_temperature,
 )
 
-
 SINGLE = objective("single_label")
 SCORES = tuple(metric.name for metric in SINGLE.metrics)
 
@@ -134,12 +133,12 @@ def test_observed_values_are_the_scores() -> None:
     resampled = bootstrap(SINGLE, labels, tables, 200, seed=0)
     found, expected = compared(labels, tables, 200, seed=0), [score(table, labels) for table in tables]
     for i, name in enumerate(SCORES):
-        values = [getattr(scores, name) for scores in expected]
+        values = [scores[name] for scores in expected]
         assert resampled.observed[:, i] == pytest.approx(values, abs=1e-12)
-        single, interval = single(resampled, 1)[name], getattr(found, name)
-        assert single.value == pytest.approx(values[1], abs=1e-12)
+        alone, interval = single(resampled, 1)[name], found.scores[name]
+        assert alone.value == pytest.approx(values[1], abs=1e-12)
         assert interval.value == pytest.approx(values[0] - values[1], abs=1e-12)
-        assert single.low < single.value < single.high
+        assert alone.low < alone.value < alone.high
         assert interval.low < interval.value < interval.high
 
 
@@ -252,12 +251,12 @@ def test_bootstrap_intervals_cover_the_truth(trials: int) -> None:
         rows = generator.integers(20_000, size=300)
         sample = [table[rows] for table in tables]
         resampled = bootstrap(SINGLE, labels[rows], sample, 1000, seed=trial)
-        found, single = difference(SINGLE, labels[rows], sample, resampled, (0, 1), 0.95), single(resampled, 0)
+        found, alone = difference(SINGLE, labels[rows], sample, resampled, (0, 1), 0.95), single(resampled, 0)
         for name in SCORES:
             new, old = (scores[name] for scores in truth)
             interval = found.scores[name]
             covered["difference"][name] += interval.low <= new - old <= interval.high
-            covered["single"][name] += single[name].low <= new <= single[name].high
+            covered["single"][name] += alone[name].low <= new <= alone[name].high
     for kind in covered.values():
         for name, count in kind.items():
             assert abs(count / trials - 0.95) <= noise_of(0.95, trials), (name, covered)

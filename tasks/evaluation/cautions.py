@@ -28,7 +28,9 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
     """Classes of the test rows that the adapter gives to none of them."""
     import numpy as np
 
-    rows, said = (np.bincount(classes, minlength=table.shape[1]) for classes in (labels, objective(data.task).decide(table)))
+    rows, said = (
+        np.bincount(classes, minlength=table.shape[1]) for classes in (labels, objective(data.task).decide(table))
+    )
     if never := [
         f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
     ]:

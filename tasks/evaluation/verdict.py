@@ -60,9 +60,7 @@ def without_leaked(task: Objective, predictions: Predictions, leaked: "np.ndarra
     return {name: task.scores(table[~leaked], labels)[first] for name, table in predictions.tables.items()}
 
 
-def ladder(
-    task: Objective, predictions: Predictions, samples: int, confidence: float, seed: int
-) -> tuple[Rung, ...]:
+def ladder(task: Objective, predictions: Predictions, samples: int, confidence: float, seed: int) -> tuple[Rung, ...]:
     """Every classifier, best first, and by how much the adapter is better on the same resampled rows."""
     labels, names, tables = predictions.labels, list(predictions.tables), list(predictions.tables.values())
     resampled, rungs = bootstrap(task, labels, tables, samples, seed), []

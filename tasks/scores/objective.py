@@ -1,4 +1,4 @@
-"""What a task asks of a model's answers, on plain arrays. Everything else asks an Objective and knows no task by name."""
+"""What a task asks of a model's answers, on plain arrays. All else asks an Objective and knows no task by name."""
 
 from collections.abc import Callable
 from functools import cache

@@ -24,6 +24,7 @@ DISAGREEMENT = 0.2
 USEFUL_DIFFERENCE = 0.1
 """A test set that only shows larger differences of accuracy says little: most adapters differ by less."""
 
+
 def wilson_interval(right: int, rows: int, confidence: float) -> Interval:
     """A share with its score interval; never leaves 0..1 and holds for few rows.
 

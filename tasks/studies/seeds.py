@@ -279,10 +279,7 @@ def runs_table(result: SeedsResult) -> str:
     metric = objective(result.task).metrics[0]
     return markdown_table(
         ("seed", "verdict", metric.title, f"minus {SHORT_TITLES[result.against]}", "run"),
-        [
-            (f"{run.seed}", run.verdict, metric.shown(run.score), f"{run.lead:+z.3f}", run.run_id)
-            for run in result.runs
-        ],
+        [(f"{run.seed}", run.verdict, metric.shown(run.score), f"{run.lead:+z.3f}", run.run_id) for run in result.runs],
     )
 
 

@@ -19,7 +19,7 @@ SHUFFLES = 10_000
 
 class MultiLabel:
     name = "multi_label"
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("micro_f1", "micro-F1", "micro-F1"),
         Metric("macro_f1", "macro-F1", "macro-F1"),
         Metric("exact_match", "exact match", "exact"),
@@ -54,7 +54,10 @@ class MultiLabel:
         likely = np.where(truth, probability, 1 - probability)
         by_row = np.stack([self.is_right(table, labels), (given != truth).mean(1)], axis=1)
         by_row = np.column_stack([by_row, -np.log(np.clip(likely, PROBABILITY_FLOOR, 1)).mean(1)])
-        there, precision = truth.any(0), [ranked_precision(probability[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(0))]
+        there, precision = (
+            truth.any(0),
+            [ranked_precision(probability[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(0))],
+        )
 
         def measure(weights: "np.ndarray") -> "np.ndarray":
             hits, said, actual = (weights @ part for part in (given * truth, given, truth.astype(int)))
@@ -62,7 +65,11 @@ class MultiLabel:
             by_label = 2 * hits / np.maximum(said + actual, 1)
             counts = ~((actual == 0) & there)
             macro = (by_label * counts).sum(1) / np.maximum(counts.sum(1), 1)
-            ranked = np.stack([of_label(weights) for of_label in precision], axis=1) if precision else np.zeros((len(weights), 0))
+            ranked = (
+                np.stack([of_label(weights) for of_label in precision], axis=1)
+                if precision
+                else np.zeros((len(weights), 0))
+            )
             met = ~np.isnan(ranked)
             mean_precision = np.nansum(ranked, axis=1) / np.maximum(met.sum(1), 1)
             exact, hamming, loss = (weights @ by_row / rows).T
@@ -124,7 +131,8 @@ def randomization_p_value(new: "np.ndarray", old: "np.ndarray", labels: "np.ndar
     def difference(coins: "np.ndarray") -> "np.ndarray":
         moved_hits, moved_said = coins @ more_hits, coins @ more_said
         first, second = (
-            (hits.sum() + sign * moved_hits) / np.maximum((said.sum() + sign * moved_said) / 2 + actual, 1) for sign in (1, -1)
+            (hits.sum() + sign * moved_hits) / np.maximum((said.sum() + sign * moved_said) / 2 + actual, 1)
+            for sign in (1, -1)
         )
         return first - second
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Regression:
     name = "regression"
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False),
         Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False),
         Metric("r2", "R²", "R²", least=float("-inf")),

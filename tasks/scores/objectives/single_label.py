@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class SingleLabel:
     name = "single_label"
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("accuracy", "accuracy", "accuracy"),
         Metric("macro_f1", "macro-F1", "F1"),
         Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
