@@ -81,7 +81,7 @@ def test_verdict_says_what_the_ladder_shows(accuracies: dict[str, float], verdic
         for i, (name, accuracy) in enumerate(({"baseline": 0.5} | accuracies).items())
     }
     predictions = Predictions(judged.predictions.rows, labels, tables)
-    rungs = ladder(predictions, 300, 0.95, 0)
+    rungs = ladder(SINGLE, predictions, 300, 0.95, 0)
     assert judged.result.model_copy(update={"ladder": rungs}).verdict == verdict
 
 
@@ -112,7 +112,7 @@ def test_calibration_compares_the_probabilities_with_and_without_temperature(jud
         pytest.approx(calibration_error(after, labels)),
     )
     assert found.log_loss_before == pytest.approx(score(before, labels)["log_loss"], abs=1e-6)
-    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").scores["log_loss"], abs=1e-6)
+    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").values["log_loss"], abs=1e-6)
     assert found.error_before != found.error_after
 
 
@@ -146,7 +146,7 @@ def test_description_has_five_lines_with_the_verdict_first(judged: Judged) -> No
     lines = description(judged.result).splitlines()
     assert len(lines) == 5
     assert max(len(line) for i, line in enumerate(lines) if i != 3) <= 92
-    lead = judged.result.lead("tfidf").accuracy
+    lead = judged.result.lead("tfidf").primary
     assert lines[0] == f"**Not shown better than TF-IDF**: accuracy 0.858, {shown(lead)}  "
     places = [lines[1].index(f"{SHORT_TITLES[rung.name]} ") for rung in judged.result.ladder]
     assert places == sorted(places)
@@ -176,7 +176,7 @@ def test_description_names_the_reference_where_the_verdict_does_not(judged: Judg
 def test_description_keeps_its_five_lines_whatever_a_slice_is_called(judged: Judged) -> None:
     worst = min((part for part in judged.result.slices if not part.small), key=lambda part: part.score.value)
     odd = worst.model_copy(
-        update={"kind": "outlet", "name": "a\n\n# b\r\nc", "accuracy": Interval(value=0, low=0, high=0)}
+        update={"kind": "outlet", "name": "a\n\n# b\r\nc", "score": Interval(value=0, low=0, high=0)}
     )
     result = judged.result.model_copy(update={"slices": (*judged.result.slices, odd)})
     lines = description(result).splitlines()
@@ -187,7 +187,7 @@ def test_description_keeps_its_five_lines_whatever_a_slice_is_called(judged: Jud
 def test_weakest_slice_is_one_with_enough_rows(judged: Judged) -> None:
     one = judged.result.slices[0]
     parts = [
-        one.model_copy(update={"kind": "class", "name": name, "rows": rows, "small": small, "accuracy": accuracy})
+        one.model_copy(update={"kind": "class", "name": name, "rows": rows, "small": small, "score": accuracy})
         for name, rows, small, accuracy in (
             ("a", 40, False, wilson_interval(30, 40, 0.95)),
             ("b", 50, False, wilson_interval(20, 50, 0.95)),
@@ -212,7 +212,11 @@ def test_ladder_table_fits_a_terminal_and_has_every_rung(judged: Judged) -> None
     gain = rungs[1].adapter_gain
     assert gain
     wide = gain.model_copy(
-        update={"accuracy": Interval(value=-0.123, low=-0.456, high=-0.001), "verdict": "no evidence", "p_value": 1e-9}
+        update={
+            "scores": gain.scores | {"accuracy": Interval(value=-0.123, low=-0.456, high=-0.001)},
+            "verdict": "no evidence",
+            "p_value": 1e-9,
+        }
     )
     rungs[1] = rungs[1].model_copy(update={"adapter_gain": wide})
     table = ladder_table(judged.result.model_copy(update={"ladder": tuple(rungs)}))
@@ -224,12 +228,18 @@ def test_ladder_table_fits_a_terminal_and_has_every_rung(judged: Judged) -> None
 
 def test_ladder_table_fits_at_the_widest_numbers_and_names(judged: Judged) -> None:
     tuned, other = judged.result.rung("tuned"), judged.result.rung("tfidf")
-    worst = {"accuracy": Interval(value=0, low=0, high=1), "log_loss": -np.log(1e-7), "macro_f1": 0}
-    scores = other.scores.model_copy(update={"macro_f1": 1.0, "log_loss": worst["log_loss"]})
-    lead = {"accuracy": Interval(value=-1, low=-1, high=-1), "verdict": "no evidence", "p_value": 1e-9}
-    gain = other.adapter_gain and other.adapter_gain.model_copy(update=lead)
+    loss = -np.log(1e-7)
+    scores = {
+        "accuracy": Interval(value=0, low=0, high=1),
+        "macro_f1": Interval(value=1, low=1, high=1),
+        "log_loss": Interval(value=loss, low=loss, high=loss),
+    }
+    lead = {"accuracy": Interval(value=-1, low=-1, high=-1)}
+    gain = other.adapter_gain and other.adapter_gain.model_copy(
+        update={"scores": other.adapter_gain.scores | lead, "verdict": "no evidence", "p_value": 1e-9}
+    )
     rungs = [
-        other.model_copy(update={"name": name, "scores": scores, "accuracy": worst["accuracy"], "adapter_gain": gain})
+        other.model_copy(update={"name": name, "scores": scores, "adapter_gain": gain})
         for name in TITLES
         if name != "tuned"
     ]

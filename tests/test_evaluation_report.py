@@ -41,7 +41,7 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def test_line_of_a_slice_says_what_the_slice_holds() -> None:
+def test_line_of_a_slice_says_what_the_slice_holds(judged: Judged) -> None:
     score = Interval(value=0.8, low=0.7, high=0.875)
     few = Slice(
         kind="genre",
@@ -55,7 +55,7 @@ def test_line_of_a_slice_says_what_the_slice_holds() -> None:
         p_value=0.146,
     )
     many = few.model_copy(update={"rows": 1200, "small": False, "p_value": 1e-8})
-    assert cells(slice_table([few, many], 0.95)) == [
+    assert cells(slice_table(judged.result.model_copy(update={"slices": (few, many)}))) == [
         ["genre", r"sci\_fi", "20 (few)", "0.500", "0.800 (0.700-0.875)", "9", "3", "0.146"],
         ["genre", r"sci\_fi", "1,200", "0.500", "0.800 (0.700-0.875)", "9", "3", "<0.001"],
     ]

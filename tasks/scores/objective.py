@@ -1,9 +1,9 @@
 """What a task asks of a model's answers, on plain arrays. All else asks an Objective and knows no task by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tasks.base.records import Interval
 from tasks.base.words import ends, shown_share
@@ -56,6 +56,47 @@ class Objective(Protocol):
     """The first decides: the verdict, the best checkpoint and the order of the ladder hang on it."""
     test: str
     """The paired test, as people call it."""
+    problem_type: str
+    """The task, as transformers calls it."""
+    loss: str
+    """A function of tasks/models/losses.py."""
+    activation: str
+    """What makes answers of logits: `softmax`, `sigmoid` or `scale`, see tasks/models/serving.py."""
+    decided_on_validation: bool
+    """Whether answers need something that is chosen on the validation rows, such as thresholds."""
+
+    # --- labels
+
+    def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
+        """What people call each of (rows, ...) labels or decisions."""
+
+    def strata(self, labels: "np.ndarray") -> "np.ndarray":
+        """Groups of rows, (rows,), numbered from 0, of which each split should hold its share."""
+
+    # --- learning
+
+    def scaling(self, labels: "np.ndarray") -> dict[str, Any]:
+        """What the loss and the answers must know of the training labels."""
+
+    def fit(
+        self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
+    ) -> dict[str, Any]:
+        """What the answers need besides, found on validation, and `scaling`; (rows, outputs) logits. Without
+        `calibrated` only what answers cannot do without."""
+
+    def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        """The same for outputs that are answers already, as those of the references, but for what is decided."""
+
+    def constant(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        """Outputs, (outputs,), of what knows nothing but the training labels."""
+
+    def learn(
+        self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
+    ) -> "list[np.ndarray]":
+        """Outputs, (rows, outputs), for each of `asked`, of a linear model of the features `known`, (rows, features);
+        its penalty is the best of `grid` (inverse strengths) in cross-validation."""
+
+    # --- answers
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         """What the answers come down to, (rows, ...), in the form of the labels."""

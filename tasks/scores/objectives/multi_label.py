@@ -1,9 +1,11 @@
-"""Any number of labels for each text. The table is (rows, 2, labels): each label's probability, and whether it is given
-(0 or 1), which its own threshold decides; the truth is 0 or 1, (rows, labels)."""
+"""Any number of labels for each text. The table is (rows, 2 * labels): the probability of each label, then whether it
+is given (0 or 1), which its own threshold decides; the truth is 0 or 1, (rows, labels)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.scores.linear import logistic
 from tasks.scores.metrics import PROBABILITY_FLOOR
 from tasks.scores.objective import Metric
 
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
 
     from tasks.scores.objective import Objective, Weighted
 
+
+NO_LABEL = "(none)"
+
+FEW_ROWS = 20
+"""Of a set of labels: a tenth of them would not fill a split with two."""
 
 SHUFFLES = 10_000
 """Of the paired test, whose smallest p is one in so many."""
@@ -28,9 +35,54 @@ class MultiLabel:
         Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
     )
     test = "paired randomization"
+    problem_type = "multi_label_classification"
+    loss = "binary_cross_entropy"
+    activation = "sigmoid"
+    decided_on_validation = True
+
+    def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
+        return [", ".join(names[i] for i in row.nonzero()[0]) or NO_LABEL for row in labels]
+
+    def strata(self, labels: "np.ndarray") -> "np.ndarray":
+        """Rows with the same labels; where these are few, those with the same rarest label among them."""
+        import numpy as np
+
+        sets, of_row, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+        totals = labels.sum(0)
+        rarest = np.where(sets.any(1), np.where(sets > 0, totals, len(labels) + 1).argmin(1), labels.shape[1])
+        groups = np.where(counts < FEW_ROWS, rarest, labels.shape[1] + 1 + np.arange(len(sets)))
+        strata: np.ndarray = np.unique(groups[of_row.reshape(-1)], return_inverse=True)[1]
+        return strata
+
+    def scaling(self, labels: "np.ndarray") -> dict[str, Any]:
+        return {}
+
+    def fit(
+        self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
+    ) -> dict[str, Any]:
+        from scipy.special import expit
+
+        return self.decision(expit(logits.astype(float)), labels)
+
+    def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        columns = zip(outputs.T, labels.T, strict=True)
+        return {"thresholds": [best_threshold(probability, truth) for probability, truth in columns]}
+
+    def constant(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        shares: np.ndarray = labels.mean(0)
+        return shares
+
+    def learn(
+        self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
+    ) -> "list[np.ndarray]":
+        """Each label against the rest."""
+        import numpy as np
+
+        by_label = [logistic(known, labels[:, i].astype(int), asked, 2, grid, seed) for i in range(outputs)]
+        return [np.stack([tables[place][:, 1] for tables in by_label], axis=1) for place in range(len(asked))]
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
-        decided: np.ndarray = table[:, 1].astype(int)
+        decided: np.ndarray = table[:, table.shape[1] // 2 :].astype(int)
         return decided
 
     def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
@@ -49,7 +101,7 @@ class MultiLabel:
         has counts as 0 in macro-F1, and not at all in the mean average precision."""
         import numpy as np
 
-        given, probability = self.decide(table), table[:, 0].astype(float)
+        given, probability = self.decide(table), table[:, : table.shape[1] // 2].astype(float)
         truth, rows = labels.astype(bool), len(labels)
         likely = np.where(truth, probability, 1 - probability)
         by_row = np.stack([self.is_right(table, labels), (given != truth).mean(1)], axis=1)
@@ -87,6 +139,25 @@ class MultiLabel:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
+
+
+def best_threshold(probability: "np.ndarray", truth: "np.ndarray") -> float:
+    """From which probability on a label is given, for the best F1 of these rows; of equals the one nearest to 0.5.
+
+    Half-way between two probabilities that occur: the same for new rows. Lipton et al., ECML 2014.
+    """
+    import numpy as np
+
+    if not truth.any():
+        return 0.5
+    values = np.unique(probability)[::-1]
+    order = np.argsort(-probability, kind="stable")
+    ends = np.searchsorted(-probability[order], -values, side="right")
+    hits = truth[order].cumsum()[ends - 1]
+    f1 = 2 * hits / (ends + truth.sum())
+    thresholds = (values + np.append(values[1:], 0)) / 2
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(thresholds[best[abs(thresholds[best] - 0.5).argmin()]])
 
 
 def ranked_precision(probability: "np.ndarray", truth: "np.ndarray") -> "Weighted":

@@ -1,14 +1,20 @@
 """A number for each text. The table has the predicted number, (rows, 1); labels are the true ones, (rows,)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.scores.linear import ridge
 from tasks.scores.objective import Metric
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tasks.scores.objective import Objective, Weighted
+
+
+COVERAGE = 0.9
+"""Of the prediction intervals."""
 
 
 class Regression:
@@ -21,6 +27,49 @@ class Regression:
         Metric("quadratic_kappa", "quadratic-weighted kappa", "kappa", least=-1),
     )
     test = "Wilcoxon signed-rank"
+    problem_type = "regression"
+    loss = "squared_error"
+    activation = "scale"
+    decided_on_validation = False
+
+    def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
+        return [f"{label:.6g}" for label in labels]
+
+    def strata(self, labels: "np.ndarray") -> "np.ndarray":
+        """Tenths of the rows by their number; equal numbers stay together."""
+        import numpy as np
+
+        edges = np.unique(np.quantile(labels, np.arange(0.1, 1, 0.1), method="inverted_cdf"))
+        strata: np.ndarray = np.unique(np.searchsorted(edges, labels), return_inverse=True)[1]
+        return strata
+
+    def scaling(self, labels: "np.ndarray") -> dict[str, Any]:
+        return {"mean": float(labels.mean()), "std": float(labels.std()) or 1.0}
+
+    def fit(
+        self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
+    ) -> dict[str, Any]:
+        predicted = logits[:, 0].astype(float) * scaling["std"] + scaling["mean"]
+        return {**scaling, "half_width": conformal_half_width(abs(predicted - labels), COVERAGE)}
+
+    def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        return {}
+
+    def constant(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        """The mean."""
+        import numpy as np
+
+        return np.asarray([labels.mean()])
+
+    def learn(
+        self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
+    ) -> "list[np.ndarray]":
+        return ridge(known, labels, asked, grid, seed)
+
+    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+        """Whether the nearest whole number is the label."""
+        right: np.ndarray = self.decide(table).round() == labels
+        return right
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         decided: np.ndarray = table[:, 0].astype(float)
@@ -73,6 +122,18 @@ class Regression:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
+
+
+def conformal_half_width(errors: "np.ndarray", coverage: float) -> float:
+    """Half the width of intervals around predictions that hold the true number of a new row as often as `coverage`;
+    from the absolute errors of rows that were not trained on, (rows,). Infinite where these are too few.
+
+    Split conformal prediction: Lei et al., Journal of the American Statistical Association 113 (2018).
+    """
+    import numpy as np
+
+    place = int(np.ceil((len(errors) + 1) * coverage))
+    return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
 
 
 def rank_of(values: "np.ndarray") -> "Weighted":

@@ -1,11 +1,14 @@
 """One class for each text. The table has probabilities, (rows, classes); labels are class numbers, (rows,)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.scores.linear import logistic
 from tasks.scores.objective import Metric
 from tasks.scores.statistics import (
     detectable_difference,
+    fit_temperature,
     mcnemar_p_value,
     per_row,
     scores_from_sums,
@@ -26,6 +29,38 @@ class SingleLabel:
         Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
     )
     test = "exact McNemar"
+    problem_type = "single_label_classification"
+    loss = "cross_entropy"
+    activation = "softmax"
+    decided_on_validation = False
+
+    def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
+        return [names[label] for label in labels]
+
+    def strata(self, labels: "np.ndarray") -> "np.ndarray":
+        return labels
+
+    def scaling(self, labels: "np.ndarray") -> dict[str, Any]:
+        return {}
+
+    def fit(
+        self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
+    ) -> dict[str, Any]:
+        return {"temperature": fit_temperature(logits, labels) if calibrated else 1.0}
+
+    def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        return {}
+
+    def constant(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        import numpy as np
+
+        shares: np.ndarray = np.bincount(labels, minlength=outputs) / len(labels)
+        return shares
+
+    def learn(
+        self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
+    ) -> "list[np.ndarray]":
+        return logistic(known, labels, asked, outputs, grid, seed)
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         decided: np.ndarray = table.argmax(1)
