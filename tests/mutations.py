@@ -89,8 +89,8 @@ FAULTS = (
         "evaluation",
         "the adapter's test score is that of the validation rows",
         "adapter.py",
-        '["test"]\n    table = serving.probabilities(reloaded["test"]',
-        '["validation"]\n    table = serving.probabilities(reloaded["test"]',
+        '["test"]\n    table = serving.answers(reloaded["test"]',
+        '["validation"]\n    table = serving.answers(reloaded["test"]',
         "tests/test_evaluation_adapter.py tests/test_evaluation_references.py",
     ),
     Fault(

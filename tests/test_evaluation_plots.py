@@ -192,7 +192,7 @@ def test_ladder_of_nearly_equal_classifiers_does_not_zoom_into_noise(run: Judged
 def test_reliability_shows_the_bins_and_both_errors(run: Judged) -> None:
     figure = plots.reliability_diagram(run.predictions, run.result)
     after, labels = run.predictions.tables["tuned"], run.predictions.labels
-    before = without_temperature(after, run.trained.temperature)
+    before = without_temperature(after, run.trained.fitted["temperature"])
     for bar, table in zip(error_bars(figure), (before, after), strict=True):
         bins = reliability(table, labels)
         assert np.allclose(bar[0].get_xydata(), np.stack([bins.confidence, bins.accuracy], axis=1))

@@ -53,7 +53,10 @@ def a_comparison(folder: Path, leaked: int = 0, **references: float) -> Comparis
         rows=100,
         confidence=0.95,
         detectable=0.12,
-        ladder=tuple(rung(name, accuracy, accuracies["tuned"]) for name, accuracy in accuracies.items()),
+        ladder=tuple(
+            rung(name, accuracy, accuracies["tuned"])
+            for name, accuracy in sorted(accuracies.items(), key=lambda item: -item[1])
+        ),
         leaked=leaked,
         score_without_leaked=dict.fromkeys(accuracies, 0.84) if leaked else {},
         calibration=Calibration(
@@ -76,7 +79,7 @@ def an_adapter(folder: Path) -> TrainedAdapter:
         fresh_modules=(),
         steps=30,
         best_step=20,
-        temperature=1.5,
+        fitted={"temperature": 1.5},
         seconds=3,
         examples_per_second=100,
         trunk_seconds=0.0,

@@ -22,7 +22,6 @@ from tasks.evaluation.recording import model_values
 from tasks.evaluation.references import (
     ask_majority,
     cache_key,
-    class_probabilities,
     current_champion,
     evaluate_baseline,
     evaluate_references,
@@ -35,6 +34,7 @@ from tasks.evaluation.references import (
 )
 from tasks.models import foundation as models
 from tasks.models import serving
+from tasks.scores.linear import logistic
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking import address
@@ -101,7 +101,14 @@ def test_the_reviews_can_be_learned_from_words_and_from_the_frozen_model(trained
 
 
 def test_the_majority_reference_says_the_training_shares(trained: Trained, tmp_path: Path) -> None:
-    data = trained.data.model_copy(update={"class_counts": {"train": (30, 10), "test": (6, 6)}})
+    from datasets import load_from_disk
+
+    splits = load_from_disk(trained.data.folder)
+    labels = np.asarray(splits["train"]["labels"])
+    rows = [*np.flatnonzero(labels == 0)[:24], *np.flatnonzero(labels == 1)[:8]]
+    splits["train"] = splits["train"].select(rows)
+    splits.save_to_disk(str(tmp_path / "uneven"))
+    data = trained.data.model_copy(update={"folder": str(tmp_path / "uneven")})
     assert (ask_majority(data) == [0.75, 0.25]).all()
     scores = measure("majority", trained.config, data, tmp_path).scores
     assert scores["accuracy"] == 0.5 and scores["macro_f1"] == pytest.approx((2 / 3) / 2)
@@ -113,13 +120,13 @@ def test_the_majority_reference_says_the_training_shares(trained: Trained, tmp_p
 
 def test_words_are_read_singly_and_in_pairs() -> None:
     train = ["not good", "not bad", "good", "bad", "not good", "not bad"]
-    known, asked = text_features(train, ["not good", "a bad", "unknown"], 100)
+    known, asked = text_features([train, ["not good", "a bad", "unknown"]], 100)
     assert known.shape == (6, 5), "not, good, bad, not good, not bad"
     assert [row.nnz for row in asked] == [3, 1, 0]
 
 
 def test_the_number_of_features_is_limited() -> None:
-    known, _ = text_features(sentences(4)[0], ["a warm film"], 10)
+    known, _ = text_features([sentences(4)[0], ["a warm film"]], 10)
     assert known.shape[1] == 10
 
 
@@ -146,7 +153,7 @@ def test_a_script_without_spaces_is_read_by_its_characters(small_config: Any, tm
 
 
 def test_texts_without_any_word_are_read_by_their_signs() -> None:
-    known, asked = text_features([":-)", ":-(", ":-))"], [":-)"], 100)
+    known, asked = text_features([[":-)", ":-(", ":-))"], [":-)"]], 100)
     assert known.shape[1] > 3 and asked.nnz > 3
 
 
@@ -180,7 +187,7 @@ def test_a_class_that_training_lacks_has_a_column_of_its_own(trained: Trained, t
 
 def test_columns_stay_in_the_order_of_the_classes() -> None:
     known = np.array([[-1.0], [-1.1], [-0.9], [1.0], [1.1], [0.9]])
-    table = class_probabilities(known, [2, 2, 2, 0, 0, 0], np.array([[-1.0], [1.0]]), 3, (1.0,), 0)
+    table = logistic(known, np.array([2, 2, 2, 0, 0, 0]), [np.array([[-1.0], [1.0]])], 3, (1.0,), 0)[0]
     assert table.argmax(1).tolist() == [2, 0] and (table[:, 1] == 0).all()
 
 
@@ -196,22 +203,22 @@ def test_the_penalty_is_chosen_by_cross_validated_log_loss() -> None:
     for grid in (0.001, 0.05, 100.0):
         losses[grid] = np.mean(
             [
-                log_loss(labels[test], class_probabilities(known[train], labels[train], known[test], 2, (grid,), 0))
+                log_loss(labels[test], logistic(known[train], labels[train], [known[test]], 2, (grid,), 0)[0])
                 for train, test in StratifiedKFold(3, shuffle=True, random_state=0).split(known, labels)
             ]
         )
     best = min(losses, key=losses.__getitem__)
     expected = LogisticRegression(C=best, max_iter=1000).fit(known, labels).predict_proba(known)
     assert best == 0.05
-    assert class_probabilities(known, labels, known, 2, tuple(losses), 0) == pytest.approx(expected)
+    assert logistic(known, labels, [known], 2, tuple(losses), 0)[0] == pytest.approx(expected)
 
 
 def test_a_class_with_too_few_rows_to_cross_validate_is_learned_all_the_same() -> None:
     from sklearn.linear_model import LogisticRegression
 
-    known, labels = np.array([[-1.0], [-1.2], [1.0], [0.9], [1.1]]), [0, 0, 1, 1, 1]
+    known, labels = np.array([[-1.0], [-1.2], [1.0], [0.9], [1.1]]), np.array([0, 0, 1, 1, 1])
     expected = LogisticRegression(C=1).fit(known, labels).predict_proba(known)
-    assert class_probabilities(known, labels, known, 2, (125.0,), 0) == pytest.approx(expected)
+    assert logistic(known, labels, [known], 2, (125.0,), 0)[0] == pytest.approx(expected)
 
 
 # --- the probe -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from tasks.data.prepare import prepare
 from tasks.evaluation.plots import final_points
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
-from tasks.models import serving
+from tasks.models import losses, serving
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.training import fit as training
 from tasks.training import watching
@@ -108,7 +109,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         def score(probabilities: Any, labels: Any) -> Scores:
             values = dict(zip(by_epoch, next(epochs), strict=True))
-            return Scores.model_validate({"accuracy": 0.5, "macro_f1": 0.5, "log_loss": 0.7, **values})
+            return {"accuracy": 0.5, "macro_f1": 0.5, "log_loss": 0.7, **values}
 
         monkeypatch.setattr(metrics, "score", score)
 
@@ -318,7 +319,9 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     micro = training.MicroBatch.asked_for(config)
     model = adapters.attach_adapter(model, config, fresh, steps=100)
-    trainer = training.build_trainer(config, micro, model, tokenizer, splits, None, tmp_path / "run", silent)
+    trainer = training.build_trainer(
+        config, micro, model, tokenizer, splits, None, tmp_path / "run", silent, objective(data.task), {}
+    )
     loader = trainer.get_train_dataloader()
 
     def epoch() -> list[Any]:
@@ -411,12 +414,12 @@ def test_a_loss_that_is_no_number_stops_training_and_says_at_which_step(
     value: float, fit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
-    loss = training.mean_loss
+    loss = losses.cross_entropy
 
-    def broken(*arguments: Any, **keywords: Any) -> Any:
-        return loss(*arguments, **keywords) * (value if next(calls) == 3 else 1)
+    def broken(*arguments: Any) -> Any:
+        return loss(*arguments) * (value if next(calls) == 3 else 1)
 
-    monkeypatch.setattr(training, "mean_loss", broken)
+    monkeypatch.setitem(losses.LOSSES, "cross_entropy", broken)
     with pytest.raises(
         FloatingPointError, match=r"the loss is (nan|inf) at step 4, and was 0\.\d+ at step 3; try a lower"
     ):

@@ -14,6 +14,7 @@ import pytest
 from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
+from tasks.models import losses
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.sections import AdapterMethod
@@ -363,17 +364,17 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     import torch
 
     sizes: list[int] = []
-    loss = training.mean_loss
+    loss = losses.cross_entropy
 
     def limit(most: int) -> list[int]:
-        def limited(outputs: Any, labels: Any, *rest: Any, **named: Any) -> Any:
-            if outputs["logits"].requires_grad:  # training, not validation
+        def limited(logits: Any, labels: Any, *rest: Any) -> Any:
+            if logits.requires_grad:  # training, not validation
                 sizes.append(len(labels))
                 if len(labels) > most:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return loss(outputs, labels, *rest, **named)
+            return loss(logits, labels, *rest)
 
-        monkeypatch.setattr(training, "mean_loss", limited)
+        monkeypatch.setitem(losses.LOSSES, "cross_entropy", limited)
         return sizes
 
     return limit

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -155,8 +155,8 @@ class TrainedAdapter(Record):
     """Parts of the model, its head among them, that no checkpoint held and that started from the run's seed."""
     steps: int
     best_step: int
-    temperature: float
-    """What the logits are divided by for calibrated probabilities; fitted on validation."""
+    fitted: dict[str, Any]
+    """What makes answers of its logits, found on validation: the temperature, thresholds, or the width of intervals."""
     seconds: float
     trunk_seconds: float
     """What computing the blocks below `adapter.layers` took before; nearly nothing where an earlier run has done it."""

@@ -46,7 +46,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
             f"{public_version('transformers')} and torch {public_version('torch')}.",
             "## How to use it",
-            usage(config, data, trained.temperature),
+            usage(config, data, trained.fitted["temperature"]),
         ]
     )
 

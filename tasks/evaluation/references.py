@@ -7,7 +7,7 @@ the frozen foundation model, and the champion, which is the adapter in use so fa
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +23,8 @@ from tasks.evaluation.champion import ChampionLeftOut, ask_champion
 from tasks.evaluation.predictions import write_evaluation
 from tasks.models import foundation as models
 from tasks.registry.decisions import settle
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
-from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK
 from tasks.tracking.patience import answered, may_recover, reason
 from tasks.tracking.versions import Champion, find_champion
@@ -52,8 +52,6 @@ MOST_WEIGHTS = 500_000
 """Features times classes: with 77 classes, 26,000 features took 37 s and these took 11 s, for the same accuracy."""
 
 WORD = r"(?u)\b\w+\b"
-
-FOLDS = 3
 
 TFIDF_GRID = (1.0, 5.0, 25.0, 125.0)
 
@@ -186,52 +184,109 @@ def measure(
 
 
 def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":
-    """Probabilities (test rows, classes), as from all below, of the foundation model with its fresh head."""
+    """Answers for the test rows, (rows, columns), as from all below, of the foundation model with its fresh head."""
+    import numpy as np
     from datasets import load_from_disk
 
     from tasks.models import serving
 
+    splits, task = load_from_disk(data.folder), objective(data.task)
+
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    rows = serving.model_rows(load_from_disk(data.folder)["test"], tokenizer)
-    logits = serving.classify(serving.on_best_device(model).eval(), tokenizer, rows, config.evaluation.batch_size)
-    return serving.probabilities(logits)
+    model = serving.on_best_device(model).eval()
+
+    def logits(split: str) -> Any:
+        rows = serving.model_rows(splits[split], tokenizer)
+        return serving.classify(model, tokenizer, rows, config.evaluation.batch_size)
+
+    known = labels = np.zeros((0, len(data.label_names)))
+    if task.decided_on_validation:
+        known, labels = logits("validation").numpy(), np.asarray(splits["validation"]["labels"])
+    settings = task.fit(known, labels, task.scaling(np.asarray(splits["train"]["labels"])), calibrated=False)
+    return serving.answers(logits("test"), {"activation": task.activation, **settings})
+
+
+def decide(data: PreparedData, splits: Any, outputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
+    """Answers for the test rows of a reference's `outputs`, by split, with what is to be chosen on validation."""
+    import numpy as np
+
+    from tasks.models import serving
+
+    task = objective(data.task)
+    settings = {}
+    if task.decided_on_validation:
+        settings = task.decision(outputs["validation"], np.asarray(splits["validation"]["labels"]))
+    return serving.decided(outputs["test"], settings)
+
+
+def asked_splits(data: PreparedData) -> tuple[str, ...]:
+    return ("validation", "test") if objective(data.task).decided_on_validation else ("test",)
 
 
 def ask_majority(data: PreparedData) -> "np.ndarray":
-    """Knows only how often each class occurs in training."""
+    """Knows only how often each answer occurs in training."""
     import numpy as np
+    from datasets import load_from_disk
 
-    counts = np.asarray(data.class_counts["train"], dtype=float)
-    return np.tile(counts / counts.sum(), (data.rows("test"), 1))
+    splits, outputs = load_from_disk(data.folder), len(data.label_names)
+    constant = objective(data.task).constant(np.asarray(splits["train"]["labels"]), outputs)
+    tables = {split: np.tile(constant, (len(splits[split]), 1)) for split in asked_splits(data)}
+    return decide(data, splits, tables)
 
 
 def ask_tfidf(config: RunConfig, data: PreparedData) -> "np.ndarray":
-    """Logistic regression on the words and pairs of words of each text column, side by side."""
+    """A linear model of the words and pairs of words of each text column, side by side."""
     from datasets import load_from_disk
     from scipy.sparse import hstack
 
-    splits, classes = load_from_disk(data.folder), len(data.label_names)
-    train = splits["train"].select(training_rows(splits["train"], classes, TFIDF_TRAINING_ROWS, config))
-    most = min(MOST_FEATURES, MOST_WEIGHTS // classes)
-    parts = [text_features(train[column][:], splits["test"][column][:], most) for column in data.text_columns]
-    known, asked = (hstack(side, format="csr") for side in zip(*parts, strict=True))
-    return class_probabilities(known, train["labels"][:], asked, classes, TFIDF_GRID, config.data.split_seed)
+    splits, outputs = load_from_disk(data.folder), len(data.label_names)
+    parts = {"train": training_rows(splits["train"], TFIDF_TRAINING_ROWS, data, config)}
+    parts |= {split: splits[split] for split in asked_splits(data)}
+    most = min(MOST_FEATURES, MOST_WEIGHTS // outputs)
+    columns = [text_features([part[name][:] for part in parts.values()], most) for name in data.text_columns]
+    features = (hstack(side, format="csr") for side in zip(*columns, strict=True))
+    return learned(config, data, splits, parts, dict(zip(parts, features, strict=True)), TFIDF_GRID)
 
 
-def training_rows(split: Any, classes: int, most: int, config: RunConfig) -> "np.ndarray":
-    return stratified_rows(numbers(split, "labels"), classes, min(most, len(split)), config.data.split_seed)
+def learned(
+    config: RunConfig,
+    data: PreparedData,
+    splits: Any,
+    parts: Mapping[str, Any],
+    features: Mapping[str, Any],
+    grid: Sequence[float],
+) -> "np.ndarray":
+    """Answers for the test rows of a linear model of `features`, (rows, features) of each of `parts`."""
+    import numpy as np
+
+    (_, known), *asked = features.items()
+    labels, outputs = np.asarray(parts["train"]["labels"]), len(data.label_names)
+    tables = objective(data.task).learn(
+        known, labels, [part for _, part in asked], outputs, grid, config.data.split_seed
+    )
+    return decide(data, splits, dict(zip([name for name, _ in asked], tables, strict=True)))
 
 
-def text_features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:
-    """Sparse TF-IDF (texts, features) of both; of characters where words say nothing."""
+def training_rows(split: Any, most: int, data: PreparedData, config: RunConfig) -> Any:
+    """At most so many of the rows."""
+    import numpy as np
+
+    strata = objective(data.task).strata(np.asarray(split["labels"]))
+    return split.select(stratified_rows(strata, int(strata.max()) + 1, min(most, len(split)), config.data.split_seed))
+
+
+def text_features(texts: Sequence[Sequence[str]], most: int) -> list[Any]:
+    """Sparse TF-IDF (texts, features) of each part, the first of which is learned from; of characters where words say
+    nothing."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words: dict[str, Any] = {"token_pattern": WORD, "ngram_range": (1, 2)}
     characters: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)}
+    train, *others = texts
     kind = words if words_recur(train[:10_000]) else characters
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most, **kind)
-    return vectorizer.fit_transform(train), vectorizer.transform(test)
+    return [vectorizer.fit_transform(train), *map(vectorizer.transform, others)]
 
 
 def words_recur(texts: Sequence[str]) -> bool:
@@ -242,16 +297,17 @@ def words_recur(texts: Sequence[str]) -> bool:
 
 
 def ask_probe(config: RunConfig, data: PreparedData) -> "np.ndarray":
-    """Logistic regression on what the frozen foundation model makes of each text."""
+    """A linear model of what the frozen foundation model makes of each text."""
     from datasets import load_from_disk
     from sklearn.preprocessing import StandardScaler
 
-    splits, classes = load_from_disk(data.folder), len(data.label_names)
-    train = splits["train"].select(training_rows(splits["train"], classes, PROBE_TRAINING_ROWS, config))
-    known, asked = pooled_features(config, data, {"train": train, "test": splits["test"]})
-    scaler = StandardScaler().fit(known)
-    known, asked = scaler.transform(known), scaler.transform(asked)
-    return class_probabilities(known, train["labels"][:], asked, classes, PROBE_GRID, config.data.split_seed)
+    splits = load_from_disk(data.folder)
+    parts = {"train": training_rows(splits["train"], PROBE_TRAINING_ROWS, data, config)}
+    parts |= {split: splits[split] for split in asked_splits(data)}
+    features = pooled_features(config, data, parts)
+    scaler = StandardScaler().fit(features[0])
+    scaled = dict(zip(parts, map(scaler.transform, features), strict=True))
+    return learned(config, data, splits, parts, scaled, PROBE_GRID)
 
 
 def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any]) -> list["np.ndarray"]:
@@ -291,34 +347,11 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
     return features
 
 
-def class_probabilities(
-    known: Any, labels: Sequence[int], asked: Any, classes: int, grid: Sequence[float], seed: int
-) -> "np.ndarray":
-    """Probabilities (asked rows, classes) by logistic regression; a class that no known row has gets 0.
-
-    The penalty is the one of `grid` with the best cross-validated log loss, where each class has a row for each fold.
-    """
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from threadpoolctl import threadpool_limits
-
-    model = LogisticRegression(max_iter=1000, random_state=seed)
-    if np.unique(labels, return_counts=True)[1].min() >= FOLDS:
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-        model = GridSearchCV(model, {"C": list(grid)}, scoring="neg_log_loss", cv=folds, n_jobs=1)
-    table = np.zeros((asked.shape[0], classes))
-    with threadpool_limits(1):  # two threads wait for each other: 4 to 17 s on Rotten Tomatoes instead of 1.2
-        model.fit(known, labels)
-        table[:, model.classes_] = model.predict_proba(asked)
-    return table
-
-
 class Measure(NamedTuple):
     """How a classifier of tasks/settings/rivals.py is measured."""
 
     ask: Callable[[RunConfig, PreparedData, Champion | None], "np.ndarray"]
-    """Its probabilities (test rows, classes)."""
+    """Its answers for the test rows, (rows, columns)."""
     depends_on: Callable[[RunConfig, PreparedData, Champion | None], list[Any]] = nothing_else
     """Besides texts, environment and this program."""
 

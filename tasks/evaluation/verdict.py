@@ -45,7 +45,7 @@ def judge(
         ladder=ladder(task, predictions, config.evaluation.bootstrap_samples, confidence, config.seed),
         leaked=int(leaked.sum()),
         score_without_leaked=without_leaked(task, predictions, leaked),
-        calibration=measure_calibration(predictions, trained.temperature),
+        calibration=measure_calibration(predictions, trained.fitted["temperature"]),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
         untrained_head=bool(trained.fresh_modules),
     )

@@ -18,6 +18,7 @@ from tasks.models import serving
 from tasks.models.blocks import find_blocks, is_inside, text_parts
 from tasks.models.foundation import base_model_settings, word_embeddings
 from tasks.models.options import check_attached, check_options, listed
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import nearest_name
@@ -290,16 +291,23 @@ def adapted_modules(model: Any) -> tuple[str, ...]:
 
 
 def save_adapter(
-    model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path, temperature: float
+    model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path, fitted: Mapping[str, Any]
 ) -> None:
-    """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole."""
+    """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole.
+
+    `fitted` is what makes answers of its logits, besides what the task says.
+    """
+    task = objective(data.task)
     settings = {
         "base_model": base_model_settings(data.model, config.model) | {"weights": model.base_weights},
         "label_names": data.label_names,
         "text_columns": data.text_columns,
         "max_length": config.data.max_length,
         "batch_size": config.evaluation.batch_size,
-        "temperature": temperature,
+        "task": task.name,
+        "problem_type": task.problem_type,
+        "activation": task.activation,
+        **fitted,
     }
     size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     with whole(folder, size, writer="training") as staged:

@@ -1,4 +1,4 @@
-"""Text in, probabilities out: the one way an adapter is read and run, in evaluation and in the served MLflow model.
+"""Text in, answers out: the one way an adapter is read and run, in evaluation and in the served MLflow model.
 
 MLflow keeps a copy of this file inside each logged model and executes it wherever that model is loaded, so it
 imports nothing of this project. What was measured and what is served are therefore the same code.
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "peft_flow.json"
-"""File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length,
-temperature."""
+"""File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length, and
+what makes answers of logits."""
+
+SINGLE_LABEL = "single_label_classification"
 
 CPU_TOKENS = 1024
 """Batches of so many evaluate MiniLM a quarter faster than 64 rows at a time: what they compute stays in the caches."""
@@ -47,12 +49,13 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
     if base_model and base_model != recorded["name"]:
         recorded = {**recorded, "name": base_model, "revision": None}
     arguments = (recorded, settings["label_names"], tokenizer.pad_token_id)
+    kind = settings.get("problem_type", SINGLE_LABEL)  # adapters of before there were others do not say
     try:
-        base, _ = load_classifier(*arguments, local_files_only=True)
+        base, _ = load_classifier(*arguments, local_files_only=True, problem_type=kind)
     except OSError:  # not in the cache
         if local_files_only:
             raise
-        base, _ = load_classifier(*arguments, local_files_only=False)
+        base, _ = load_classifier(*arguments, local_files_only=False, problem_type=kind)
     fresh = PeftConfig.from_pretrained(folder, local_files_only=True).modules_to_save or ()
     check_weights(base, fresh, recorded, settings["base_model"])
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
@@ -106,6 +109,7 @@ def load_classifier(
     pad_token_id: int,
     local_files_only: bool,
     device_map: str | None = None,
+    problem_type: str = SINGLE_LABEL,
 ) -> tuple[Any, dict[str, Any]]:
     """Foundation model with a classification head, and what `from_pretrained` said about its weights.
 
@@ -123,7 +127,7 @@ def load_classifier(
         num_labels=len(label_names),
         id2label=dict(enumerate(label_names)),
         label2id={name: label for label, name in enumerate(label_names)},
-        problem_type="single_label_classification",
+        problem_type=problem_type,
         ignore_mismatched_sizes=True,
         use_safetensors=True,
         local_files_only=local_files_only,
@@ -262,10 +266,51 @@ def batches(lengths: Sequence[int], most_rows: int, device: str) -> Iterator[lis
         start = end
 
 
-def probabilities(logits: "Tensor", temperature: float = 1.0) -> "np.ndarray":
-    """Softmax, (rows, classes); a temperature fitted on validation makes them calibrated."""
-    array: np.ndarray = (logits / temperature).softmax(-1).numpy()
-    return array
+def answers(logits: "Tensor", settings: dict[str, Any]) -> "np.ndarray":
+    """What logits (rows, outputs) say, a table (rows, columns); see `decided`."""
+    activation = settings.get("activation", "softmax")
+    if activation == "softmax":  # a temperature fitted on validation makes the probabilities calibrated
+        outputs = (logits / settings.get("temperature", 1.0)).softmax(-1)
+    elif activation == "sigmoid":
+        outputs = logits.sigmoid()
+    else:
+        outputs = logits * settings["std"] + settings["mean"]
+    return decided(outputs.numpy(), settings)
+
+
+def decided(outputs: "np.ndarray", settings: dict[str, Any]) -> "np.ndarray":
+    """Outputs (rows, outputs) as a table (rows, columns): probabilities of classes, or a number, as they are; where
+    each label has a threshold, the probabilities, and behind them whether the label is given."""
+    import numpy as np
+
+    if "thresholds" not in settings:
+        return outputs
+    return np.hstack([outputs, outputs >= np.asarray(settings["thresholds"])]).astype(outputs.dtype)
+
+
+def answer_columns(settings: dict[str, Any]) -> dict[str, str]:
+    """The columns of what `predict` gives: `text`, `texts` (a list) or `number`."""
+    if settings.get("activation") == "scale":
+        return dict.fromkeys(("prediction", "low", "high"), "number")
+    label = {"labels": "texts"} if "thresholds" in settings else {"label": "text", "probability": "number"}
+    return label | {f"probability_{name}": "number" for name in settings["label_names"]}
+
+
+def as_columns(table: "np.ndarray", settings: dict[str, Any]) -> dict[str, Any]:
+    """A table of answers (rows, columns) as the columns of `answer_columns`."""
+    names = settings["label_names"]
+    if settings.get("activation") == "scale":
+        number, half = table[:, 0].astype(float), settings["half_width"]  # None: validation had too few rows
+        low, high = (number - half, number + half) if half is not None else [[None] * len(number)] * 2
+        return {"prediction": number, "low": low, "high": high}
+    if "thresholds" in settings:
+        given = [
+            [name for name, is_given in zip(names, row, strict=True) if is_given] for row in table[:, len(names) :]
+        ]
+        first = {"labels": given}
+    else:
+        first = {"label": [names[i] for i in table.argmax(1)], "probability": table.max(1)}
+    return first | {f"probability_{name}": table[:, i] for i, name in enumerate(names)}
 
 
 def tokenize(columns: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> Any:
@@ -279,10 +324,11 @@ def tokenize(columns: Sequence[Sequence[str]], tokenizer: Any, max_length: int) 
 
 
 def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.DataFrame") -> "pd.DataFrame":
-    """`label`, its `probability`, and one `probability_NAME` for each class, a row for each row of `frame`."""
+    """A row for each row of `frame`: `label`, its `probability`, and one `probability_NAME` for each class; of several
+    labels `labels` and one `probability_NAME` each; of a number `prediction`, `low` and `high`."""
     import pandas as pd
 
-    names, columns = settings["label_names"], settings["text_columns"]
+    columns = settings["text_columns"]
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(f"the input needs the column{'s'[: len(columns) > 1]} {', '.join(columns)}")
@@ -291,13 +337,10 @@ def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.Dat
             raise ValueError(f"column {column} has no text in row {int(frame[column].isna().to_numpy().argmax())}")
     texts = [frame[column].astype(str).tolist() for column in columns]
     if not len(frame):
-        return pd.DataFrame(columns=["label", "probability", *(f"probability_{name}" for name in names)])
+        return pd.DataFrame(columns=list(answer_columns(settings)))
     rows = tokenize(texts, tokenizer, settings["max_length"])
-    table = probabilities(classify(model, tokenizer, rows, settings["batch_size"]), settings["temperature"])
-    result = pd.DataFrame(
-        {"label": [names[i] for i in table.argmax(1)], "probability": table.max(1)}, index=frame.index
-    )
-    return result.assign(**{f"probability_{name}": table[:, i] for i, name in enumerate(names)})
+    table = answers(classify(model, tokenizer, rows, settings["batch_size"]), settings)
+    return pd.DataFrame(as_columns(table, settings), index=frame.index)
 
 
 MOST_ROWS, MOST_CHARACTERS = 10_000, 1_000_000

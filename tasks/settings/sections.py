@@ -119,6 +119,13 @@ class AdapterConfig(Config):
     )
 
 
+MetricName = Literal[
+    "accuracy", "macro_f1", "log_loss", "micro_f1", "exact_match", "hamming_loss", "average_precision", "mae", "rmse",
+    "r2", "spearman", "quadratic_kappa",
+]  # fmt: skip
+"""Those of tasks/scores/objectives, spelled out because the form and the type checker need literals."""
+
+
 class TrainingConfig(Config):
     """How the adapter is trained."""
 
@@ -145,8 +152,10 @@ class TrainingConfig(Config):
     early_stopping_patience: int = Field(
         0, ge=0, le=10_000, description="Stop after this many epochs without a better validation score. 0: never."
     )
-    selection_metric: Literal["accuracy", "macro_f1", "log_loss"] = Field(
-        "accuracy", description="Validation score that chooses the best checkpoint."
+    selection_metric: MetricName | None = Field(
+        None,
+        description="Validation score that chooses the best checkpoint. None: accuracy; micro_f1 where a text has "
+        "several labels; mae for a number.",
     )
     max_trunk_gb: float = Field(
         20,

@@ -17,11 +17,14 @@ from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models.adapter import PROBE_ROWS
+from tasks.models.losses import mean_loss
+from tasks.scores.objective import Metric, Objective, objective
 from tasks.settings.config import RunConfig
 from tasks.tracking.run import describe, log, log_files
 from tasks.training.checkpoint import newest_step
 from tasks.training.dropout import quick_dropout
 from tasks.training.precision import quick_autocast, use_bfloat16
+from tasks.training.resume import Best
 from tasks.training.trimming import trim_last_block
 from tasks.training.trunk import PLACE, Trunk
 from tasks.training.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
@@ -134,15 +137,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def fit_with(
     micro: MicroBatch, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher
 ) -> TrainedAdapter:
+    import numpy as np
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
 
     from tasks.models import serving
-    from tasks.scores.statistics import fit_temperature
 
     transformers.set_seed(config.seed)
-    splits = load_from_disk(data.folder)
+    splits, task, outputs = load_from_disk(data.folder), objective(data.task), len(data.label_names)
+    scaling = task.scaling(np.asarray(splits["train"]["labels"]))
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
@@ -151,7 +155,7 @@ def fit_with(
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher)
+    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher, task, scaling)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -168,7 +172,9 @@ def fit_with(
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
         whole.restore()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        adapters.save_adapter(model, tokenizer, config, data, run.stopped, temperature=1.0)
+        adapters.save_adapter(
+            model, tokenizer, config, data, run.stopped, provisional(task, scaling, trainer.best, outputs)
+        )
         watcher.stopped(run.stopped, trainer.state.global_step)
         raise
     seconds, best = trainer.seconds, trainer.best
@@ -176,9 +182,9 @@ def fit_with(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.use_best()
     model.eval()
-    temperature = fit_temperature(best.logits, best.labels)
+    fitted = task.fit(best.logits, best.labels, scaling)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
-    adapters.save_adapter(model, tokenizer, config, data, run.adapter, temperature)
+    adapters.save_adapter(model, tokenizer, config, data, run.adapter, fitted)
     save_file({"logits": probe}, run.probe)
     trainable, total = model.get_nb_trainable_parameters()
     for leftover in (run.checkpoints, run.stopped):
@@ -194,7 +200,7 @@ def fit_with(
         fresh_modules=tuple(fresh),
         steps=trainer.state.global_step,
         best_step=best.step,
-        temperature=temperature,
+        fitted=fitted,
         seconds=round(seconds, 3),
         trunk_seconds=round(trunk_seconds, 3),
         examples_per_second=round(trainer.examples / seconds, 2),
@@ -202,6 +208,16 @@ def fit_with(
         peak_memory_mb=peak_memory_mb(),
         compute=compute_settings(model, trainer.args),
     )
+
+
+def provisional(task: Objective, scaling: dict[str, Any], best: Best, outputs: int) -> dict[str, Any]:
+    """What makes answers of the logits of an unfinished adapter: nothing is calibrated, and there may be no validation
+    scores yet."""
+    import numpy as np
+
+    nothing = np.zeros((0, outputs))
+    logits, labels = (best.logits, best.labels) if best.step else (nothing, nothing)
+    return task.fit(logits, labels, scaling, calibrated=False)
 
 
 def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, str]:
@@ -215,6 +231,12 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
         "optimizer": str(arguments.optim.value),
         "attention": str(model.config._attn_implementation),
     }
+
+
+def selection_metric(config: RunConfig, task: Objective) -> Metric:
+    """Of the validation rows: what chooses the best checkpoint."""
+    asked = config.training.selection_metric
+    return next((metric for metric in task.metrics if metric.name == asked), task.metrics[0])
 
 
 def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
@@ -262,13 +284,15 @@ def build_trainer(
     trunk: Trunk | None,
     folder: Path,
     watcher: Watcher,
+    task: Objective,
+    scaling: dict[str, Any],
 ) -> Any:
     import numpy as np
-    from scipy.special import softmax
+    import torch
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from tasks.scores.metrics import score
+    from tasks.models import serving
     from tasks.training.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
@@ -279,7 +303,9 @@ def build_trainer(
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         trainer.latest = (prediction.predictions, prediction.label_ids)
-        return score(softmax(prediction.predictions.astype(np.float64), axis=1), prediction.label_ids)
+        logits, labels = prediction.predictions.astype(np.float64), prediction.label_ids
+        settings = {"activation": task.activation, **task.fit(logits, labels, scaling, calibrated=False)}
+        return task.scores(serving.answers(torch.from_numpy(logits), settings), labels)
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]
     train, validation, collate = splits["train"], splits["validation"], DataCollatorWithPadding(tokenizer)
@@ -293,14 +319,14 @@ def build_trainer(
         watcher.stop,
         model=model,
         args=training_arguments(
-            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model)
+            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), task
         ),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
         train_dataset=train.select_columns(columns),
         eval_dataset=validation.select_columns(columns),
         processing_class=tokenizer,
         data_collator=collate,
-        compute_loss_func=mean_loss,
+        compute_loss_func=mean_loss(task.loss, scaling),
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,
@@ -310,12 +336,12 @@ def build_trainer(
 
 
 def training_arguments(
-    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool
+    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool, task: Objective
 ) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
-    training = config.training
+    training, metric = config.training, selection_metric(config, task)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
@@ -332,8 +358,8 @@ def training_arguments(
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="no",  # tasks/training/trainer.py decides when
-        metric_for_best_model=f"eval_{training.selection_metric}",
-        greater_is_better=training.selection_metric != "log_loss",
+        metric_for_best_model=f"eval_{metric.name}",
+        greater_is_better=metric.higher_is_better,
         logging_steps=max(1, steps // CURVE_POINTS),
         bf16=bfloat16,
         use_cpu=bfloat16 and not torch.cuda.is_available(),  # without, Trainer takes bf16 for a GPU's
@@ -351,19 +377,6 @@ def training_arguments(
     # one process, one device: on several GPUs Trainer would multiply the batch and so change the run
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def mean_loss(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":
-    """Cross-entropy, mean over the rows of the optimizer step, however many forward passes make it.
-
-    BERT and its kin ignore Trainer's count of these rows: their own loss grows with gradient accumulation.
-    """
-    from torch.nn.functional import cross_entropy
-
-    logits = outputs["logits"].float()
-    if num_items_in_batch is None:
-        return cross_entropy(logits, labels)
-    return cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
 
 
 def planned_steps(config: RunConfig, rows: int) -> int:

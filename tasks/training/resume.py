@@ -37,7 +37,7 @@ class Best:
     step = 0
     tensors: Tensors
     logits: "np.ndarray"
-    """(rows, classes), in any order of rows."""
+    """(rows, outputs), in any order of rows."""
     labels: "np.ndarray"
     rank_pattern: dict[str, Any] | None = None
     """AdaLoRA's: which ranks were left."""

@@ -155,7 +155,6 @@ class ResumableTrainer(Trainer):
     def probe_loss(self) -> float:
         """Of the first validation rows; draws no random number."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         rows = [self.eval_dataset[index] for index in range(min(PROBE_ROWS, len(self.eval_dataset)))]
         batch = self._prepare_inputs(self.data_collator(rows))
@@ -163,9 +162,9 @@ class ResumableTrainer(Trainer):
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             labels = batch.pop("labels")
-            logits = self.model(**batch)["logits"]
+            outputs = self.model(**batch)
         self.model.train(training)
-        return float(cross_entropy(logits.float(), labels))
+        return float(self.compute_loss_func(outputs, labels))
 
     # --- reading
 
@@ -216,6 +215,11 @@ class ResumableTrainer(Trainer):
             set_random_state(self.found.tensors("random"), self.found.state()["random"])
 
     # --- watching
+
+    def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], int]:
+        """The batches of a step, and how many labels they have: Trainer would leave out those that are -100."""
+        batches, _ = super().get_batch_samples(*arguments)
+        return batches, sum(batch["labels"].numel() for batch in batches)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Nobody reads the count, and Trainer would walk through all weights for it in every step."""

@@ -124,16 +124,16 @@ class Regression:
         return None
 
 
-def conformal_half_width(errors: "np.ndarray", coverage: float) -> float:
+def conformal_half_width(errors: "np.ndarray", coverage: float) -> float | None:
     """Half the width of intervals around predictions that hold the true number of a new row as often as `coverage`;
-    from the absolute errors of rows that were not trained on, (rows,). Infinite where these are too few.
+    from the absolute errors of rows that were not trained on, (rows,). None where these are too few.
 
     Split conformal prediction: Lei et al., Journal of the American Statistical Association 113 (2018).
     """
     import numpy as np
 
     place = int(np.ceil((len(errors) + 1) * coverage))
-    return float(np.sort(errors)[place - 1]) if place <= len(errors) else float("inf")
+    return float(np.sort(errors)[place - 1]) if place <= len(errors) else None
 
 
 def rank_of(values: "np.ndarray") -> "Weighted":
