@@ -16,7 +16,7 @@ from tasks.base.trouble import is_network_trouble
 from tasks.base.work import WORK
 from tasks.data.prepare import prepare
 from tasks.evaluation import references
-from tasks.evaluation.champion import ChampionLeftOut, among, ask_champion
+from tasks.evaluation.champion import ChampionLeftOut, ask_champion
 from tasks.evaluation.predictions import paired_predictions, read_predictions
 from tasks.evaluation.recording import model_values
 from tasks.evaluation.references import (
@@ -35,6 +35,7 @@ from tasks.evaluation.references import (
 from tasks.models import foundation as models
 from tasks.models import serving
 from tasks.scores.linear import logistic
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking import address
@@ -45,6 +46,8 @@ from tests.conftest import Trained, sentences, tracked
 
 FAMILIES = ("gpt2", "llama", "bert", "roberta", "distilbert")
 CHEAP: tuple[Any, ...] = ("majority", "tfidf", "probe")
+
+SINGLE = objective("single_label")
 
 
 def other(config: RunConfig, **changes: Any) -> RunConfig:
@@ -621,9 +624,9 @@ def test_a_champion_of_other_classes_is_left_out_with_a_warning_and_the_run_goes
 
 def test_a_champion_is_asked_among_the_classes_that_it_shares() -> None:
     table = np.array([[0.25, 0.25, 0.5], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]], np.float32)
-    assert among(table, ["a", "b", "c"], ["c", "a", "b"]).tolist() == table[:, [2, 0, 1]].tolist()
-    assert among(table, ["a", "b", "c"], ["a", "b", "c", "d"])[:, 3].tolist() == [0, 0, 0]
-    fewer = among(table, ["a", "b", "c"], ["b", "new", "a"])
+    assert SINGLE.among(table, ["a", "b", "c"], ["c", "a", "b"]).tolist() == table[:, [2, 0, 1]].tolist()
+    assert SINGLE.among(table, ["a", "b", "c"], ["a", "b", "c", "d"])[:, 3].tolist() == [0, 0, 0]
+    fewer = SINGLE.among(table, ["a", "b", "c"], ["b", "new", "a"])
     assert fewer.dtype == np.float32 and fewer.sum(1) == pytest.approx(1)
     assert fewer == pytest.approx(np.array([[0.5, 0, 0.5], [0.1, 0, 0.9], [0.5, 0, 0.5]]))
 

@@ -151,7 +151,7 @@ def test_numbers_as_ids_of_a_parquet_file_stay_numbers(ask: Any, workplace: Path
 
 @pytest.mark.parametrize("name", ["the\ntext", "the\rtext", "\n"])
 def test_name_of_a_column_may_have_a_line_break(name: str, tmp_path: Path) -> None:
-    parts = storing.Parts(tmp_path / "work", tmp_path / "out.csv", again=False)
+    parts = storing.Parts(tmp_path / "work", tmp_path / "out.csv", again=False, answers={})
     for number in range(3):
         parts.write(number, {"row": [number], name: ["a film"]}, [], storing.Part(labels={}))
     with parts.joined(parts.output, sorted(parts.folder.glob("*.csv"))):

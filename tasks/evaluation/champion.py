@@ -1,7 +1,6 @@
 """The registered champion as a reference on the test rows."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from tasks.base.progress import warn
 from tasks.base.records import PreparedData
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.data.frozen import paired_columns
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.tracking.adapters import download_adapter
 from tasks.tracking.versions import Champion
@@ -47,29 +47,17 @@ def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | Non
     classes = settings["label_names"]
     if new := [name for name in data.label_names if name not in classes]:
         warn("The champion does not know the class %s, and has every row of it wrong", ", ".join(new))
-    answers = serving.predict(model, tokenizer, settings, texts)
-    return among(answers[[f"probability_{name}" for name in classes]].to_numpy(), classes, data.label_names)
-
-
-def among(table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
-    """Probabilities (rows, ours) of a classifier of the classes `theirs`, asked among those of `ours` that it knows."""
-    import numpy as np
-
-    result = np.zeros((len(table), len(ours)), table.dtype)
-    shared = [name for name in ours if name in theirs]
-    places = [list(ours).index(name) for name in shared]
-    result[:, places] = table[:, [list(theirs).index(name) for name in shared]]
-    if len(shared) < len(theirs):
-        result[:, places] += np.finfo(table.dtype).tiny  # a row may have nothing there but zeros
-        result /= result.sum(1, keepdims=True)
-    return result
+    table = serving.ask(model, tokenizer, settings, texts)
+    return objective(data.task).among(table, classes, data.label_names)
 
 
 def check_champion(config: RunConfig, data: PreparedData, uri: str, settings: dict[str, Any]) -> None:
-    """Raises ChampionLeftOut unless it can be asked about these texts and answers with two of these classes."""
+    """Raises ChampionLeftOut unless it can be asked about these texts, and answers with labels of theirs."""
     classes, columns = settings["label_names"], settings["text_columns"]
-    if len(set(classes).intersection(data.label_names)) < 2:
-        raise ChampionLeftOut(f"{uri} knows the classes {', '.join(classes)}, not {', '.join(data.label_names)}")
+    if (theirs := settings.get("task", "single_label")) != data.task:
+        raise ChampionLeftOut(f"{uri} was trained for {theirs}, not {data.task}")
+    if len(set(classes).intersection(data.label_names)) < min(2, len(data.label_names)):
+        raise ChampionLeftOut(f"{uri} knows {', '.join(classes)}, not {', '.join(data.label_names)}")
     if len(columns) != len(data.text_columns):
         raise ChampionLeftOut(f"{uri} reads the columns {', '.join(columns)}, not {', '.join(data.text_columns)}")
     if settings["base_model"]["trust_remote_code"] and not config.model.trust_remote_code:

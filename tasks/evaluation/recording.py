@@ -94,11 +94,13 @@ def model_values(
     work: str, config: RunConfig, data: PreparedData, trained: TrainedAdapter, table: "pd.DataFrame"
 ) -> dict[str, Any]:
     """What the logged model is made of."""
+    from tasks.models import serving
+
     return {
         "adapter": os.path.relpath(trained.folder, work),
         "base_model": data.model.name,
         "text_columns": list(data.text_columns),
-        "label_names": list(data.label_names),
+        "answers": serving.answer_columns(serving.read_settings(Path(trained.folder))),
         "example": table[list(data.text_columns)].head(2).to_numpy().tolist(),
         "registered_model": config.tracking.registered_model,
     }

@@ -42,7 +42,8 @@ class Exported(Record):
     largest_difference: float
     """Of a logit from the adapter's."""
     texts: int
-    temperature: float
+    answers: str
+    """What makes answers of its logits, in a sentence."""
 
 
 class ExportMismatch(RuntimeError):
@@ -86,7 +87,7 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         folder=str(folder.resolve()),
         largest_difference=worst,
         texts=len(texts[0]),
-        temperature=settings["temperature"],
+        answers=answers_sentence(settings),
     )
 
 
@@ -180,16 +181,37 @@ def tolerance(settings: dict[str, Any]) -> float:
     return PROBE_TOLERANCE[settings["base_model"]["dtype"]]
 
 
+def purpose(settings: dict[str, Any]) -> str:
+    texts, names = " and ".join(settings["text_columns"]), ", ".join(settings["label_names"])
+    activation = settings.get("activation", "softmax")
+    told = {"softmax": f"Classifies {texts} into {names}", "sigmoid": f"Says which of {names} {texts} has"}
+    return told.get(activation, f"Predicts the number {names} of {texts}")
+
+
+def answers_sentence(settings: dict[str, Any]) -> str:
+    """What makes answers of the logits."""
+    activation = settings.get("activation", "softmax")
+    if activation == "softmax":
+        return (
+            f"For calibrated probabilities divide the logits by the temperature {settings['temperature']!r}, which was "
+            "fitted on validation, before the softmax; the labels are the same without it."
+        )
+    if activation == "sigmoid":
+        thresholds = zip(settings["label_names"], settings["thresholds"], strict=True)
+        named = ", ".join(f"{name} {threshold:.4g}" for name, threshold in thresholds)
+        return f"The sigmoid of each logit is the probability of its label, which is given from this on: {named}."
+    return f"The number is the logit times {settings['std']!r} plus {settings['mean']!r}."
+
+
 def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst: float, texts: int) -> str:
     base = settings["base_model"]
     revision = f" at revision {base['revision']}" if base["revision"] else ""
     parts = (
         f"# {Path(name).name}",
-        f"Classifies {' and '.join(settings['text_columns'])} into {', '.join(settings['label_names'])}. Made by "
+        f"{purpose(settings)}. Made by "
         f"peft-flow from {name}, an adapter on `{base['name']}`{revision}, merged into its weights. On "
         f"{counted(texts, 'text')} a fresh process found the adapter's logits again within {worst:.1e}.",
-        f"**Probabilities need the temperature {settings['temperature']!r}**: they are the softmax of the logits "
-        "divided by it; it was fitted on validation. Without it they are not calibrated; the labels are the same.",
+        answers_sentence(settings),
         f"Texts are cut to {settings['max_length']} tokens, as in training.",
         *usage(settings, merged, onnx),
     )
@@ -199,6 +221,5 @@ def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst:
 def describe_export(exported: Exported) -> str:
     return (
         f"Wrote {exported.folder}: a fresh process found the adapter's logits within "
-        f"{exported.largest_difference:.1e} on {counted(exported.texts, 'text')}. For calibrated probabilities divide "
-        f"them by {exported.temperature!r}"
+        f"{exported.largest_difference:.1e} on {counted(exported.texts, 'text')}. {exported.answers}"
     )

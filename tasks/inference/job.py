@@ -3,7 +3,6 @@
 It is known by what it is about: content of the input, adapter, settings, program and machine.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
-from tasks.inference.parts import Parts, check_output, is_probability, rejected_path
+from tasks.inference.parts import Parts, check_output, rejected_path
 from tasks.inference.rows import find_rows, formulas_in, read_rows
 from tasks.models import serving
 from tasks.settings.config import PredictionConfig
@@ -19,8 +18,11 @@ from tasks.settings.fields import InputError
 from tasks.sources.local import content_sha256, looks_like_path
 from tasks.tracking.adapters import fetched_adapter
 
-SETTINGS = ("base_model", "label_names", "text_columns", "max_length", "temperature")
+SETTINGS = ("base_model", "label_names", "text_columns", "max_length")
 """What an adapter must say of itself."""
+
+ANSWERS = {"softmax": ("temperature",), "sigmoid": ("thresholds",), "scale": ("mean", "std", "half_width")}
+"""And, by activation, of its answers."""
 
 
 class Job(Record):
@@ -35,6 +37,8 @@ class Job(Record):
     columns: tuple[str, ...]
     """Of the input, with the texts that the model reads."""
     label_names: tuple[str, ...]
+    answers: dict[str, str]
+    """Columns of the answers, see serving.answer_columns."""
     work: str | None
     """Folder of the finished chunks; None for standard output."""
 
@@ -45,7 +49,7 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
     source = find_rows(config)
     adapter, version = locate_adapter(config, folder)
     settings = check_adapter(config, adapter)
-    columns = text_columns(config, settings["text_columns"])
+    columns = text_columns(config, settings)
     if source and not next(read_rows(config, source, columns), None):
         raise InputError(". ".join((f"input: {config.input} has no rows", *formulas_in(config, source, columns))))
     job = Job(
@@ -54,6 +58,7 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
         source=source,
         columns=columns,
         label_names=tuple(settings["label_names"]),
+        answers=serving.answer_columns(settings),
         work=None,
     )
     if config.output == "-":
@@ -66,14 +71,15 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
     return job
 
 
-def text_columns(config: PredictionConfig, trained_on: Sequence[str]) -> tuple[str, ...]:
+def text_columns(config: PredictionConfig, settings: dict[str, Any]) -> tuple[str, ...]:
     """Of the input. The output has them too, so they cannot be called as its own."""
+    trained_on = settings["text_columns"]
     columns = config.text_columns or tuple(trained_on)
     if len(columns) != len(trained_on):
         asked = " and ".join(trained_on)
         raise InputError(f"text_columns: the model reads {asked}; name as many columns, not {', '.join(columns)}")
     for name in columns:
-        if name in ("row", "id", "label", "abstained", "model_version") or is_probability(name):
+        if name in ("row", "id", "abstained", "model_version", *serving.answer_columns(settings)):
             raise InputError(f"text_columns: the output needs the name '{name}' itself; rename that column")
     return columns
 
@@ -106,7 +112,7 @@ def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
     """The adapter's settings, where it can be used."""
     try:
         settings = serving.read_settings(adapter)
-        missing = [name for name in SETTINGS if name not in settings]
+        missing = [name for name in (*SETTINGS, *answers_need(settings)) if name not in settings]
         base = settings["base_model"]
         name, own_code = base["name"], base["trust_remote_code"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -115,9 +121,17 @@ def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
         raise InputError(f"model: {config.model}: {serving.SETTINGS} has no {missing[0]}; copy the adapter again")
     if own_code and not config.trust_remote_code:
         raise InputError(f"model: {config.model} brings its own Python code and trust_remote_code is not set")
+    if config.abstain_below and "probability" not in serving.answer_columns(settings):
+        raise InputError(
+            f"abstain_below: {config.model} does not choose one class, with one probability; leave abstain_below out"
+        )
     if looks_like_path(name) and not Path(name).exists():
         raise InputError(f"model: the foundation model of {config.model} is not at {name} any more; put it back")
     return settings
+
+
+def answers_need(settings: dict[str, Any]) -> tuple[str, ...]:
+    return ANSWERS.get(settings.get("activation", "softmax"), ("activation",))
 
 
 def work_key(config: PredictionConfig, job: Job, settings: dict[str, Any]) -> str:
@@ -135,4 +149,4 @@ def work_key(config: PredictionConfig, job: Job, settings: dict[str, Any]) -> st
 
 def parts_of(config: PredictionConfig, job: Job) -> Parts:
     assert job.work
-    return Parts(Path(job.work), Path(config.output), again=job.source is not None)
+    return Parts(Path(job.work), Path(config.output), again=job.source is not None, answers=job.answers)

@@ -58,8 +58,8 @@ class Published(Record):
 class Parts:
     """Those of one output in one work folder; `again` where the same input can come once more."""
 
-    def __init__(self, work: Path, output: Path, again: bool) -> None:
-        self.work, self.output, self.again = work, output, again
+    def __init__(self, work: Path, output: Path, again: bool, answers: Mapping[str, str]) -> None:
+        self.work, self.output, self.again, self.answers = work, output, again, answers
         self.folder, self.kind = work / "parts", output.suffix.lower()
         self.rejected_output = rejected_path(output)
         self.ids: str | None = None
@@ -88,7 +88,7 @@ class Parts:
 
     def encode(self, columns: Columns, first: bool) -> bytes:
         if self.kind == ".parquet":
-            return as_parquet(columns, self.ids)
+            return as_parquet(columns, self.answers, self.ids)
         return as_csv(columns, header=first) if self.kind == ".csv" else as_jsonl(columns)
 
     def given(self) -> PredictionResult | None:
@@ -172,30 +172,32 @@ def as_csv(columns: Columns, header: bool = True) -> bytes:
     if header:
         (quoted if any("\r" in name for name in columns) else plain).writerow(columns)
     for values in zip(*columns.values(), strict=True):
-        shown = [str(value).lower() if isinstance(value, bool) else value for value in values]
+        shown = [in_a_cell(value) for value in values]
         (quoted if any(isinstance(value, str) and "\r" in value for value in shown) else plain).writerow(shown)
     return text.getvalue().encode()
 
 
-def as_parquet(columns: Columns, ids: str | None = None) -> bytes:
+def in_a_cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "|".join(value) if isinstance(value, list) else value
+
+
+def as_parquet(columns: Columns, answers: Mapping[str, str], ids: str | None = None) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
+    of_answers = {"number": pyarrow.float64(), "text": pyarrow.string(), "texts": pyarrow.list_(pyarrow.string())}
     kinds = {"row": pyarrow.int64(), "abstained": pyarrow.bool_()}
+    kinds |= {name: of_answers[kind] for name, kind in answers.items()}
     if ids in ("int64", "float64"):
         kinds["id"] = pyarrow.type_for_alias(ids)
     elif "id" in columns:
         columns = {**columns, "id": [None if value is None else str(value) for value in columns["id"]]}
-    schema = pyarrow.schema(
-        (name, kinds.get(name, pyarrow.float64() if is_probability(name) else pyarrow.string())) for name in columns
-    )
+    schema = pyarrow.schema((name, kinds.get(name, pyarrow.string())) for name in columns)
     with io.BytesIO() as file:
         pyarrow.parquet.write_table(pyarrow.table(dict(columns), schema), file)
         return file.getvalue()
-
-
-def is_probability(name: str) -> bool:
-    return name == "probability" or name.startswith("probability_")
 
 
 def join_lines(target: Path, parts: Sequence[Path]) -> None:

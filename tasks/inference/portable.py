@@ -126,29 +126,52 @@ def ask_onnx(folder: Path, tokenizer: Any, rows: Any, settings: dict[str, Any]) 
 
 
 def usage(settings: dict[str, Any], merged: bool, onnx: bool) -> list[str]:
-    """How to get calibrated probabilities, as snippets of markdown."""
-    return [text.format(**settings) for text, given in ((TRANSFORMERS_USAGE, merged), (ONNX_USAGE, onnx)) if given]
+    """How to get answers, as snippets of markdown."""
+    activation = settings.get("activation", "softmax")
+    return [
+        text.format(**settings, answers=answers[activation].format(**settings))
+        for text, answers, given in (
+            (TRANSFORMERS_USAGE, TRANSFORMERS_ANSWERS, merged),
+            (ONNX_USAGE, ONNX_ANSWERS, onnx),
+        )
+        if given
+    ]
+
+
+TRANSFORMERS_ANSWERS = {
+    "softmax": "probabilities = (model(**inputs).logits / {temperature!r}).softmax(-1)",
+    "sigmoid": """probabilities = model(**inputs).logits.sigmoid()
+given = probabilities >= torch.tensor({thresholds!r})""",
+    "scale": "numbers = model(**inputs).logits[:, 0] * {std!r} + {mean!r}",
+}
+
+ONNX_ANSWERS = {
+    "softmax": "probabilities = softmax(logits / {temperature!r}, axis=-1)",
+    "sigmoid": "probabilities = expit(logits)\ngiven = probabilities >= {thresholds!r}",
+    "scale": "numbers = logits[:, 0] * {std!r} + {mean!r}",
+}
 
 
 TRANSFORMERS_USAGE = """```python
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER").eval()
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 inputs = tokenizer(["a text"], truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
-probabilities = (model(**inputs).logits / {temperature!r}).softmax(-1)
+{answers}
 ```"""
 
 ONNX_USAGE = """```python
 import onnxruntime
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from transformers import AutoTokenizer
 
 session = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 inputs = tokenizer(["a text"], truncation=True, max_length={max_length}, padding=True, return_tensors="np")
 (logits,) = session.run(None, dict(inputs))
-probabilities = softmax(logits / {temperature!r}, axis=-1)
+{answers}
 ```"""
 
 

@@ -5,10 +5,11 @@ The same command finds its finished chunks in `mlruns/work`, and writes the same
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect import task
 
@@ -23,6 +24,10 @@ from tasks.inference.rows import Row, formulas_in, kind_of_ids, notes_of, read_r
 from tasks.models import serving
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 CHUNK_ROWS = 4096
 """Input rows that are sorted by length together, and lost at most. Of 8,530 real reviews, batched by 64, 3 % is padding
@@ -52,7 +57,7 @@ def predict_rows(config: PredictionConfig, job: Job) -> PredictionResult:
 def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> PredictionResult:
     for note in notes_of(config, job.source):
         tell("%s", note)
-    total, count = Part(labels=dict.fromkeys(job.label_names, 0)), 0
+    total, count = Part(labels=dict.fromkeys(counted_labels(job), 0)), 0
     ids = kind_of_ids(config, job.source) if job.source else None
     classifier: Classifier | None = None
     with progress_artifact("prediction") as show:
@@ -129,36 +134,57 @@ def label(job: Job, classifier: Classifier, chunk: Sequence[Row], abstain_below:
     texts = [[row.texts[place] for row in rows] for place in range(len(job.columns))]
     asked = pd.DataFrame(dict(zip(classifier.settings["text_columns"], texts, strict=True)))
     answers = serving.predict(*classifier, asked)
-    names = [f"probability_{name}" for name in job.label_names]
-    table = answers[names].to_numpy(np.float64)
-    if not np.isfinite(table).all():
-        number = rows[int(np.argmin(np.isfinite(table).all(1)))].number
-        raise FloatingPointError(f"the model gives no finite probabilities for row {number}")
-    table = table.round(6)
-    best = table.max(1) if rows else table[:, 0]
-    abstained = (best < abstain_below).tolist()
-    labels = [None if unsure else found for unsure, found in zip(abstained, answers["label"], strict=True)]
+    numbers = [name for name, kind in job.answers.items() if kind == "number"]
+    table = answers[numbers].to_numpy(np.float64)
+    if not np.isfinite(table[:, :1]).all():
+        number = rows[int(np.argmin(np.isfinite(table[:, 0])))].number
+        raise FloatingPointError(f"the model gives no finite answer for row {number}")
+    columns = {name: answers[name].tolist() for name in job.answers}
+    shown = shown_digits(table, job.answers)
+    columns |= {
+        name: [None if value != value else value for value in shown[:, place].tolist()]
+        for place, name in enumerate(numbers)
+    }
+    abstained = [False] * len(rows)
+    if "probability" in columns:
+        abstained = [probability < abstain_below for probability in columns["probability"]]
+        columns["label"] = [
+            None if unsure else found for unsure, found in zip(abstained, columns["label"], strict=True)
+        ]
     return {
         "row": [row.number for row in rows],
         **({"id": [row.id for row in rows]} if has_id else {}),
         **dict(zip(job.columns, texts, strict=True)),
-        "label": labels,
-        "probability": best.tolist(),
-        **{name: table[:, place].tolist() for place, name in enumerate(names)},
+        **columns,
         "abstained": abstained,
         "model_version": [job.version] * len(rows),
     }
 
 
+def shown_digits(table: "np.ndarray", answers: Mapping[str, str]) -> "np.ndarray":
+    """Probabilities in six digits; numbers, which may be large or tiny, in seven that say something."""
+    import numpy as np
+
+    if "prediction" not in answers:
+        return table.round(6)
+    return np.asarray([[float(f"{value:.7g}") for value in row] for row in table.tolist()]).reshape(table.shape)
+
+
+def counted_labels(job: Job) -> tuple[str, ...]:
+    """Those of which it is said how many rows have them."""
+    return () if "prediction" in job.answers else job.label_names
+
+
 def write_chunk(job: Job, parts: Parts | None, number: int, columns: Columns, chunk: Sequence[Row]) -> Part:
     rejected = [{"row": row.number, "reason": row.fault, "given": row.given} for row in chunk if row.fault]
-    labels = columns["label"]
+    given = columns.get("labels") or [[label] for label in columns.get("label", ())]
+    counts = Counter(label for labels in given for label in labels)
     part = Part(
         read=len(chunk),
-        rows=len(labels),
+        rows=len(columns["row"]),
         rejected=len(rejected),
         abstained=sum(columns["abstained"]),
-        labels={name: labels.count(name) for name in job.label_names},
+        labels={name: counts[name] for name in counted_labels(job)},
     )
     if parts:
         return parts.write(number, columns, rejected, part)
@@ -197,4 +223,5 @@ def describe_result(result: PredictionResult) -> str:
         counts.append(f"{result.abstained:,} without a label")
     aside = f"; {result.rejected:,} set aside in {result.rejected_path}" if result.rejected else ""
     where = "" if result.output == "-" else f"; written to {result.output}"
-    return f"{result.rows:,} rows labelled by {result.model_version}: {', '.join(counts)}{aside}{where}"
+    told = f": {', '.join(counts)}" if counts else ""
+    return f"{result.rows:,} rows labelled by {result.model_version}{told}{aside}{where}"

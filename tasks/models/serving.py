@@ -323,6 +323,13 @@ def tokenize(columns: Sequence[Sequence[str]], tokenizer: Any, max_length: int) 
     return rows
 
 
+def ask(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.DataFrame") -> "np.ndarray":
+    """The table of answers, (rows, columns), for the texts of `frame`, which has at least one row."""
+    texts = [frame[column].astype(str).tolist() for column in settings["text_columns"]]
+    rows = tokenize(texts, tokenizer, settings["max_length"])
+    return answers(classify(model, tokenizer, rows, settings["batch_size"]), settings)
+
+
 def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.DataFrame") -> "pd.DataFrame":
     """A row for each row of `frame`: `label`, its `probability`, and one `probability_NAME` for each class; of several
     labels `labels` and one `probability_NAME` each; of a number `prediction`, `low` and `high`."""
@@ -335,11 +342,9 @@ def predict(model: Any, tokenizer: Any, settings: dict[str, Any], frame: "pd.Dat
     for column in columns:
         if frame[column].isna().any():
             raise ValueError(f"column {column} has no text in row {int(frame[column].isna().to_numpy().argmax())}")
-    texts = [frame[column].astype(str).tolist() for column in columns]
     if not len(frame):
         return pd.DataFrame(columns=list(answer_columns(settings)))
-    rows = tokenize(texts, tokenizer, settings["max_length"])
-    table = answers(classify(model, tokenizer, rows, settings["batch_size"]), settings)
+    table = ask(model, tokenizer, settings, frame)
     return pd.DataFrame(as_columns(table, settings), index=frame.index)
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import PreparedData
 from tasks.base.work import RunFolder
 from tasks.data.frozen import in_our_columns
-from tasks.evaluation.champion import among
 from tasks.evaluation.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation.predictions import paired_predictions, read_predictions
 from tasks.evaluation.wording import slice_title
 from tasks.retraining.gate import NewClasses, Trial
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.tracking.asking import download, run_facts
 from tasks.tracking.versions import Champion
@@ -139,7 +139,7 @@ def own_trial(
     inside = fresh & own_rows[LABEL].isin(names).to_numpy()
     return Trial(
         labels=np.asarray([names.index(label) for label in own_rows[LABEL][inside]]),
-        champion=among(table, known, names)[inside],
+        champion=objective(data.task).among(table, known, names)[inside],
         challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[inside],
         left_out=int((~fresh).sum()),
     )

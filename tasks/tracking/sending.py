@@ -191,6 +191,7 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
     from tasks.models import serving
 
@@ -210,7 +211,7 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
         outputs = run.outputs.model_outputs if run.outputs else []
         if model.model_id not in [output.model_id for output in outputs]:
             api.log_outputs(sent.run_id, [LoggedModelOutput(model.model_id, step=0)])
-        answers = ["probability", *(f"probability_{name}" for name in known["label_names"])]
+        kinds = {"number": DataType.double, "text": DataType.string, "texts": Array(DataType.string)}
         identity = {"model_uuid": model.model_id, "model_id": model.model_id, "run_id": sent.run_id}
         with TemporaryDirectory() as folder:
             mlflow.pyfunc.save_model(
@@ -221,9 +222,7 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
                 model_config={"base_model": known["base_model"]},
                 signature=ModelSignature(
                     inputs=Schema([ColSpec(DataType.string, name) for name in known["text_columns"]]),
-                    outputs=Schema(
-                        [ColSpec(DataType.string, "label"), *(ColSpec(DataType.double, name) for name in answers)]
-                    ),
+                    outputs=Schema([ColSpec(kinds[kind], name) for name, kind in known["answers"].items()]),
                 ),
                 input_example=pd.DataFrame(known["example"], columns=known["text_columns"]),
                 pip_requirements=[f"{name}=={public_version(name)}" for name in SERVING_PACKAGES],

@@ -81,6 +81,16 @@ class MultiLabel:
         by_label = [logistic(known, labels[:, i].astype(int), asked, 2, grid, seed) for i in range(outputs)]
         return [np.stack([tables[place][:, 1] for tables in by_label], axis=1) for place in range(len(asked))]
 
+    def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
+        import numpy as np
+
+        result = np.zeros((len(table), 2 * len(ours)), table.dtype)
+        for place, name in enumerate(ours):
+            if name in theirs:
+                there = list(theirs).index(name)
+                result[:, [place, len(ours) + place]] = table[:, [there, len(theirs) + there]]
+        return result
+
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         decided: np.ndarray = table[:, table.shape[1] // 2 :].astype(int)
         return decided

@@ -71,6 +71,9 @@ class Regression:
         right: np.ndarray = self.decide(table).round() == labels
         return right
 
+    def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
+        return table
+
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         decided: np.ndarray = table[:, 0].astype(float)
         return decided

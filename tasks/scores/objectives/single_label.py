@@ -62,6 +62,19 @@ class SingleLabel:
     ) -> "list[np.ndarray]":
         return logistic(known, labels, asked, outputs, grid, seed)
 
+    def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
+        """Probabilities (rows, ours), asked among those of the classes that it knows."""
+        import numpy as np
+
+        result = np.zeros((len(table), len(ours)), table.dtype)
+        shared = [name for name in ours if name in theirs]
+        places = [list(ours).index(name) for name in shared]
+        result[:, places] = table[:, [list(theirs).index(name) for name in shared]]
+        if len(shared) < len(theirs):
+            result[:, places] += np.finfo(table.dtype).tiny  # a row may have nothing there but zeros
+            result /= result.sum(1, keepdims=True)
+        return result
+
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         decided: np.ndarray = table.argmax(1)
         return decided
