@@ -99,7 +99,7 @@ class Objective(Protocol):
     # --- answers
 
     def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
-        """Answers about the label names `theirs` as answers about `ours`; those that it does not know it never gives."""
+        """Answers about the labels `theirs` as answers about `ours`; those that it does not know it never gives."""
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         """What the answers come down to, (rows, ...), in the form of the labels."""
