@@ -17,11 +17,11 @@ from tasks.evaluation.plots import final_points
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import losses, serving
-from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.training import fit as training
 from tasks.training import watching
 from tasks.training.fit import fit_adapter, planned_steps
+from tasks.training.target import target_of
 from tasks.training.watching import Progress, Watcher
 from tests.conftest import Trained, sentences
 
@@ -319,9 +319,8 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     micro = training.MicroBatch.asked_for(config)
     model = adapters.attach_adapter(model, config, fresh, steps=100)
-    trainer = training.build_trainer(
-        config, micro, model, tokenizer, splits, None, tmp_path / "run", silent, objective(data.task), {}
-    )
+    target = target_of(config, data, np.asarray(splits["train"]["labels"]))
+    trainer = training.build_trainer(config, micro, model, tokenizer, splits, None, tmp_path / "run", silent, target)
     loader = trainer.get_train_dataloader()
 
     def epoch() -> list[Any]:

@@ -10,6 +10,7 @@ from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
+from tasks.inference.choice import Choice, choice_of
 from tasks.inference.parts import Parts, check_output, rejected_path
 from tasks.inference.rows import find_rows, formulas_in, read_rows
 from tasks.models import serving
@@ -39,6 +40,7 @@ class Job(Record):
     label_names: tuple[str, ...]
     answers: dict[str, str]
     """Columns of the answers, see serving.answer_columns."""
+    choice: Choice = Choice()
     work: str | None
     """Folder of the finished chunks; None for standard output."""
 
@@ -58,7 +60,8 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
         source=source,
         columns=columns,
         label_names=tuple(settings["label_names"]),
-        answers=serving.answer_columns(settings),
+        answers=serving.answer_columns(settings) | ({"set": "texts"} if config.coverage else {}),
+        choice=choice_of(config, adapter, settings),
         work=None,
     )
     if config.output == "-":
@@ -79,7 +82,7 @@ def text_columns(config: PredictionConfig, settings: dict[str, Any]) -> tuple[st
         asked = " and ".join(trained_on)
         raise InputError(f"text_columns: the model reads {asked}; name as many columns, not {', '.join(columns)}")
     for name in columns:
-        if name in ("row", "id", "abstained", "model_version", *serving.answer_columns(settings)):
+        if name in ("row", "id", "abstained", "model_version", "set", *serving.answer_columns(settings)):
             raise InputError(f"text_columns: the output needs the name '{name}' itself; rename that column")
     return columns
 
@@ -142,7 +145,8 @@ def work_key(config: PredictionConfig, job: Job, settings: dict[str, Any]) -> st
         [
             *(job.source.revision, config.split, config.config, job.columns),
             *(job.version, content_sha256(Path(job.adapter)), content_sha256(base) if base.exists() else None),
-            *(config.abstain_below, config.batch_size, Path(config.output).suffix.lower(), environment_key()),
+            *(config.abstain_below, job.choice.model_dump(), config.batch_size),
+            *(Path(config.output).suffix.lower(), environment_key()),
         ]
     )
 

@@ -18,6 +18,7 @@ from tasks.base.outcomes import PredictionResult
 from tasks.base.progress import amount, progress_artifact, tell
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import sole_user
+from tasks.inference.choice import apply
 from tasks.inference.job import Job, parts_of
 from tasks.inference.parts import Columns, Part, Parts, as_jsonl
 from tasks.inference.rows import Row, formulas_in, kind_of_ids, notes_of, read_rows
@@ -55,7 +56,7 @@ def predict_rows(config: PredictionConfig, job: Job) -> PredictionResult:
 
 
 def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> PredictionResult:
-    for note in notes_of(config, job.source):
+    for note in (*notes_of(config, job.source), *job.choice.told):
         tell("%s", note)
     total, count = Part(labels=dict.fromkeys(counted_labels(job), 0)), 0
     ids = kind_of_ids(config, job.source) if job.source else None
@@ -115,6 +116,9 @@ def load_classifier(config: PredictionConfig, job: Job) -> Classifier:
     hide_short_bars()
     folder = Path(job.adapter)
     settings = serving.read_settings(folder) | {"batch_size": config.batch_size}
+    if "thresholds" in settings:  # several labels, each with one
+        pairs = zip(job.label_names, settings["thresholds"], strict=True)
+        settings["thresholds"] = [job.choice.thresholds.get(name, usual) for name, usual in pairs]
     try:
         return Classifier(*serving.load_adapter(folder, local_files_only=config.offline), settings)
     except serving.OtherWeights as error:
@@ -139,7 +143,7 @@ def label(job: Job, classifier: Classifier, chunk: Sequence[Row], abstain_below:
     if not np.isfinite(table[:, :1]).all():
         number = rows[int(np.argmin(np.isfinite(table[:, 0])))].number
         raise FloatingPointError(f"the model gives no finite answer for row {number}")
-    columns = {name: answers[name].tolist() for name in job.answers}
+    columns: dict[str, list[Any]] = {str(name): answers[name].tolist() for name in answers}
     shown = shown_digits(table, job.answers)
     columns |= {
         name: [None if value != value else value for value in shown[:, place].tolist()]
@@ -147,10 +151,12 @@ def label(job: Job, classifier: Classifier, chunk: Sequence[Row], abstain_below:
     }
     abstained = [False] * len(rows)
     if "probability" in columns:
+        columns |= apply(job.choice, list(job.label_names), shown[:, 1:])
         abstained = [probability < abstain_below for probability in columns["probability"]]
         columns["label"] = [
             None if unsure else found for unsure, found in zip(abstained, columns["label"], strict=True)
         ]
+        abstained = [found is None for found in columns["label"]]
     return {
         "row": [row.number for row in rows],
         **({"id": [row.id for row in rows]} if has_id else {}),

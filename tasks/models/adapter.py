@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +24,10 @@ from tasks.settings.fields import InputError
 from tasks.settings.loading import nearest_name
 from tasks.settings.methods import METHODS, Shape
 from tasks.settings.sections import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 SET_BY_US = {
     "task_type",
@@ -291,12 +295,21 @@ def adapted_modules(model: Any) -> tuple[str, ...]:
 
 
 def save_adapter(
-    model: Any, tokenizer: Any, config: RunConfig, data: PreparedData, folder: Path, fitted: Mapping[str, Any]
+    model: Any,
+    tokenizer: Any,
+    config: RunConfig,
+    data: PreparedData,
+    folder: Path,
+    fitted: Mapping[str, Any],
+    validation: "Mapping[str, Tensor] | None" = None,
 ) -> None:
     """Adapter with head (safetensors), tokenizer and settings in `folder`, which is replaced as a whole.
 
-    `fitted` is what makes answers of its logits, besides what the task says.
+    `fitted` is what makes answers of its logits, besides what the task says; `validation` has the `logits` and
+    `labels` of the validation rows, for whoever chooses thresholds later.
     """
+    from safetensors.torch import save_file
+
     task = objective(data.task)
     settings = {
         "base_model": base_model_settings(data.model, config.model) | {"weights": model.base_weights},
@@ -316,6 +329,8 @@ def save_adapter(
             missing_ok=True
         )  # a template full of blanks; tasks/evaluation/card.py writes the real one
         tokenizer.save_pretrained(staged)
+        if validation:
+            save_file(dict(validation), staged / serving.VALIDATION)
         write_text(staged / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -26,6 +26,9 @@ SETTINGS = "peft_flow.json"
 """File in the adapter folder with what the weights do not say: base model, label names, text columns, max_length, and
 what makes answers of logits."""
 
+VALIDATION = "validation.safetensors"
+"""File beside it with `logits` and `labels` of the validation rows."""
+
 SINGLE_LABEL = "single_label_classification"
 
 CPU_TOKENS = 1024

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from tasks.base.records import Interval
 from tasks.base.words import ends, shown_share
+
+ClassWeights = Literal["none", "balanced"] | dict[str, float]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +64,8 @@ class Objective(Protocol):
     """A function of tasks/models/losses.py."""
     activation: str
     """What makes answers of logits: `softmax`, `sigmoid` or `scale`, see tasks/models/serving.py."""
+    has_classes: bool
+    """Whether labels are among few, which can be rare."""
     decided_on_validation: bool
     """Whether answers need something that is chosen on the validation rows, such as thresholds."""
 
@@ -83,6 +87,9 @@ class Objective(Protocol):
     ) -> dict[str, Any]:
         """What the answers need besides, found on validation, and `scaling`; (rows, outputs) logits. Without
         `calibrated` only what answers cannot do without."""
+
+    def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
+        """What each of `names` counts in the loss, of the training labels; None for all the same."""
 
     def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         """The same for outputs that are answers already, as those of the references, but for what is decided."""

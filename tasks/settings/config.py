@@ -5,9 +5,10 @@ Descriptions and bounds here are the command line's help and the form's labels; 
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     model_validator,
 )
@@ -114,6 +115,19 @@ class RerunConfig(Config):
     anyway: bool = Field(False, description="Go on even if its data set or model has changed, with what is there now.")
 
 
+def check_threshold(asked: str) -> str:
+    """`asked`, which says a label and from where on it is given; ValueError for what cannot be understood."""
+    name, equals, value = asked.rpartition("=")
+    kind, _, number = value.strip().rpartition(" ")
+    try:
+        fits = 0 <= float(number) <= 1
+    except ValueError:
+        fits = False
+    if not (name.strip() and equals and kind.strip() in ("", "precision", "recall") and fits):
+        raise ValueError(f"must be like spam=0.8, spam=precision 0.95 or spam=recall 0.9, not '{asked}'")
+    return asked
+
+
 class PredictionConfig(Config):
     """Everything `predict` is told."""
 
@@ -150,6 +164,19 @@ class PredictionConfig(Config):
         ge=0,
         le=1,
         description="Give no label to a row whose most probable class has less than this probability.",
+    )
+    threshold: tuple[Annotated[str, AfterValidator(check_threshold)], ...] = Field(
+        (),
+        description="From which probability on a label is given, for example spam=0.8; or chosen on the validation "
+        "rows for at least a precision or recall there: spam=precision 0.95, spam=recall 0.9. Other classes are chosen as "
+        "always, among themselves.",
+    )
+    coverage: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="Give each row a set of classes, too, that holds the true one this often (split conformal "
+        "prediction from the validation rows), in the column `set`: 0.9 is usual. None: no sets.",
     )
     batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
     on_error: Literal["stop", "skip"] = Field(

@@ -97,7 +97,9 @@ class Config(BaseModel):
             check_value(value)
         return value
 
-    @field_validator("text_columns", "target_modules", "references", "tags", mode="before", check_fields=False)
+    @field_validator(
+        "text_columns", "target_modules", "references", "tags", "threshold", mode="before", check_fields=False
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         """On the command line two columns are written `premise,hypothesis`; nothing is the empty list."""

@@ -126,6 +126,9 @@ MetricName = Literal[
 """Those of tasks/scores/objectives, spelled out because the form and the type checker need literals."""
 
 
+ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
+
+
 class TrainingConfig(Config):
     """How the adapter is trained."""
 
@@ -149,6 +152,19 @@ class TrainingConfig(Config):
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
         "linear", description="Course of the learning rate after the warm-up."
     )
+    class_weights: Literal["none", "balanced"] | dict[str, ClassWeight] = Field(
+        "none",
+        description="What each class counts in the loss. none: each row the same; balanced: each class the same, "
+        "however rare; or weights by name, for example {spam: 5}, the others 1. Where a text has several labels, what "
+        "the rows that have the label count.",
+    )
+    focal_gamma: float = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Focal loss: what the model is sure of counts less, by one minus its probability to this power. "
+        "0: cross-entropy; 2 is usual.",
+    )
     early_stopping_patience: int = Field(
         0, ge=0, le=10_000, description="Stop after this many epochs without a better validation score. 0: never."
     )
@@ -163,6 +179,12 @@ class TrainingConfig(Config):
         le=1e6,
         description="With adapter.layers: the most disk space, in GB, for what the blocks below have computed.",
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: object) -> object:
+        """On the command line, in YAML and in a form it may become nothing."""
+        return "none" if value is None else value
 
 
 class EvaluationConfig(Config):

@@ -17,14 +17,13 @@ from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models.adapter import PROBE_ROWS
-from tasks.models.losses import mean_loss
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.objective import Metric
 from tasks.settings.config import RunConfig
 from tasks.tracking.run import describe, log, log_files
 from tasks.training.checkpoint import newest_step
 from tasks.training.dropout import quick_dropout
 from tasks.training.precision import quick_autocast, use_bfloat16
-from tasks.training.resume import Best
+from tasks.training.target import Target, target_of
 from tasks.training.trimming import trim_last_block
 from tasks.training.trunk import PLACE, Trunk
 from tasks.training.watching import Progress, Watcher, curve_point, polite_stop, progress_callback
@@ -145,8 +144,8 @@ def fit_with(
     from tasks.models import serving
 
     transformers.set_seed(config.seed)
-    splits, task, outputs = load_from_disk(data.folder), objective(data.task), len(data.label_names)
-    scaling = task.scaling(np.asarray(splits["train"]["labels"]))
+    splits = load_from_disk(data.folder)
+    target = target_of(config, data, np.asarray(splits["train"]["labels"]))
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
@@ -155,7 +154,7 @@ def fit_with(
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher, task, scaling)
+    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher, target)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -172,9 +171,7 @@ def fit_with(
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
         whole.restore()
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        adapters.save_adapter(
-            model, tokenizer, config, data, run.stopped, provisional(task, scaling, trainer.best, outputs)
-        )
+        adapters.save_adapter(model, tokenizer, config, data, run.stopped, target.provisional(trainer.best))
         watcher.stopped(run.stopped, trainer.state.global_step)
         raise
     seconds, best = trainer.seconds, trainer.best
@@ -182,9 +179,9 @@ def fit_with(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.use_best()
     model.eval()
-    fitted = task.fit(best.logits, best.labels, scaling)
+    fitted = target.fitted(best)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
-    adapters.save_adapter(model, tokenizer, config, data, run.adapter, fitted)
+    adapters.save_adapter(model, tokenizer, config, data, run.adapter, fitted, best.rows())
     save_file({"logits": probe}, run.probe)
     trainable, total = model.get_nb_trainable_parameters()
     for leftover in (run.checkpoints, run.stopped):
@@ -210,16 +207,6 @@ def fit_with(
     )
 
 
-def provisional(task: Objective, scaling: dict[str, Any], best: Best, outputs: int) -> dict[str, Any]:
-    """What makes answers of the logits of an unfinished adapter: nothing is calibrated, and there may be no validation
-    scores yet."""
-    import numpy as np
-
-    nothing = np.zeros((0, outputs))
-    logits, labels = (best.logits, best.labels) if best.step else (nothing, nothing)
-    return task.fit(logits, labels, scaling, calibrated=False)
-
-
 def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, str]:
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
@@ -231,12 +218,6 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
         "optimizer": str(arguments.optim.value),
         "attention": str(model.config._attn_implementation),
     }
-
-
-def selection_metric(config: RunConfig, task: Objective) -> Metric:
-    """Of the validation rows: what chooses the best checkpoint."""
-    asked = config.training.selection_metric
-    return next((metric for metric in task.metrics if metric.name == asked), task.metrics[0])
 
 
 def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
@@ -284,15 +265,11 @@ def build_trainer(
     trunk: Trunk | None,
     folder: Path,
     watcher: Watcher,
-    task: Objective,
-    scaling: dict[str, Any],
+    target: Target,
 ) -> Any:
-    import numpy as np
-    import torch
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from tasks.models import serving
     from tasks.training.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
@@ -303,9 +280,7 @@ def build_trainer(
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         trainer.latest = (prediction.predictions, prediction.label_ids)
-        logits, labels = prediction.predictions.astype(np.float64), prediction.label_ids
-        settings = {"activation": task.activation, **task.fit(logits, labels, scaling, calibrated=False)}
-        return task.scores(serving.answers(torch.from_numpy(logits), settings), labels)
+        return target.scores(prediction.predictions, prediction.label_ids)
 
     columns = [*(c for c in tokenizer.model_input_names if c in splits["train"].column_names), "labels"]
     train, validation, collate = splits["train"], splits["validation"], DataCollatorWithPadding(tokenizer)
@@ -319,14 +294,14 @@ def build_trainer(
         watcher.stop,
         model=model,
         args=training_arguments(
-            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), task
+            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), target.metric
         ),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
         train_dataset=train.select_columns(columns),
         eval_dataset=validation.select_columns(columns),
         processing_class=tokenizer,
         data_collator=collate,
-        compute_loss_func=mean_loss(task.loss, scaling),
+        compute_loss_func=target.loss,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,
@@ -336,12 +311,12 @@ def build_trainer(
 
 
 def training_arguments(
-    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool, task: Objective
+    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool, metric: Metric
 ) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
-    training, metric = config.training, selection_metric(config, task)
+    training = config.training
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,

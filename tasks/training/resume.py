@@ -42,6 +42,12 @@ class Best:
     rank_pattern: dict[str, Any] | None = None
     """AdaLoRA's: which ranks were left."""
 
+    def rows(self) -> Tensors:
+        """Logits and labels of the validation rows."""
+        import torch
+
+        return {"logits": torch.from_numpy(self.logits.copy()), "labels": torch.from_numpy(self.labels.copy())}
+
 
 def is_same(loss: float, before: float) -> bool:
     """Within rounding; a loss that was no number then is none now."""

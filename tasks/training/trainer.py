@@ -108,7 +108,6 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.control.should_training_stop:  # it is over; what comes next takes moments
             return
-        import torch
 
         begun = time.monotonic()
         weights = trained_tensors(self.model)
@@ -142,8 +141,7 @@ class ResumableTrainer(Trainer):
         }
         if self.best.step:
             groups["best"] = self.best.tensors
-            logits, labels = torch.from_numpy(self.best.logits.copy()), torch.from_numpy(self.best.labels.copy())
-            groups["validation"] = {"logits": logits, "labels": labels}
+            groups["validation"] = self.best.rows()
         write_checkpoint(self.folder, self.state.global_step, groups, state)
         self.saved = time.monotonic()
         self.cost = self.saved - begun

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import Interval
 from tasks.scores.linear import logistic
 from tasks.scores.metrics import PROBABILITY_FLOOR
-from tasks.scores.objective import Metric
+from tasks.scores.objective import ClassWeights, Metric
+from tasks.scores.thresholds import best_threshold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ class MultiLabel:
     problem_type = "multi_label_classification"
     loss = "binary_cross_entropy"
     activation = "sigmoid"
+    has_classes = True
     decided_on_validation = True
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
@@ -63,6 +65,15 @@ class MultiLabel:
         from scipy.special import expit
 
         return self.decision(expit(logits.astype(float)), labels)
+
+    def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
+        """Of each label where a row has it, beside 1 where it has not."""
+        if asked == "none":
+            return None
+        if asked == "balanced":
+            counts = labels.sum(0)
+            return [float((len(labels) - count) / count) if count else 1.0 for count in counts.tolist()]
+        return [asked.get(name, 1.0) for name in names]
 
     def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         columns = zip(outputs.T, labels.T, strict=True)
@@ -149,25 +160,6 @@ class MultiLabel:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
-
-
-def best_threshold(probability: "np.ndarray", truth: "np.ndarray") -> float:
-    """From which probability on a label is given, for the best F1 of these rows; of equals the one nearest to 0.5.
-
-    Half-way between two probabilities that occur: the same for new rows. Lipton et al., ECML 2014.
-    """
-    import numpy as np
-
-    if not truth.any():
-        return 0.5
-    values = np.unique(probability)[::-1]
-    order = np.argsort(-probability, kind="stable")
-    ends = np.searchsorted(-probability[order], -values, side="right")
-    hits = truth[order].cumsum()[ends - 1]
-    f1 = 2 * hits / (ends + truth.sum())
-    thresholds = (values + np.append(values[1:], 0)) / 2
-    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
-    return float(thresholds[best[abs(thresholds[best] - 0.5).argmin()]])
 
 
 def ranked_precision(probability: "np.ndarray", truth: "np.ndarray") -> "Weighted":

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.scores.conformal import conformal_quantile
 from tasks.scores.linear import ridge
-from tasks.scores.objective import Metric
+from tasks.scores.objective import ClassWeights, Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ class Regression:
     problem_type = "regression"
     loss = "squared_error"
     activation = "scale"
+    has_classes = False
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
@@ -50,7 +52,10 @@ class Regression:
         self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
     ) -> dict[str, Any]:
         predicted = logits[:, 0].astype(float) * scaling["std"] + scaling["mean"]
-        return {**scaling, "half_width": conformal_half_width(abs(predicted - labels), COVERAGE)}
+        return {**scaling, "half_width": conformal_quantile(abs(predicted - labels), COVERAGE)}
+
+    def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
+        return None
 
     def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         return {}
@@ -125,18 +130,6 @@ class Regression:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
-
-
-def conformal_half_width(errors: "np.ndarray", coverage: float) -> float | None:
-    """Half the width of intervals around predictions that hold the true number of a new row as often as `coverage`;
-    from the absolute errors of rows that were not trained on, (rows,). None where these are too few.
-
-    Split conformal prediction: Lei et al., Journal of the American Statistical Association 113 (2018).
-    """
-    import numpy as np
-
-    place = int(np.ceil((len(errors) + 1) * coverage))
-    return float(np.sort(errors)[place - 1]) if place <= len(errors) else None
 
 
 def rank_of(values: "np.ndarray") -> "Weighted":

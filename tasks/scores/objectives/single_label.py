@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
 from tasks.scores.linear import logistic
-from tasks.scores.objective import Metric
+from tasks.scores.objective import ClassWeights, Metric
 from tasks.scores.statistics import (
     detectable_difference,
     fit_temperature,
@@ -32,6 +32,7 @@ class SingleLabel:
     problem_type = "single_label_classification"
     loss = "cross_entropy"
     activation = "softmax"
+    has_classes = True
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
@@ -47,6 +48,19 @@ class SingleLabel:
         self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
     ) -> dict[str, Any]:
         return {"temperature": fit_temperature(logits, labels) if calibrated else 1.0}
+
+    def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
+        """Of each class; balanced, all rows of a class together weigh the same: King and Zeng, Political Analysis 9
+        (2001), as in scikit-learn."""
+        import numpy as np
+
+        if asked == "none":
+            return None
+        if asked == "balanced":
+            counts = np.bincount(labels, minlength=len(names))
+            present = np.count_nonzero(counts)
+            return [len(labels) / (present * count) if count else 1.0 for count in counts.tolist()]
+        return [asked.get(name, 1.0) for name in names]
 
     def decision(self, outputs: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         return {}
