@@ -57,18 +57,21 @@ class PreparedData(Record):
     test_fingerprint: str
     """The same over the test rows alone: runs that share it were measured on the same rows."""
     label_names: tuple[str, ...]
+    """Where the label is a number, the name of its column alone."""
     text_columns: tuple[str, ...]
     slice_columns: tuple[str, ...]
     """Categorical columns that the test split has besides texts and label; on disk they are called `slice NAME`."""
+    row_counts: dict[str, int]
+    """By split."""
     class_counts: dict[str, tuple[int, ...]]
-    """Rows of each class, by split, in the order of label_names."""
+    """Rows with each label, by split, in the order of label_names; empty tuples where it is a number."""
     truncated: int
     """Rows longer than max_length, over all splits."""
     notes: tuple[str, ...]
     """What the preparation decided on its own, in sentences."""
 
     def rows(self, split: str) -> int:
-        return sum(self.class_counts[split])
+        return self.row_counts[split]
 
 
 class Place(Record):

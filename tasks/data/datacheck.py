@@ -14,7 +14,9 @@ from tasks.base.work import RunFolder
 from tasks.data.datapage import check_page, tables_page
 from tasks.data.duplicates import conflicts, describe_sharing, leaked_rows, repeated_rows
 from tasks.data.labels import NOTHING, are_long_decimals, are_many_numbers, same_word, several_labels
-from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE, detectable_difference
+from tasks.data.targets import labels_of
+from tasks.scores.objective import objective
+from tasks.scores.statistics import DISAGREEMENT, USEFUL_DIFFERENCE
 from tasks.settings.config import RunConfig
 from tasks.settings.fixed import SPLITS
 from tasks.settings.sections import DataConfig
@@ -42,6 +44,9 @@ FEW_TEST_ROWS = 30
 
 SHARE_DIFFERENCE, SHARE_P_VALUE = 0.05, 0.001
 """The classes are spread differently where the share of one differs by more, and not by chance (chi-square)."""
+
+MEAN_DIFFERENCE = 0.2
+"""Between the numbers of two splits, in standard deviations: a small effect, after Cohen (1988)."""
 
 MUCH_TRUNCATED = 0.1
 """Share of the rows."""
@@ -77,9 +82,10 @@ def check_data(config: RunConfig, data: PreparedData, work: str) -> DataCheck:
 def read_check(config: RunConfig, data: PreparedData) -> DataCheck:
     """The check of the prepared data, with what their test rows can show at this run's confidence."""
     check = DataCheck.model_validate_json((Path(data.folder) / CHECK_FILE).read_bytes())
-    detectable = detectable_difference(data.rows("test"), config.evaluation.confidence)
+    task = objective(data.task)
+    detectable = task.detectable(data.rows("test"), config.evaluation.confidence)
     check, warnings = check.model_copy(update={"detectable": detectable}), list(check.warnings)
-    if detectable is None or detectable > USEFUL_DIFFERENCE:
+    if task.one_class and (detectable is None or detectable > USEFUL_DIFFERENCE):
         small = f"The test set is too small to say much: {power_sentence(data, check, config)}"
         warnings.insert(1 if check.leaked["test"] else 0, small)
     return check.model_copy(update={"warnings": tuple(warnings)})
@@ -87,6 +93,8 @@ def read_check(config: RunConfig, data: PreparedData) -> DataCheck:
 
 def power_sentence(data: PreparedData, check: DataCheck, config: RunConfig) -> str:
     """What the test rows can show, in one sentence."""
+    if not objective(data.task).one_class:
+        return f"{counted(data.rows('test'), 'test row')}; how much they can show is known once they were measured"
     rows, confidence = counted(data.rows("test"), "test row"), f"{100 * config.evaluation.confidence:g} % confidence"
     if check.detectable is None:
         return f"{rows} can show no difference of accuracy with 80 % power ({confidence})"
@@ -102,8 +110,13 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
 
     What the test rows can show is left open: it depends on settings that the prepared data do not.
     """
-    rows, names = splits.same_texts, splits.label_names
-    counts = counts_by_class(rows, len(names))
+    import numpy as np
+
+    rows, task = splits.same_texts, objective(splits.task)
+    has = {role: task.indicator(labels_of(split), len(splits.label_names)) for role, split in splits.datasets.items()}
+    counts = np.stack([has[role].sum(0) for role in SPLITS])
+    names = splits.label_names if counts.size else ()
+    sizes = np.asarray([len(splits.datasets[role]) for role in SPLITS])
     truncated = {split: int((tokens > config.max_length).sum()) for split, tokens in lengths.items()}
     near_empty = rows[rows["near_empty"]]
     edges = length_edges(lengths)
@@ -119,23 +132,17 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
         length_edges=tuple(edges),
         detectable=None,
         warnings=(
-            *describe_sharing(rows, names),
-            *balance_warnings(counts, names),
-            *twin_warnings(rows, names),
-            *label_warnings(counts, names),
+            *describe_sharing(rows, splits.label_words),
+            *balance_warnings(counts, sizes, names),
+            *twin_warnings(splits, has, names),
+            *label_warnings(counts, names, task.one_class),
+            *(drift_warnings(splits) if not names else ()),
             *near_empty_warnings(near_empty),
             *truncation_warnings(truncated, len(rows), config.max_length),
         ),
     )
     total = int(rows.loc[rows["text"].duplicated(keep=False), "text"].nunique())
-    return check, tables_page(check, counts, names, lengths, total)
-
-
-def counts_by_class(rows: "pd.DataFrame", classes: int) -> "np.ndarray":
-    """Rows of each split and class, (3, classes)."""
-    import numpy as np
-
-    return np.stack([np.bincount(rows.loc[rows["split"] == split, "label"], minlength=classes) for split in SPLITS])
+    return check, tables_page(check, counts, sizes, names, lengths, total)
 
 
 def shared_texts(splits: "Splits", text_columns: Sequence[str]) -> tuple[SameText, ...]:
@@ -152,7 +159,7 @@ def shared_texts(splits: "Splits", text_columns: Sequence[str]) -> tuple[SameTex
     rank = np.select([has["train"] & has["test"], unclear, has["train"] & has["validation"]], [0, 1, 2], 3)
     first = rows.index.to_series().groupby(rows["text"]).transform("min")
     again = rows.duplicated(["text", "split", "label"])
-    name = np.asarray(splits.label_names)[rows["label"]]
+    name = np.asarray(splits.label_words)[rows["label"]]
     rows = rows.assign(rank=rank, first=first, again=again, name=name)
     rows = rows.sort_values(["rank", "first", "again"], kind="stable")
     rows = rows[rows["first"].isin(rows["first"].unique()[:MOST_TEXTS])].groupby("text", sort=False).head(MOST_PLACES)
@@ -188,15 +195,19 @@ def histogram(tokens: "np.ndarray", edges: Sequence[int]) -> tuple[int, ...]:
     return tuple(counts.tolist())
 
 
-def balance_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
-    """Splits whose classes are spread differently than in train. `counts` (3, classes), in the order of SPLITS."""
+def balance_warnings(counts: "np.ndarray", sizes: "np.ndarray", names: Sequence[str]) -> list[str]:
+    """Splits whose classes are spread differently than in train. `counts` (3, classes) and rows (3,), in the order of
+    SPLITS."""
+    import numpy as np
     from scipy.stats import chi2_contingency
 
     warnings = []
-    for split, part in zip(SPLITS[1:], counts[1:], strict=True):
-        shares, train = part / part.sum(), counts[0] / counts[0].sum()
+    for place, split in enumerate(SPLITS[1:] if names else (), 1):
+        shares, train = counts[place] / sizes[place], counts[0] / sizes[0]
         worst = int(abs(shares - train).argmax())
-        pair = counts[[0, SPLITS.index(split)]]
+        pair = counts[[0, place]]
+        if (pair.sum(1) != sizes[[0, place]]).any():  # several labels: each by itself, and the worst is asked
+            pair = np.stack([pair[:, worst], sizes[[0, place]] - pair[:, worst]], axis=1)
         chance = chi2_contingency(pair[:, pair.sum(0) > 0]).pvalue
         if abs(shares - train)[worst] > SHARE_DIFFERENCE and chance < SHARE_P_VALUE:
             warnings.append(
@@ -206,15 +217,38 @@ def balance_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
     return warnings
 
 
-def label_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
+def drift_warnings(splits: "Splits") -> list[str]:
+    """Splits whose numbers are others than those of train: Kolmogorov-Smirnov, and further apart than rounding."""
+    from scipy.stats import ks_2samp
+
+    warnings, train = [], labels_of(splits.datasets["train"])
+    for split in SPLITS[1:]:
+        part = labels_of(splits.datasets[split])
+        apart = abs(part.mean() - train.mean())
+        if apart > MEAN_DIFFERENCE * train.std() and ks_2samp(part, train).pvalue < SHARE_P_VALUE:
+            warnings.append(
+                f"The numbers are spread differently in train and {split}: their mean is {train.mean():.4g} in train "
+                f"and {part.mean():.4g} in {split}"
+            )
+    return warnings
+
+
+def label_warnings(counts: "np.ndarray", names: Sequence[str], one_class: bool = True) -> list[str]:
     """Classes that may be several in one or none at all, that are missing somewhere, or that have few test rows."""
     warnings = []
-    if several := several_labels([name for name, rows in zip(names, counts.sum(0), strict=True) if rows]):
-        warnings.append(f"{several[0].upper()}{several[1:]}")
-    if are_many_numbers(names) or are_long_decimals(names):
+    if not names:
+        return []
+    if one_class and (
+        several := several_labels([name for name, rows in zip(names, counts.sum(0), strict=True) if rows])
+    ):
+        warnings.append(
+            f"{several[0].upper()}{several[1:]}, each combination a class of its own; for several labels set data.task "
+            "to multi_label"
+        )
+    if one_class and (are_many_numbers(names) or are_long_decimals(names)):
         warnings.append(
             f"The labels are {len(names)} numbers, each taken for a class of its own; if they are a number to predict, "
-            "make a few classes of them, such as low and high"
+            "set data.task to regression"
         )
     if nothing := [repr(name) for name in names if name.lower() in NOTHING]:
         warnings.append(f"The label {listed(nothing)} is taken for a class; remove such rows if they are not labelled")
@@ -235,20 +269,25 @@ def label_warnings(counts: "np.ndarray", names: Sequence[str]) -> list[str]:
     return warnings
 
 
-def twin_warnings(rows: "pd.DataFrame", names: Sequence[str]) -> list[str]:
-    """Classes that may be one and the same, with their rows."""
+def twin_warnings(splits: "Splits", has: "Mapping[str, np.ndarray]", names: Sequence[str]) -> list[str]:
+    """Classes that may be one and the same, with their rows; which of them each row `has`, masks (rows, classes)."""
+    import numpy as np
+
     alike: dict[str, list[int]] = {}
-    for label in sorted(set(rows["label"])):
-        alike.setdefault(same_word(names[label]), []).append(label)
+    for label, name in enumerate(names):
+        if any(part[:, label].any() for part in has.values()):
+            alike.setdefault(same_word(name), []).append(label)
+
+    def rows_with(label: int) -> str:
+        places = {role: np.flatnonzero(part[:, label]) for role, part in has.items()}
+        role = next(role for role in SPLITS if len(places[role]))
+        first = splits.datasets[role][int(places[role][0])]["row"]
+        return f"{counted(sum(map(len, places.values())), 'row')}, such as {role} row {first}"
+
     warnings = []
     for same in alike.values():
         if len(same) > 1:
-            found = [rows[rows["label"] == label] for label in same]
-            named = [
-                f"{names[label]!r} ({counted(len(there), 'row')}, such as {there['split'].iloc[0]} row "
-                f"{there['row'].iloc[0]})"
-                for label, there in zip(same, found, strict=True)
-            ]
+            named = [f"{names[label]!r} ({rows_with(label)})" for label in same]
             warnings.append(
                 f"The labels {' and '.join(named)} are different classes and differ only in case, spaces, hyphens, "
                 "zeros before a number or Unicode form; write them alike if they mean the same"

@@ -27,25 +27,26 @@ def check_page(name: str, warnings: Sequence[str], power: str, tables: str) -> s
 def tables_page(
     check: DataCheck,
     counts: "np.ndarray",
+    sizes: "np.ndarray",
     names: Sequence[str],
     lengths: Mapping[str, "np.ndarray"],
     total: int,
 ) -> str:
-    """Splits, shared texts (`total` of them) and token lengths."""
+    """Splits, shared texts (`total` of them) and token lengths; `counts` (3, classes) of the rows `sizes`, (3,)."""
     import numpy as np
 
     header = ("split", "rows", "classes", "repeat an earlier row", "text in train", "truncated", "tokens")
     splits = [
         (
             split,
-            f"{row.sum():,}",
-            shares(row, names),
+            f"{rows:,}",
+            shares(row / rows, names),
             f"{check.duplicates[split]:,}",
             f"{len(check.leaked[split]):,}" if split in check.leaked else "",
-            f"{100 * check.truncated[split] / row.sum():.1f} %",
+            f"{100 * check.truncated[split] / rows:.1f} %",
             f"{lengths[split].min():,} / {np.median(lengths[split]):,.0f} / {lengths[split].max():,}",
         )
-        for split, row in zip(SPLITS, counts, strict=True)
+        for split, row, rows in zip(SPLITS, counts, sizes.tolist(), strict=True)
     ]
     parts = [
         "## Splits",
@@ -60,9 +61,11 @@ def tables_page(
     return "\n\n".join(parts) + "\n"
 
 
-def shares(counts: "np.ndarray", names: Sequence[str]) -> str:
+def shares(shares: "np.ndarray", names: Sequence[str]) -> str:
     """`bad 50.0 %, good 50.0 %`; of many classes, how many there are and the smallest and largest share."""
-    percent = 100 * counts / counts.sum()
+    if not names:
+        return "a number"
+    percent = 100 * shares
     if len(names) <= 5:
         return ", ".join(f"{name} {share:.1f} %" for name, share in zip(names, percent, strict=True))
     return f"{len(names)}, {percent.min():.1f} % to {percent.max():.1f} % each"

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from tasks.settings.fixed import SPLITS
 from tasks.sources.columns import BATCH_ROWS, numbers
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from datasets import Dataset, DatasetDict
 
@@ -48,8 +49,12 @@ def punctuation_as_spaces() -> tuple[dict[int, str], bytes]:
     return every, bytes(ord(" ") if code in every else code for code in range(256))
 
 
-def same_texts(splits: "DatasetDict", text_columns: Sequence[str]) -> "pd.DataFrame":
+def same_texts(
+    splits: "DatasetDict", text_columns: Sequence[str], labels: "Mapping[str, np.ndarray]"
+) -> "pd.DataFrame":
     """A line for each row that has a text: `split`, `place` in it, `row` in the source, `label`, and what its text is.
+
+    `labels` are a number for each of the different labels, by split, (rows,); -1 for what is none.
 
     Rows with the same `exact` have the same text, in both columns of a pair, once case, Unicode form and spaces are
     set aside; those with the same `text`, once punctuation is too. Both are 64-bit hashes: that two different texts
@@ -64,7 +69,7 @@ def same_texts(splits: "DatasetDict", text_columns: Sequence[str]) -> "pd.DataFr
         keys = pd.DataFrame(np.fromiter(text_keys(split, text_columns), kinds, len(split)))
         keys["split"] = pd.Categorical.from_codes(np.full(len(split), SPLITS.index(name)), dtype=roles)
         keys["place"] = np.arange(len(split))
-        parts.append(keys.assign(row=numbers(split, "row"), label=numbers(split, "label")))
+        parts.append(keys.assign(row=numbers(split, "row"), label=labels[name]))
     table = pd.concat(parts, ignore_index=True)
     return table[table["exact"] != hash("")]
 
@@ -143,8 +148,9 @@ def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list
     return [f"{counted(len(texts), 'text')} {have} more than one label ({named}{more})"]
 
 
-def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
-    """Raises InputError for data from which nothing can be learned, or on which nothing can be measured.
+def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str], one_class: bool = True) -> None:
+    """Raises InputError for data from which nothing can be learned, or on which nothing can be measured. Where a text
+    has not `one_class` only, people may well disagree about it.
 
     What differs by punctuation is different here: who is refused can do nothing about it.
     """
@@ -153,7 +159,7 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str]) -> None:
     if train["text"].nunique() == 1:
         raise InputError(f"data.text_columns: all {len(train):,} training texts are the same; is it the right column?")
     unclear = train[train["text"].isin(conflicts(train)["text"])]
-    if 2 * len(unclear) > len(train):
+    if one_class and 2 * len(unclear) > len(train):
         (texts,) = describe_conflicts(train, label_names)
         raise InputError(
             f"data.label_column: {len(unclear):,} of {len(train):,} training rows have a text that also has another "

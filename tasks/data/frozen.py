@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import PreparedData, file_sha256
 from tasks.base.words import counted
-from tasks.data.duplicates import leaked_rows, same_texts
+from tasks.data.duplicates import leaked_rows
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.sections import DataConfig
@@ -77,11 +77,12 @@ def renumbered(test: "Dataset", file: "Dataset") -> "Dataset":
     )
 
 
-def keep_out(splits: "DatasetDict", text_columns: Sequence[str]) -> dict[str, int]:
-    """Take rows that have the text of a test row out of train and validation; how many those were, by split."""
+def keep_out(splits: "DatasetDict", rows: "pd.DataFrame") -> dict[str, int]:
+    """Take rows that have the text of a test row out of train and validation; how many those were, by split. `rows` are
+    those of `duplicates.same_texts`."""
     import numpy as np
 
-    rows, kept_out = same_texts(splits, text_columns), dict[str, int]()
+    kept_out = dict[str, int]()
     for role in sorted(splits.keys() - {"test"}):
         leaked = leaked_rows(rows, role, "test")["place"].to_numpy()
         if len(leaked) == len(splits[role]):
@@ -100,12 +101,15 @@ def describe_kept_out(kept_out: Mapping[str, int]) -> str:
 
 def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
     """The test rows as `data.test_file` takes them: `row`, texts, label by name, and categorical columns."""
+    import numpy as np
     import pandas as pd
     from datasets import load_from_disk
 
+    from tasks.data.targets import as_written
+
     test = load_from_disk(data.folder)["test"]
     columns = {name: test[name][:] for name in ("row", *data.text_columns)}
-    columns[config.data.label_column] = [data.label_names[label] for label in test["labels"]]
+    columns |= as_written(np.asarray(test["labels"]), data, config.data)
     return pd.DataFrame(columns | {name: test[f"slice {name}"][:] for name in data.slice_columns})
 
 

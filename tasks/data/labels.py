@@ -1,4 +1,4 @@
-"""Labels as classes: what each value of a label column means, and which columns hold something else."""
+"""What each value of a label column means, and which columns hold something else than classes."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ from tasks.sources.reading import class_names
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
@@ -50,39 +50,6 @@ class Labels(NamedTuple):
         import numpy as np
 
         return np.flatnonzero(np.isin(self.places, wanted)).tolist()
-
-
-def encode_labels(chosen: "DatasetDict", config: DataConfig) -> tuple["DatasetDict", tuple[str, ...], list[str]]:
-    """Text, `label` as a number 0..classes-1, and `row`; the classes' names; and what is wrong, a sentence each.
-
-    Classes come from ClassLabel, else from the train rows. A label that is none of them is -1.
-    """
-    import numpy as np
-    from datasets import ClassLabel, DatasetDict, Features, Value
-
-    columns = {role: read_labels(split, config.label_column) for role, split in chosen.items()}
-    coded = class_names(chosen["train"].features, config.label_column)
-    names = coded or class_names_of(columns["train"])
-    number = numbered(names, bool(coded))
-    if not is_unlabelled(columns["train"], ()) and not no_classes("train", columns["train"]):
-        check_names(names, config)
-        if not coded:
-            check_missing(names, columns["train"])
-            check_numbers(names, columns["train"], config)
-        check_count(names, len(chosen["train"]), config)
-    faults = label_faults(columns, number, names, config)
-    encoded = DatasetDict()
-    features = Features({name: Value("string") for name in config.text_columns})
-    for role, split in chosen.items():
-        texts = split.select_columns(list(config.text_columns))
-        own = np.asarray([number_of(name, number) for name in columns[role].names], np.int64)
-        encoded[role] = (
-            (texts if texts.features == features else texts.cast(features))
-            # as arrays: `datasets` hashes what is added, which takes seconds for a long list
-            .add_column("label", own[columns[role].places], feature=ClassLabel(names=list(names)))
-            .add_column("row", np.arange(len(split)), feature=Value("int64"))
-        )
-    return encoded, names, faults
 
 
 # --- what a value means ----------------------------------------------------------------------------------------------
@@ -207,7 +174,7 @@ def no_classes(role: str, column: Labels) -> list[str]:
     if lists:
         faults.append(
             f"data.label_column: a list such as {column.values[lists[0]]!r:.80} is not a class "
-            f"({named_rows(role, column.rows(lists))}); several labels for a text are not supported yet: give one"
+            f"({named_rows(role, column.rows(lists))}); several labels for a text need data.task multi_label"
         )
     if other:
         faults.append(
@@ -279,7 +246,7 @@ def check_count(names: Sequence[str], rows: int, config: DataConfig) -> None:
         several = several_labels(names)
         raise InputError(
             f"data.label_column: '{config.label_column}' has {len(names)} different values in {rows} rows; "
-            f"{several or 'a class needs several rows (regression is not supported)'}"
+            f"{several or 'a class needs several rows; a number to predict needs data.task regression'}"
         )
 
 
@@ -295,24 +262,14 @@ def check_missing(names: Sequence[str], column: Labels) -> None:
         )
 
 
-def check_numbers(names: Sequence[str], column: Labels, config: DataConfig) -> None:
-    """Refuses fractions, and nearly as many numbers as rows."""
-    rows, fractions = len(column.places), [name for name in names if not WHOLE.fullmatch(name.removeprefix("+"))]
+def is_a_number(names: Sequence[str], column: Labels) -> bool:
+    """Whether they are fractions, or nearly as many numbers as rows: something to predict, and no classes."""
     if not all(map(NUMBER.fullmatch, names)) or are_codes(names):
-        return
-    has_many = rows >= MANY_ROWS * len(names)
-    if has_many and (not fractions or are_long_decimals(names)):
-        return
-    if not fractions and not are_many_numbers(names):
-        return
-    shown = (fractions or names)[0]
-    where = named_rows("train", column.rows([i for i, name in enumerate(column.names) if name == shown]))
-    raise InputError(
-        f"data.label_column: '{config.label_column}' looks like a number to predict: {shown} in {where}, "
-        f"{counted(len(names), 'different value')} in {counted(rows, 'row')}. Regression is not supported; "
-        "make a few classes of the numbers, such as low and high, or name a column of classes with "
-        "--data.label_column. Codes are taken for classes when they have a letter, such as c7.1"
-    )
+        return False
+    fractions = any(not WHOLE.fullmatch(name.removeprefix("+")) for name in names)
+    if len(column.places) >= MANY_ROWS * len(names) and (not fractions or are_long_decimals(names)):
+        return False
+    return fractions or are_many_numbers(names)
 
 
 MANY_ROWS = 5
@@ -370,10 +327,7 @@ def several_labels(names: Sequence[str]) -> str:
     if not together or not (recombined or again):
         return ""
     example = max(together, key=lambda name: len(set(together[name]) & set(alone)))
-    return (
-        f"labels such as {example!r} look like several labels for one text ({listed(sorted(pieces))}), which is not "
-        "supported yet: each combination is a class of its own"
-    )
+    return f"labels such as {example!r} look like several labels for one text ({listed(sorted(pieces))})"
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -15,20 +15,24 @@ from tasks.base.records import PreparedData, Source, digest
 from tasks.base.work import work_folder
 from tasks.data.datacheck import CHECK_FILE, PAGE_FILE, make_check
 from tasks.data.frozen import file_revision
-from tasks.data.splits import read_splits
+from tasks.data.splits import Splits, read_splits
+from tasks.data.targets import labels_of
 from tasks.data.tokens import key_of_tokens, known_texts, tokenize
 from tasks.models import foundation as models
 from tasks.models.adapter import check_adapter
 from tasks.models.trial import try_model
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
+from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_DATA, SPLITS
+from tasks.settings.loading import nearest_name
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
 from tasks.tracking.flow import flow_tags
 from tasks.tracking.run import tracked_run
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 
 @task(
@@ -55,8 +59,6 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
 
     Raises InputError for anything about data or tokenizer that the user must change, and DiskFull.
     """
-    import numpy as np
-
     data, model = check_input(config, found)
     settings = config.data.model_dump(exclude={"name", "revision", "test_file"})
     # not the run's seed: runs that differ only by seed share rows, tokens and fingerprint
@@ -90,18 +92,24 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
             tokens_key=tokens_key,
             fingerprint=fingerprint(splits.datasets, config.data.text_columns, splits.label_names),
             test_fingerprint=fingerprint(splits.datasets, config.data.text_columns, splits.label_names, ("test",)),
+            task=splits.task,
             label_names=splits.label_names,
             text_columns=config.data.text_columns,
             slice_columns=splits.slice_columns,
-            class_counts={
-                name: tuple(np.bincount(numbers(split, "label"), minlength=len(splits.label_names)).tolist())
-                for name, split in splits.datasets.items()
-            },
+            row_counts={name: len(split) for name, split in splits.datasets.items()},
+            class_counts={name: tuple(counts_of(split, splits)) for name, split in splits.datasets.items()},
             truncated=sum(check.truncated.values()),
             notes=splits.notes,
         )
         prepared.write(finished / "prepared.json")
     return prepared
+
+
+def counts_of(split: "Dataset", splits: Splits) -> list[int]:
+    """Rows with each label."""
+    has = objective(splits.task).indicator(labels_of(split), len(splits.label_names))
+    counts: list[int] = has.sum(0).tolist()
+    return counts
 
 
 def bytes_of(splits: "DatasetDict") -> int:
@@ -116,13 +124,33 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
     Raises InputError. The rows are remembered, so that a following `prepare` does not read them again.
     """
     data = found[0] if found else find_data(config)
-    patient(read_splits)(data, config.data)
+    check_training(patient(read_splits)(data, config.data), config)
     model = found[1] if found else models.find_model(config)
     check_adapter(models.check_model(model, config), model, config)
     # weights come from the Hub within the flow, where Prefect waits for one that breaks off
     if found or model.is_local:
         try_model(model, config)
     return data, model
+
+
+def check_training(splits: Splits, config: RunConfig) -> None:
+    """Raises InputError for what the task of these rows does not have."""
+    task, training = objective(splits.task), config.training
+    metrics = [metric.name for metric in task.metrics]
+    if training.selection_metric and training.selection_metric not in metrics:
+        raise InputError(
+            f"training.selection_metric: {training.selection_metric} is not a score of {task.name}; there are "
+            f"{', '.join(metrics)}"
+        )
+    has_labels = len(counts_of(splits.datasets["train"], splits)) > 0
+    for field, asked in (("class_weights", training.class_weights != "none"), ("focal_gamma", training.focal_gamma)):
+        if asked and not has_labels:
+            raise InputError(f"training.{field}: a number has no classes; leave it out")
+    if isinstance(training.class_weights, dict):
+        for name in set(training.class_weights).difference(splits.label_names):
+            nearest = nearest_name(name, splits.label_names)
+            hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(splits.label_names)}"
+            raise InputError(f"training.class_weights: there is no class '{name}'; {hint}")
 
 
 def find_data(config: RunConfig) -> Source:

@@ -8,7 +8,9 @@ from tasks.base.records import Source
 from tasks.base.words import counted, named_rows
 from tasks.data.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
 from tasks.data.frozen import describe_kept_out, keep_out, read_test_file, renumbered
-from tasks.data.labels import class_names_of, encode_labels, read_labels
+from tasks.data.labels import class_names_of, read_labels
+from tasks.data.targets import find_task, labels_of, numbered_labels, reader, with_labels
+from tasks.scores.objective import objective
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import SPLITS
 from tasks.settings.sections import DataConfig
@@ -42,14 +44,18 @@ NO_VALUE = "(none)"
 
 
 class Splits(NamedTuple):
-    """Checked rows, not yet tokenized: text columns, `label` as ClassLabel, and `row`, the place in the source."""
+    """Checked rows, not yet tokenized: text columns, `label`, and `row`, the place in the source."""
 
     datasets: "DatasetDict"
     """Of the splits, test alone has `slice NAME` for each of `slice_columns` too."""
+    task: str
+    """A file of tasks/scores/objectives."""
     label_names: tuple[str, ...]
     slice_columns: tuple[str, ...]
     same_texts: "pd.DataFrame"
-    """All rows, as `duplicates.same_texts` gives them."""
+    """All rows, as `duplicates.same_texts` gives them; its labels are places in `label_words`."""
+    label_words: tuple[str, ...]
+    """What people call each of the different labels; of classes their names."""
     notes: tuple[str, ...]
     kept_out: dict[str, int]
     """Rows of train and validation left out for having the text of a row of `data.test_file`."""
@@ -65,28 +71,41 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     if config.test_file:
         chosen["test"] = read_test_file(config)
     check_columns(chosen, config)
-    encoded, label_names, label_faults = encode_labels(chosen, config)
+    task, found_out = find_task(chosen, config)
+    target = reader(task).read(chosen, config)
+    encoded = with_labels(chosen, target, config)
     text_faults = [fault for role, split in encoded.items() for fault in empty_texts(role, split, config.text_columns)]
-    if text_faults or label_faults:
+    if text_faults or target.faults:
         # all at once, and what else would be found: the file is repaired in one go
-        rows = same_texts(encoded, config.text_columns)
-        sharing = describe_conflicts(rows, label_names) if config.test_file else describe_sharing(rows, label_names)
+        rows, words = told_rows(task, encoded, target.names, config)
+        sharing = describe_conflicts(rows, words) if config.test_file else describe_sharing(rows, words)
         where = (*files_by_row(source, config), *formulas_in(source, config))
-        raise InputError(". ".join((*text_faults, *label_faults, *sharing, *where)))
-    kept_out = keep_out(encoded, config.text_columns) if config.test_file else {}
+        raise InputError(". ".join((*text_faults, *target.faults, *sharing, *where)))
+    kept_out = {}
     if config.test_file:
+        kept_out = keep_out(encoded, told_rows(task, encoded, target.names, config)[0])
         notes.append(f"{len(encoded['test'])} test rows from data.test_file; {describe_kept_out(kept_out)}")
-    splits, cut_notes = cut_missing(encoded, len(label_names), config)
-    splits, limit_notes = limit_rows(splits, config, len(label_names))
-    check_classes(splits, label_names)
+    splits, cut_notes = cut_missing(encoded, task, config)
+    splits, limit_notes = limit_rows(splits, config, task)
+    places = {role: numbers(split, "row") for role, split in splits.items()}
+    reader(task).check({role: labels_of(split) for role, split in splits.items()}, places, target.names)
     slices = slice_values(chosen.get("test", chosen["train"]), numbers(splits["test"], "row"), config)
     for name, values in slices.items():
         splits["test"] = splits["test"].add_column(f"slice {name}", values)
     if config.test_file:
         splits["test"] = renumbered(splits["test"], chosen["test"])
-    rows = same_texts(splits, config.text_columns)
-    refuse_hopeless(rows, label_names)
-    return Splits(splits, label_names, tuple(slices), rows, (*notes, *cut_notes, *limit_notes), kept_out)
+    rows, words = told_rows(task, splits, target.names, config)
+    refuse_hopeless(rows, words, objective(task).one_class)
+    told = (*notes, *found_out, *cut_notes, *limit_notes)
+    return Splits(splits, task, target.names, tuple(slices), rows, words, told, kept_out)
+
+
+def told_rows(
+    task: str, splits: "DatasetDict", names: Sequence[str], config: DataConfig
+) -> "tuple[pd.DataFrame, tuple[str, ...]]":
+    """`duplicates.same_texts`, and what its labels are called."""
+    codes, words = numbered_labels(task, {role: labels_of(split) for role, split in splits.items()}, names)
+    return same_texts(splits, config.text_columns, codes), words
 
 
 def training_classes(source: Source, config: DataConfig) -> tuple[str, ...]:
@@ -112,7 +131,7 @@ def empty_texts(role: str, split: "Dataset", columns: Sequence[str]) -> list[str
     return faults
 
 
-def cut_missing(chosen: "DatasetDict", classes: int, config: DataConfig) -> tuple["DatasetDict", list[str]]:
+def cut_missing(chosen: "DatasetDict", task: str, config: DataConfig) -> tuple["DatasetDict", list[str]]:
     """Cut validation and test from train where they are missing: a tenth each, stratified and seeded."""
     import numpy as np
 
@@ -121,7 +140,9 @@ def cut_missing(chosen: "DatasetDict", classes: int, config: DataConfig) -> tupl
     for offset, role in enumerate(("test", "validation")):
         if role in chosen:
             continue
-        rows = stratified_rows(numbers(chosen["train"], "label"), classes, max(count, classes), seed + offset, leave=1)
+        strata = objective(task).strata(labels_of(chosen["train"]))
+        groups = int(strata.max()) + 1
+        rows = stratified_rows(strata, groups, max(count, groups), seed + offset, leave=1)
         if not len(rows):
             raise InputError(f"data: {len(train)} training rows are too few to cut a {role} split from; add rows")
         left = np.setdiff1d(np.arange(len(chosen["train"])), rows)
@@ -137,7 +158,7 @@ def why_cut(role: str, config: DataConfig) -> str:
     return f"{role}: the split '{split_names(config)[role]}' is {owner} already"
 
 
-def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int) -> tuple["DatasetDict", list[str]]:
+def limit_rows(chosen: "DatasetDict", config: DataConfig, task: str) -> tuple["DatasetDict", list[str]]:
     """At most max_train_rows and max_test_rows of each split, stratified and seeded."""
     import numpy as np
 
@@ -149,11 +170,15 @@ def limit_rows(chosen: "DatasetDict", config: DataConfig, classes: int) -> tuple
     }
     for offset, (role, limit) in enumerate(limits.items()):
         if limit is not None and limit < len(chosen[role]):
-            if limit < (present := len(np.unique(numbers(chosen[role], "label")))):
+            strata = objective(task).strata(labels_of(chosen[role]))
+            present, one_class = len(np.unique(strata)), objective(task).one_class
+            if limit < present and not one_class:
+                strata, present = np.zeros_like(strata), 1
+            if limit < present:
                 field = "max_train_rows" if role == "train" else "max_test_rows"
                 raise InputError(f"data.{field}: {limit} rows cannot hold the {present} classes; use more")
             notes.append(f"{role}: {limit} of {len(chosen[role])} rows, drawn stratified, split seed {seed}")
-            rows = stratified_rows(numbers(chosen[role], "label"), classes, limit, seed + offset)
+            rows = stratified_rows(strata, int(strata.max()) + 1, limit, seed + offset)
             chosen[role] = chosen[role].select(rows)
     return chosen, notes
 
@@ -179,30 +204,11 @@ def stratified_rows(labels: "np.ndarray", classes: int, count: int, seed: int, l
     return np.sort(np.concatenate(rows))
 
 
-def check_classes(chosen: "DatasetDict", label_names: Sequence[str]) -> None:
-    """Train must hold two classes, and every class that validation or test asks for."""
-    import numpy as np
-
-    labels = {role: numbers(split, "label") for role, split in chosen.items()}
-    present = {role: set(np.unique(column).tolist()) for role, column in labels.items()}
-    if len(present["train"]) < 2:
-        only = label_names[min(present["train"])]
-        raise InputError(f"data: the training rows hold only one class, {only!r}; two are needed")
-    for role in ("validation", "test"):
-        unknown = present[role] - present["train"]
-        if unknown:
-            row = int((labels[role] == min(unknown)).argmax())
-            raise InputError(
-                f"data.label_column: label {label_names[min(unknown)]!r} in {role} never appears in train "
-                f"({role} row {chosen[role][row]['row']}); add training rows with it, or remove it from {role}"
-            )
-
-
 def slice_values(source: "Dataset", rows: "np.ndarray", config: DataConfig) -> dict[str, list[str]]:
     """Categorical columns that `source` has besides texts and label: what each of `rows` holds there, as text."""
     found: dict[str, list[str]] = {}
     for name, feature in source.features.items():
-        taken = name in ("row", *config.text_columns, config.label_column) or f"slice {name}" in config.text_columns
+        taken = name in ("row", *config.text_columns, *config.target_columns) or f"slice {name}" in config.text_columns
         if not taken and is_categorical(feature) and len(found) < MOST_SLICE_COLUMNS:
             values = few_values(source.select_columns([name]).select(rows), name)
             if 2 <= len(set(values)) <= len(rows) / 2:

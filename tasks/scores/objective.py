@@ -64,8 +64,8 @@ class Objective(Protocol):
     """A function of tasks/models/losses.py."""
     activation: str
     """What makes answers of logits: `softmax`, `sigmoid` or `scale`, see tasks/models/serving.py."""
-    has_classes: bool
-    """Whether labels are among few, which can be rare."""
+    one_class: bool
+    """Whether a row has one of a few classes, and no other."""
     decided_on_validation: bool
     """Whether answers need something that is chosen on the validation rows, such as thresholds."""
 
@@ -73,6 +73,9 @@ class Objective(Protocol):
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
         """What people call each of (rows, ...) labels or decisions."""
+
+    def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        """Which of the labels each row has, a mask (rows, labels); (rows, 0) for numbers."""
 
     def strata(self, labels: "np.ndarray") -> "np.ndarray":
         """Groups of rows, (rows,), numbered from 0, of which each split should hold its share."""

@@ -168,8 +168,8 @@ class PredictionConfig(Config):
     threshold: tuple[Annotated[str, AfterValidator(check_threshold)], ...] = Field(
         (),
         description="From which probability on a label is given, for example spam=0.8; or chosen on the validation "
-        "rows for at least a precision or recall there: spam=precision 0.95, spam=recall 0.9. Other classes are chosen as "
-        "always, among themselves.",
+        "rows for at least a precision or recall there: spam=precision 0.95, spam=recall 0.9. Other classes are chosen "
+        "as always, among themselves.",
     )
     coverage: float | None = Field(
         None,

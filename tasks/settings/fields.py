@@ -98,7 +98,14 @@ class Config(BaseModel):
         return value
 
     @field_validator(
-        "text_columns", "target_modules", "references", "tags", "threshold", mode="before", check_fields=False
+        "text_columns",
+        "label_columns",
+        "target_modules",
+        "references",
+        "tags",
+        "threshold",
+        mode="before",
+        check_fields=False,
     )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:

@@ -26,6 +26,10 @@ class ModelConfig(Config):
     )
 
 
+TaskName = Literal["auto", "single_label", "multi_label", "regression"]
+"""The files of tasks/scores/objectives, spelled out because the form and the type checker need literals."""
+
+
 class DataConfig(Config):
     """The texts and labels, and which part of them is used for what."""
 
@@ -41,7 +45,21 @@ class DataConfig(Config):
     text_columns: tuple[str, ...] = Field(
         ("text",), min_length=1, max_length=2, description="One text column, or two for pairs of texts."
     )
-    label_column: str = Field("label", min_length=1, description="Column that holds the class.")
+    task: TaskName = Field(
+        "auto",
+        description="What is learned: single_label (one class for each text), multi_label (any number of labels) or "
+        "regression (a number). auto: found out from the labels, and said.",
+    )
+    label_column: str = Field(
+        "label",
+        min_length=1,
+        description="Column that holds the class; or several labels, as a list or as words with | ; or , between them; "
+        "or a number.",
+    )
+    label_columns: tuple[str, ...] = Field(
+        (),
+        description="Several labels as columns of 0 and 1, in place of label_column.",
+    )
     train_split: str = Field("train", min_length=1, description="Split to train on.")
     validation_split: str = Field(
         "validation",
@@ -78,14 +96,26 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
-        columns = (*self.text_columns, self.label_column)
+        columns, field = (
+            (*self.text_columns, *self.target_columns),
+            "label_columns" if self.label_columns else "label_column",
+        )
         if len(set(columns)) < len(columns):
-            raise ValueError(f"text_columns and label_column must be different columns, not {', '.join(columns)}")
+            raise ValueError(f"text_columns and {field} must be different columns, not {', '.join(columns)}")
+        if len(self.label_columns) == 1:
+            raise ValueError("label_columns: give two or more; a single column is label_column")
+        if self.label_columns and self.task not in ("auto", "multi_label"):
+            raise ValueError(f"label_columns are several labels, which task {self.task} does not have; leave one out")
         if taken := sorted(RESERVED_COLUMNS.intersection(self.text_columns)):
             raise ValueError(f"text_columns: the run needs the name '{taken[0]}' itself; rename that column")
-        if self.label_column == "row":
-            raise ValueError("label_column: the run needs the name 'row' itself; rename that column")
+        if "row" in self.target_columns:
+            raise ValueError(f"{field}: the run needs the name 'row' itself; rename that column")
         return self
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """Those with the labels."""
+        return self.label_columns or (self.label_column,)
 
 
 AdapterMethod = Literal[

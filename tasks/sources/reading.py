@@ -154,7 +154,7 @@ def formulas_in(source: Source, config: DataConfig) -> list[str]:
     if source.is_local and not saved_by_datasets(path) and not (folder := find_files(path, config)).whole:
         files = [piece[0] for name in split_names(config).values() for piece in folder.splits.get(name, ())]
     files += [test_path(config.test_file)] if config.test_file else []
-    return unsaved_formulas(files, (*config.text_columns, config.label_column))
+    return unsaved_formulas(files, (*config.text_columns, *config.target_columns))
 
 
 def find_files(path: Path, config: DataConfig) -> Folder:
@@ -196,7 +196,7 @@ def first_rows(file: Path, sep: str | None) -> list[Mapping[str, Any]]:
 
 def missing_of(columns: Sequence[str], config: DataConfig) -> list[str]:
     """Those that the run needs; none where there are no columns, for then no row of json could be read."""
-    return [name for name in (*config.text_columns, config.label_column) if columns and name not in columns]
+    return [name for name in (*config.text_columns, *config.target_columns) if columns and name not in columns]
 
 
 def check_names(
@@ -219,8 +219,12 @@ def no_column(
 ) -> InputError:
     """The error that a column is missing; `first` are the first rows, and `complete` the splits that have a file with
     all columns."""
-    field = "label_column" if name == config.label_column else "text_columns"
-    if role == "train" and role not in complete:
+    field = (
+        "text_columns" if name in config.text_columns else "label_columns" if config.label_columns else "label_column"
+    )
+    if field == "label_columns":
+        advice = "name the columns of 0 and 1 that there are"
+    elif role == "train" and role not in complete:
         advice = name_columns(first, config.text_columns, config.label_column)
     elif field == "label_column" and role not in complete:
         advice = labelled_instead(role, complete, config)
@@ -349,7 +353,7 @@ def is_text(value: object) -> bool:
 
 def check_columns(chosen: "DatasetDict", config: DataConfig) -> None:
     for role, split in chosen.items():
-        missing = [name for name in (*config.text_columns, config.label_column) if name not in split.column_names]
+        missing = [name for name in (*config.text_columns, *config.target_columns) if name not in split.column_names]
         if missing:
             complete = [other for other in chosen if not missing_of(chosen[other].column_names, config)]
             first = split.select(range(min(len(split), FIRST_ROWS))).to_dict()

@@ -39,11 +39,14 @@ class MultiLabel:
     problem_type = "multi_label_classification"
     loss = "binary_cross_entropy"
     activation = "sigmoid"
-    has_classes = True
+    one_class = False
     decided_on_validation = True
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
         return [", ".join(names[i] for i in row.nonzero()[0]) or NO_LABEL for row in labels]
+
+    def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        return labels > 0
 
     def strata(self, labels: "np.ndarray") -> "np.ndarray":
         """Rows with the same labels; where these are few, those with the same rarest label among them."""

@@ -31,11 +31,16 @@ class Regression:
     problem_type = "regression"
     loss = "squared_error"
     activation = "scale"
-    has_classes = False
+    one_class = False
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
         return [f"{label:.6g}" for label in labels]
+
+    def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        import numpy as np
+
+        return np.zeros((len(labels), 0), bool)
 
     def strata(self, labels: "np.ndarray") -> "np.ndarray":
         """Tenths of the rows by their number; equal numbers stay together."""

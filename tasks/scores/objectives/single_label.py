@@ -32,11 +32,17 @@ class SingleLabel:
     problem_type = "single_label_classification"
     loss = "cross_entropy"
     activation = "softmax"
-    has_classes = True
+    one_class = True
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
         return [names[label] for label in labels]
+
+    def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        import numpy as np
+
+        mask: np.ndarray = labels[:, None] == np.arange(outputs)
+        return mask
 
     def strata(self, labels: "np.ndarray") -> "np.ndarray":
         return labels
