@@ -197,7 +197,7 @@ def test_length_bins_are_equal_about_twenty_and_not_stretched_by_one_text(seed: 
 
 def test_classes_that_are_spread_differently_are_named() -> None:
     counts = np.array([[500, 500], [52, 48], [20, 180]])
-    (warning,) = balance_warnings(counts, ("bad", "good"))
+    (warning,) = balance_warnings(counts, counts.sum(1), ("bad", "good"))
     assert warning == (
         "The classes are spread differently in train and test: 'bad' has 50.0 % of the train rows and 10.0 % of the "
         "test rows"
@@ -213,12 +213,16 @@ def test_classes_that_are_spread_differently_are_named() -> None:
     ],
 )
 def test_classes_that_are_spread_alike_are_not(counts: list[list[int]]) -> None:
-    assert balance_warnings(np.array(counts), ("bad", "good", "so-so")[: len(counts[0])]) == []
+    rows = np.array(counts).sum(1)
+    assert balance_warnings(np.array(counts), rows, ("bad", "good", "so-so")[: len(counts[0])]) == []
 
 
 def test_labels_that_differ_only_in_writing_are_named_with_their_rows() -> None:
-    rows = pd.DataFrame({"split": "train", "row": range(8), "label": [0, 0, 1, 1, 2, 3, 3, 3]})
-    (warning,) = twin_warnings(rows, ("Good", "bad", "good ", "so-so"))
+    from datasets import Dataset
+
+    splits = {"train": Dataset.from_dict({"row": range(8)})}
+    has = {"train": np.array([0, 0, 1, 1, 2, 3, 3, 3])[:, None] == np.arange(4)}
+    (warning,) = twin_warnings(splits, has, ("Good", "bad", "good ", "so-so"))
     assert "'Good' (2 rows, such as train row 0) and 'good ' (1 row, such as train row 4)" in warning
     assert "write them alike" in warning and "bad" not in warning
 
@@ -259,7 +263,7 @@ def test_power_follows_the_confidence_of_the_run_not_that_of_the_prepared_data(
 def test_power_sentence_says_what_it_assumes(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = configure(tmp_path)
     data, check = run_check(configure(write(film_reviews(20), tmp_path / "reviews.csv")), tmp_path / "work")
-    data = data.model_copy(update={"class_counts": {"test": (533, 533)}})
+    data = data.model_copy(update={"row_counts": {"test": 1066}})
     check = check.model_copy(update={"detectable": 0.0391})
     assert power_sentence(data, check, config) == (
         "1,066 test rows show a difference of 3.9 points of accuracy or more with 80 % power (95 % confidence, "

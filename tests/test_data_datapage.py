@@ -78,4 +78,4 @@ def test_many_classes_are_summed_up() -> None:
     import numpy as np
 
     counts = np.array([1, 2, 3, 4, 5, 5])
-    assert shares(counts, list("abcdef")) == "6, 5.0 % to 25.0 % each"
+    assert shares(counts / 20, list("abcdef")) == "6, 5.0 % to 25.0 % each"

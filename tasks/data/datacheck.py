@@ -26,6 +26,7 @@ from tasks.tracking import run as tracking
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from datasets import Dataset
 
     from tasks.data.splits import Splits
 
@@ -134,7 +135,7 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
         warnings=(
             *describe_sharing(rows, splits.label_words),
             *balance_warnings(counts, sizes, names),
-            *twin_warnings(splits, has, names),
+            *twin_warnings(splits.datasets, has, names),
             *label_warnings(counts, names, task.one_class),
             *(drift_warnings(splits) if not names else ()),
             *near_empty_warnings(near_empty),
@@ -269,7 +270,7 @@ def label_warnings(counts: "np.ndarray", names: Sequence[str], one_class: bool =
     return warnings
 
 
-def twin_warnings(splits: "Splits", has: "Mapping[str, np.ndarray]", names: Sequence[str]) -> list[str]:
+def twin_warnings(splits: "Mapping[str, Dataset]", has: "Mapping[str, np.ndarray]", names: Sequence[str]) -> list[str]:
     """Classes that may be one and the same, with their rows; which of them each row `has`, masks (rows, classes)."""
     import numpy as np
 
@@ -279,9 +280,9 @@ def twin_warnings(splits: "Splits", has: "Mapping[str, np.ndarray]", names: Sequ
             alike.setdefault(same_word(name), []).append(label)
 
     def rows_with(label: int) -> str:
-        places = {role: np.flatnonzero(part[:, label]) for role, part in has.items()}
-        role = next(role for role in SPLITS if len(places[role]))
-        first = splits.datasets[role][int(places[role][0])]["row"]
+        places = {role: np.flatnonzero(has[role][:, label]) for role in SPLITS if role in has}
+        role = next(role for role, found in places.items() if len(found))
+        first = splits[role][int(places[role][0])]["row"]
         return f"{counted(sum(map(len, places.values())), 'row')}, such as {role} row {first}"
 
     warnings = []

@@ -50,11 +50,12 @@ def punctuation_as_spaces() -> tuple[dict[int, str], bytes]:
 
 
 def same_texts(
-    splits: "DatasetDict", text_columns: Sequence[str], labels: "Mapping[str, np.ndarray]"
+    splits: "DatasetDict", text_columns: Sequence[str], labels: "Mapping[str, np.ndarray] | None" = None
 ) -> "pd.DataFrame":
     """A line for each row that has a text: `split`, `place` in it, `row` in the source, `label`, and what its text is.
 
-    `labels` are a number for each of the different labels, by split, (rows,); -1 for what is none.
+    `labels` are a number for each of the different labels, by split, (rows,), -1 for what is none; of classes it is
+    the column `label` itself.
 
     Rows with the same `exact` have the same text, in both columns of a pair, once case, Unicode form and spaces are
     set aside; those with the same `text`, once punctuation is too. Both are 64-bit hashes: that two different texts
@@ -69,7 +70,7 @@ def same_texts(
         keys = pd.DataFrame(np.fromiter(text_keys(split, text_columns), kinds, len(split)))
         keys["split"] = pd.Categorical.from_codes(np.full(len(split), SPLITS.index(name)), dtype=roles)
         keys["place"] = np.arange(len(split))
-        parts.append(keys.assign(row=numbers(split, "row"), label=labels[name]))
+        parts.append(keys.assign(row=numbers(split, "row"), label=labels[name] if labels else numbers(split, "label")))
     table = pd.concat(parts, ignore_index=True)
     return table[table["exact"] != hash("")]
 

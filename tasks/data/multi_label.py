@@ -62,13 +62,13 @@ def in_one_column(
     sets = {role: [labels_in(value, coded, config) for value in column.values] for role, column in columns.items()}
     found = {name for one in sets["train"] for name in one or ()}
     names = coded or tuple(sorted(found, key=numbers_first))
-    if len(names) < 2:
+    faults = [fault for role, column in columns.items() for fault in unreadable(role, column, sets[role])]
+    if len(names) < 2 and not faults:
         only = f"only the label {names[0]!r}" if names else "no label"
         raise InputError(f"data.label_column: the rows of '{config.label_column}' have {only}; two are needed")
     check_names(names, config)
-    place, faults, labels = {name: i for i, name in enumerate(names)}, list[str](), {}
+    place, labels = {name: i for i, name in enumerate(names)}, {}
     for role, column in columns.items():
-        faults += unreadable(role, column, sets[role])
         unknown = sorted({name for one in sets[role] for name in one or () if name not in place})
         if unknown:
             bad = [i for i, one in enumerate(sets[role]) if one and set(unknown).intersection(one)]

@@ -100,8 +100,9 @@ def labels_of(split: "Dataset") -> "np.ndarray":
     """The column `label`, (rows, ...)."""
     import numpy as np
 
-    batches = split.select_columns(["label"]).with_format("numpy").iter(batch_size=10_000)
-    return np.concatenate([batch["label"] for batch in batches])
+    # not in the format "numpy", which makes float32 of all numbers
+    batches = split.select_columns(["label"]).with_format(None).iter(batch_size=10_000)
+    return np.concatenate([np.asarray(batch["label"]) for batch in batches])
 
 
 def numbered_labels(
