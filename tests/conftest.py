@@ -555,7 +555,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         fresh_modules=("classifier",),
         steps=80,
         best_step=60,
-        temperature=1.5,
+        fitted={"temperature": 1.5},
         seconds=12.5,
         examples_per_second=345.6,
         trunk_seconds=0.0,

@@ -64,5 +64,5 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
             "in its logits; it was not logged"
         )
     test = load_from_disk(data.folder)["test"]
-    table = serving.probabilities(reloaded["test"], trained.temperature)
+    table = serving.probabilities(reloaded["test"], trained.fitted["temperature"])
     return write_evaluation(data.task, table, test, run.predictions, time.monotonic() - started)

@@ -194,7 +194,7 @@ def fit_with(
         fresh_modules=tuple(fresh),
         steps=trainer.state.global_step,
         best_step=best.step,
-        temperature=temperature,
+        fitted={"temperature": temperature},
         seconds=round(seconds, 3),
         trunk_seconds=round(trunk_seconds, 3),
         examples_per_second=round(trainer.examples / seconds, 2),
