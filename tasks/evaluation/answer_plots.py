@@ -150,27 +150,32 @@ MOST_POINTS = 3_000
 
 
 def predicted_and_true(data: PreparedData, predictions: Predictions, result: Comparison) -> "Figure":
-    """The number of each row against what foundation model and adapter said, on one scale."""
+    """The number of each row against what foundation model and adapter said, the latter on one scale."""
     import numpy as np
 
     task, metric, labels = objective(result.task), objective(result.task).metrics[0], predictions.labels
     rows = np.arange(len(labels))[:: -(-len(labels) // MOST_POINTS)]
     said = {name: task.decide(predictions.tables[name])[rows] for name in ("baseline", "tuned")}
     values = np.concatenate([labels[rows], *said.values()])
-    margin = 0.04 * ((values.max() - values.min()) or 1.0)
-    scale = (values.min() - margin, values.max() + margin)
     # equal numbers, such as stars, would lie on each other
     aside = np.random.default_rng(0).uniform(-0.5, 0.5, len(rows)) * jitter(labels)
+    scale, ends = room(values), room(labels[rows] + aside)
     title = f"Predicted and true {short(data.label_names[0])}, {len(rows):,} test rows"
     figure, axes = new_figure(title, 4.9, ncols=2, sharex=True, sharey=True)
     for axis, (name, numbers), color in zip(axes, said.items(), (BEFORE, AFTER), strict=True):
         axis.plot(scale, scale, color=NEUTRAL, linestyle="--", label="exactly right", zorder=3)
         axis.plot(labels[rows] + aside, numbers, color=color, marker="o", markersize=4, alpha=0.35, linestyle="")
         score = metric.shown(result.rung(name).primary.value)
-        axis.set(title=f"{TITLES[name]}: {metric.short_title} {score}", xlabel="true number", xlim=scale, ylim=scale)
+        axis.set(title=f"{TITLES[name]}: {metric.short_title} {score}", xlabel="true number", xlim=ends, ylim=scale)
     axes[0].set_ylabel("predicted number")
     legend_below(figure, 1)
     return figure
+
+
+def room(values: "np.ndarray") -> tuple[float, float]:
+    """The ends of an axis that has these values."""
+    margin = 0.04 * float((values.max() - values.min()) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
 
 
 def jitter(labels: "np.ndarray") -> float:
@@ -204,7 +209,8 @@ def errors_by_size(data: PreparedData, predictions: Predictions, result: Compari
     held.errorbar(
         places, [share.value for share in ranges], reach(ranges), color=AFTER, marker="o", markersize=8, linestyle=""
     )
-    held.axhline(COVERAGE, color=NEUTRAL, linestyle="--", label=f"promised: {100 * COVERAGE:g} %")
+    held.axhline(COVERAGE, color=NEUTRAL, linestyle="--")
+    size.plot([], [], color=NEUTRAL, linestyle="--", label=f"promised: {100 * COVERAGE:g} %")
     size.set(ylim=(0, None), ylabel="mean absolute error (lower is better)", xlabel="true number, quarters of the rows")
     held.set(ylim=(min(0.5, min(share.low for share in ranges)), 1.02), xlabel="true number, quarters of the rows")
     held.set_ylabel(f"share of rows within ±{half_width:.3g}, {100 * result.confidence:g} % interval")

@@ -22,8 +22,8 @@ from tasks.base.verdict import capital
 from tasks.base.words import signed
 from tasks.evaluation.answer_plots import PICTURES
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.wording import name_of, title_of
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.evaluation.wording import direction, name_of, title_of
+from tasks.scores.objective import Objective, objective
 from tasks.settings.fixed import SPLITS
 
 if TYPE_CHECKING:
@@ -62,15 +62,13 @@ def score_rows(axis: "Axes", names: Sequence[str], shown: Sequence[float], resul
     margin = max(0.06 * (high - low), (least - (high - low)) / 2)
     edge = least / 10  # room for a point that lies on the end
     axis.set_xlim(max(metric.least - edge, low - margin), min(metric.most + edge, high + margin))
-    axis.set_xlabel(f"{titled(metric)} on {result.rows:,} test rows, {100 * result.confidence:g} % interval")
+    axis.set_xlabel(
+        f"{metric.title}{direction(metric)} on {result.rows:,} test rows, {100 * result.confidence:g} % interval"
+    )
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
-
-
-def titled(metric: Metric) -> str:
-    return metric.title + ("" if metric.higher_is_better else " (lower is better)")
 
 
 def learning_curves(trained: TrainedAdapter, task: Objective) -> "Figure":
@@ -79,7 +77,7 @@ def learning_curves(trained: TrainedAdapter, task: Objective) -> "Figure":
     loss.plot(*zip(*final_points(trained.history, "train/loss"), strict=True), color=NEUTRAL, label="train")
     for axis, name, unit in (
         (loss, "validation/loss", task.loss_title),
-        (score, f"validation/{metric.name}", titled(metric._replace(title=task.score_title))),
+        (score, f"validation/{metric.name}", task.score_title + direction(metric)),
     ):
         if points := final_points(trained.history, name):
             axis.plot(*zip(*points, strict=True), color=AFTER, marker="o", label="validation")

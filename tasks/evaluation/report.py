@@ -11,7 +11,7 @@ from tasks.base.verdict import capital
 from tasks.base.words import markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence, title_of
+from tasks.evaluation.wording import caution, direction, headline, ladder_table, leak_sentence, step_sentence, title_of
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
@@ -113,9 +113,8 @@ def comparison_page(
     tables: "Mapping[str, pd.DataFrame]",
 ) -> str:
     """The whole comparison in markdown. What comes from the data cannot break out of its cell."""
-    task = objective(result.task)
+    task, metric = objective(result.task), objective(result.task).metrics[0]
     note = f" {task.flip_note}" * bool(task.flip_note)
-    less = "" if task.metrics[0].higher_is_better else ", of which lower is better,"
     parts = [
         f"# {capital(result.verdict)}: {config.run_name()}",
         headline(config, result),
@@ -127,9 +126,9 @@ def comparison_page(
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
         slice_table(result),
-        f"{capital(task.metrics[0].title)}{less} before is that of the foundation model, after that of the adapter. "
-        f"Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the {task.test} test "
-        f"of each slice by itself; of twenty slices without any difference, one is expected under 0.05.{note}",
+        f"{capital(metric.title)}{direction(metric)} before is that of the foundation model, after that of the "
+        f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the {task.test} "
+        f"test of each slice by itself; of twenty slices without any difference, one is expected under 0.05.{note}",
         "## Calibration",
         markdown_table(*task.calibration_table(result.calibration)),
         *flip_section(result, tables["flips"]),

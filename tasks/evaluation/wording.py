@@ -27,7 +27,7 @@ def short_title(result: Comparison, name: str) -> str:
 
 
 def direction(metric: Metric) -> str:
-    return "" if metric.higher_is_better else ", lower is better,"
+    return "" if metric.higher_is_better else " (lower is better)"
 
 
 def headline(config: RunConfig, result: Comparison) -> str:
@@ -156,5 +156,4 @@ def column_note(task: Objective, percent: str) -> str:
     first = task.metrics[0]
     other_words = [metric for metric in task.metrics if metric.short_title != metric.title]
     named = "".join(f"{metric.short_title}: {metric.title}; " for metric in other_words)
-    less = "" if first.higher_is_better else " (lower is better)"
-    return f"{named}adapter minus it: {first.title}{less}, with its {percent} interval; p: {task.test}."
+    return f"{named}adapter minus it: {first.title}{direction(first)}, with its {percent} interval; p: {task.test}."

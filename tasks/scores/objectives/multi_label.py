@@ -173,9 +173,8 @@ class MultiLabel:
         return rows
 
     def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
-        """A row is in the part of each of its labels."""
-        by_label = [(name, labels[:, i] == 1) for i, name in enumerate(names)]
-        return "label", [*by_label, (NO_LABEL, ~labels.any(1))]
+        """A row is in the part of each of its labels. Rows without any are no part: no answer to them has an F1."""
+        return "label", [(name, labels[:, i] == 1) for i, name in enumerate(names)]
 
     def truth(self, labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
         return {"true_label": self.words(labels, names)}
@@ -223,7 +222,7 @@ class MultiLabel:
             found = suspicion(both, said, labels[:, i].astype(int), confidence)
             margins[:, i] = np.where(found.suspect, found.margin, 0)
         worst = margins.argmax(1)
-        suspect: np.ndarray = np.greater(margins, 0)
+        suspect = margins > 0
         probability = tables["tuned"][place, worst].astype(float)
         given = np.where(labels[place, worst] == 1, probability, 1 - probability)
         columns = {
@@ -232,8 +231,8 @@ class MultiLabel:
             "given_label_probability": given,
             "likely_label_probability": 1 - given,
         }
-        suspects: np.ndarray = suspect.any(1)
-        return margins.max(1), suspects, columns
+        largest: np.ndarray = margins.max(1)
+        return largest, largest > 0, columns
 
     def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         import numpy as np

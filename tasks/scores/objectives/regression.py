@@ -134,7 +134,7 @@ class Regression:
     head_taken_as = "its output was taken to be, standardised,"
     label_word = "number"
     loss_title = "squared error (standardised)"
-    score_title = "mean absolute error"
+    score_title = "MAE"
     slice_word = "on"
     flip_note = (
         "Fixed are rows to whose number the adapter is nearer than the foundation model, broken those to which it is "
