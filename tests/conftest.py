@@ -467,17 +467,45 @@ def made_up_classifier(labels: Any, accuracy: float, classes: int, seed: int) ->
     return (table / table.sum(1, keepdims=True)).astype(np.float32)
 
 
-def made_up_data(folder: Path, frame: Any, label_names: Sequence[str], slice_columns: Sequence[str] = ()) -> Any:
+def made_up_labeller(labels: Any, accuracy: float, seed: int) -> Any:
+    """Probabilities and decisions (rows, 2 * labels), float32, that are right on about that share of all labels."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    given = np.where(generator.random(labels.shape) < accuracy, labels, 1 - labels)
+    return np.concatenate([(given + generator.random(labels.shape)) / 2, given], axis=1).astype(np.float32)
+
+
+def made_up_numbers(labels: Any, error: float, seed: int) -> Any:
+    """Numbers (rows, 1), float32, off by errors of this standard deviation."""
+    import numpy as np
+
+    noise = np.random.default_rng(seed).normal(0, error, len(labels))
+    return (labels + noise)[:, None].astype(np.float32)
+
+
+def made_up_data(
+    folder: Path,
+    frame: Any,
+    label_names: Sequence[str],
+    slice_columns: Sequence[str] = (),
+    task: str = "single_label",
+) -> Any:
     """PreparedData whose test split is `frame` with its columns row, text, labels, length and full_length."""
+    import numpy as np
     from datasets import Dataset
+
+    from tasks.scores.objective import objective
 
     Dataset.from_pandas(frame, preserve_index=False).save_to_disk(str(folder / "test"))
     (folder / "dataset_dict.json").write_text('{"splits": ["test"]}')
-    counts = tuple(int((frame["labels"] == label).sum()) for label in range(len(label_names)))
+    labels = np.array(frame["labels"].tolist())
+    counts = tuple(objective(task).counts(labels, len(label_names)).tolist())
     source = Source(name="made-up", revision="sha256:0", is_local=True, local_files_only=True)
     return PreparedData(
         folder=str(folder),
         source=source,
+        task=task,
         model=source,
         fingerprint="f" * 64,
         test_fingerprint="e" * 64,
@@ -499,27 +527,69 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     No model lies behind it: for that, see `trained`.
     """
     import numpy as np
+
+    labels = np.array(sentences(20)[1])
+    accuracies = {"tuned": 0.86, "baseline": 0.5, "majority": 0.5, "tfidf": 0.825, "probe": 0.75}
+    tables = {name: made_up_classifier(labels, accuracy, 2, i) for i, (name, accuracy) in enumerate(accuracies.items())}
+    tables["majority"] = np.full((240, 2), 0.5, np.float32)
+    work = tmp_path_factory.mktemp("judged")
+    return judged_anew(work, "single_label", ("bad", "good"), labels, tables, {"temperature": 1.5})
+
+
+@pytest.fixture(scope="session")
+def judged_labels(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """The same of three labels for each text, which a text may have or not; a row in eight has none."""
+    import numpy as np
+
+    labels = (np.random.default_rng(0).random((240, 3)) < (0.5, 0.4, 0.3)).astype(int)
+    shares = {"tuned": 0.9, "baseline": 0.55, "majority": 0.5, "tfidf": 0.8, "probe": 0.75}
+    tables = {name: made_up_labeller(labels, share, i) for i, (name, share) in enumerate(shares.items())}
+    often = labels.mean(0)
+    tables["majority"] = np.tile([*often, *(often >= 0.5)], (240, 1)).astype(np.float32)
+    work, names = tmp_path_factory.mktemp("judged_labels"), ("praise", "complaint", "question|answer")
+    return judged_anew(work, "multi_label", names, labels, tables, {"thresholds": [0.5, 0.5, 0.5]})
+
+
+@pytest.fixture(scope="session")
+def judged_numbers(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """The same of one to five stars for each text."""
+    import numpy as np
+
+    labels = np.random.default_rng(0).integers(1, 6, 240).astype(float)
+    errors = {"tuned": 0.6, "baseline": 3.0, "majority": 0.0, "tfidf": 0.9, "probe": 1.1}
+    tables = {name: made_up_numbers(labels, error, i) for i, (name, error) in enumerate(errors.items())}
+    tables["majority"] = np.full((240, 1), labels.mean(), np.float32)
+    fitted = {"mean": float(labels.mean()), "std": float(labels.std()), "half_width": 1.0}
+    return judged_anew(tmp_path_factory.mktemp("judged_numbers"), "regression", ("stars",), labels, tables, fitted)
+
+
+@pytest.fixture(params=["judged", "judged_labels", "judged_numbers"])
+def any_judged(request: pytest.FixtureRequest) -> Judged:
+    """Each of these, one after the other."""
+    found: Judged = request.getfixturevalue(request.param)
+    return found
+
+
+def judged_anew(
+    work: Path, task: str, names: Sequence[str], labels: Any, tables: dict[str, Any], fitted: dict[str, Any]
+) -> Judged:
+    """240 reviews with these labels, and what classifiers said, judged and reported under `work`."""
+    import numpy as np
     import pandas as pd
 
     from tasks.evaluation.predictions import Predictions
     from tasks.evaluation.report import write_report
     from tasks.evaluation.verdict import judge
-    from tasks.scores.statistics import detectable_difference
+    from tasks.scores.objective import objective
 
-    work = tmp_path_factory.mktemp("judged")
-    texts, labels = sentences(20)
-    texts = [f"{text} but not without flaws" if i % 5 == 0 else text for i, text in enumerate(texts)]
+    texts = [f"{text} but not without flaws" if i % 5 == 0 else text for i, text in enumerate(sentences(20)[0])]
     lengths = np.array([len(text.split()) + 2 + i % 7 for i, text in enumerate(texts)])
-    frame = pd.DataFrame({"row": range(240), "text": texts, "labels": labels, "full_length": lengths})
+    frame = pd.DataFrame({"row": range(240), "text": texts, "labels": labels.tolist(), "full_length": lengths})
     frame["length"] = np.minimum(lengths, 12)
     frame["slice outlet"] = np.where(np.arange(240) % 12 == 0, "radio", np.where(np.arange(240) % 2, "press", "web"))
-    data = made_up_data(work / "data", frame, ("bad", "good"), ("outlet",))
+    data = made_up_data(work / "data", frame, names, ("outlet",), task)
     config = validated({"data": {"max_length": 12}, "evaluation": {"bootstrap_samples": 500}})
-    accuracies = {"tuned": 0.86, "baseline": 0.5, "majority": 0.5, "tfidf": 0.825, "probe": 0.75}
-    array = np.array(labels)
-    tables = {name: made_up_classifier(array, accuracy, 2, i) for i, (name, accuracy) in enumerate(accuracies.items())}
-    tables["majority"] = np.full((240, 2), 0.5, np.float32)
-    predictions = Predictions(np.arange(240), array, tables)
+    predictions = Predictions(np.arange(240), labels, tables)
     place = {"train": 7, "test": 3}
     counts, edges = np.histogram(lengths, np.arange(0, 24, 2))
     check = DataCheck(
@@ -537,9 +607,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         truncated={"train": 0, "validation": 0, "test": data.truncated},
         lengths={"train": (8 * counts).tolist(), "validation": counts.tolist(), "test": counts.tolist()},
         length_edges=tuple(edges.tolist()),
-        detectable=detectable_difference(240, config.evaluation.confidence),
+        detectable=objective(task).detectable(240, config.evaluation.confidence),
         warnings=("Leakage: the text of 1 of 240 test rows is also in train (test row 3; train row 7)",),
     )
+    first = objective(task).metrics[0].name
     trained = TrainedAdapter(
         folder=str(work / "adapter"),
         sha256="a" * 64,
@@ -547,7 +618,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         history=tuple(
             Point(
                 step=step,
-                metrics={"train/loss": 0.7 - step / 200, "validation/loss": 0.7 - step / 250, "validation/accuracy": a},
+                metrics={"train/loss": 0.7 - step / 200, "validation/loss": 0.7 - step / 250, f"validation/{first}": a},
             )
             for step, a in ((20, 0.6), (40, 0.74), (60, 0.85), (80, 0.84))
         ),
@@ -557,7 +628,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         fresh_modules=("classifier",),
         steps=80,
         best_step=60,
-        fitted={"temperature": 1.5},
+        fitted=fitted,
         seconds=12.5,
         examples_per_second=345.6,
         trunk_seconds=0.0,

@@ -14,7 +14,7 @@ from tests.conftest import Judged
 
 def told(judged: Judged, **changes: Any) -> str:
     """The cautions of a comparison that has none but for these changes."""
-    calm = judged.result.calibration.model_copy(update={"error_before": 0.05, "error_after": 0.04})
+    calm = judged.result.calibration | {"error_before": 0.05, "error_after": 0.04}
     result = judged.result.model_copy(update={"detectable": 0.05, "calibration": calm, **changes})
     return "; ".join(find_cautions(result, judged.data, judged.predictions))
 
@@ -86,7 +86,7 @@ def test_macro_f1_is_not_compared_with_an_untrained_head(judged: Judged) -> None
 )
 def test_calibration_that_got_worse_is_reported(before: float, after: float, expected: str, judged: Judged) -> None:
     update = {"error_before": before, "error_after": after}
-    assert told(judged, calibration=judged.result.calibration.model_copy(update=update)) == expected
+    assert told(judged, calibration=judged.result.calibration | update) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from tasks.base.records import DataCheck, Interval
 from tasks.base.words import bounds, markdown_table, plain, shown
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.verdict import class_table, confusion, judge, ladder, log_loss
+from tasks.evaluation.verdict import judge, ladder
 from tasks.evaluation.wording import caution, description, headline, ladder_table, leak_sentence, step_sentence
+from tasks.scores.classes import class_table, confusion, log_loss
 from tasks.scores.metrics import score
 from tasks.scores.objective import objective
 from tasks.scores.statistics import bootstrap, calibration_error, difference, wilson_interval, without_temperature
@@ -106,14 +107,14 @@ def test_without_leaked_rows_there_is_no_second_accuracy(judged: Judged) -> None
 def test_calibration_compares_the_probabilities_with_and_without_temperature(judged: Judged) -> None:
     after, labels = judged.predictions.tables["tuned"], judged.predictions.labels
     before, found = without_temperature(after, 1.5), judged.result.calibration
-    assert found.temperature == 1.5
-    assert (found.error_before, found.error_after) == (
+    assert found["temperature"] == 1.5
+    assert (found["error_before"], found["error_after"]) == (
         pytest.approx(calibration_error(before, labels)),
         pytest.approx(calibration_error(after, labels)),
     )
-    assert found.log_loss_before == pytest.approx(score(before, labels)["log_loss"], abs=1e-6)
-    assert found.log_loss_after == pytest.approx(judged.result.rung("tuned").values["log_loss"], abs=1e-6)
-    assert found.error_before != found.error_after
+    assert found["log_loss_before"] == pytest.approx(score(before, labels)["log_loss"], abs=1e-6)
+    assert found["log_loss_after"] == pytest.approx(judged.result.rung("tuned").values["log_loss"], abs=1e-6)
+    assert found["error_before"] != found["error_after"]
 
 
 def test_headline_is_the_difference_to_the_strongest_reference_and_the_step_a_line_below(judged: Judged) -> None:

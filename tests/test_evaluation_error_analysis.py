@@ -10,6 +10,7 @@ import pytest
 from tasks.base.records import PreparedData, Slice
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
+from tasks.scores.classes import suspected_classes
 from tasks.scores.statistics import mcnemar_p_value, wilson_interval
 from tests.conftest import Judged, made_up_data, sentences
 
@@ -74,7 +75,7 @@ def test_mistakes_come_most_confident_first(case: Case) -> None:
     for row, confidence in ((102, 0.6), (108, 0.99), (120, 0.8)):
         case.says("tuned", row, 1, confidence)
     data, test = case.read()
-    found = error_analysis.confident_mistakes(data, test, case.predictions)
+    found = error_analysis.mistakes(data, test, case.predictions)
     assert found["row"].tolist() == [108, 120, 102]
     assert found["true_label_probability"].tolist() == pytest.approx([0.01, 0.2, 0.4])
 
@@ -84,7 +85,7 @@ def test_planted_wrong_label_is_the_first_likely_label_error(case: Case) -> None
         case.says(name, 130, 1, 0.97)
     case.says("tuned", 140, 1, 0.96)  # the adapter alone: as likely its own mistake
     data, test = case.read()
-    found = error_analysis.likely_label_errors(data, test, case.predictions, 0.95)
+    found = error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95)
     assert found["row"].tolist() == [130]
     assert (found["given_label"][0], found["likely_label"][0]) == ("bad", "good")
     assert found["given_label_probability"][0] == pytest.approx(0.03)
@@ -96,7 +97,7 @@ def test_likely_label_errors_come_by_margin(case: Case) -> None:
         for name in ("tuned", "tfidf", "probe"):
             case.says(name, row, 1, confidence)
     data, test = case.read()
-    found = error_analysis.likely_label_errors(data, test, case.predictions, 0.95)
+    found = error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95)
     assert found["row"].tolist() == [130, 120, 110]
 
 
@@ -105,7 +106,7 @@ def test_one_reference_that_beats_chance_and_disagrees_clears_the_label(case: Ca
     for name in {"tuned", "tfidf", "probe"} - {doubter}:
         case.says(name, 130, 1, 0.97)
     data, test = case.read()
-    assert error_analysis.likely_label_errors(data, test, case.predictions, 0.95).empty
+    assert error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95).empty
 
 
 def test_wrong_label_is_found_by_real_classifiers(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_wrong_label_is_found_by_real_classifiers(tmp_path: Path) -> None:
     data = made_up_data(tmp_path / "data", frame, ("bad", "good"))
     predictions = Predictions(np.arange(120), given, tables)
     test = error_analysis.read_test_rows(data, predictions)
-    found = error_analysis.likely_label_errors(data, test, predictions, 0.95)
+    found = error_analysis.likely_label_errors(data, test, predictions, {}, 0.95)
     assert found["row"].tolist() == [wrong]
     assert found["text"].tolist() == [texts[wrong]]
 
@@ -139,7 +140,7 @@ def test_wrong_label_is_found_by_real_classifiers(tmp_path: Path) -> None:
 def test_class_without_a_row_is_nobodys_likely_label() -> None:
     labels = np.array([0, 0, 1, 1])
     table = np.array([[0.1, 0.1, 0.8], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.1, 0.5, 0.4]])
-    assert error_analysis.suspected_classes(table, labels).tolist() == [0, 0, 1, 1]
+    assert suspected_classes(table, labels).tolist() == [0, 0, 1, 1]
 
 
 def test_of_equal_scores_the_earlier_row_comes_first() -> None:
@@ -154,7 +155,7 @@ def test_reference_that_learned_nothing_is_not_asked(case: Case) -> None:
         case.says(name, 130, 1, 0.97)
     case.says("probe", 130, 0, 0.9)
     data, test = case.read()
-    assert 130 in error_analysis.likely_label_errors(data, test, case.predictions, 0.95)["row"].tolist()
+    assert 130 in error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95)["row"].tolist()
 
 
 def test_adapter_that_learned_nothing_suspects_no_label(case: Case) -> None:
@@ -162,7 +163,7 @@ def test_adapter_that_learned_nothing_suspects_no_label(case: Case) -> None:
     for name in ("tfidf", "probe"):
         case.says(name, 130, 1, 0.97)  # so says the adapter, but it says the wrong thing everywhere
     data, test = case.read()
-    assert error_analysis.likely_label_errors(data, test, case.predictions, 0.95).empty
+    assert error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95).empty
 
 
 def test_slices_of_one_kind_hold_every_row_once(judged: Judged) -> None:
@@ -265,8 +266,8 @@ def test_every_column_of_the_tables_is_kept_from_texts(case: Case) -> None:
     data, test = case.read()
     frames = (
         error_analysis.flips(data, test, case.predictions),
-        error_analysis.confident_mistakes(data, test, case.predictions),
-        error_analysis.likely_label_errors(data, test, case.predictions, 0.95),
+        error_analysis.mistakes(data, test, case.predictions),
+        error_analysis.likely_label_errors(data, test, case.predictions, {}, 0.95),
     )
     for frame in frames:
         assert set(frame.columns) - {"text"} <= RESERVED_COLUMNS

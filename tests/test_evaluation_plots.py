@@ -15,9 +15,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tasks.base import drawing
-from tasks.base.records import Calibration, Rung, Slice
-from tasks.evaluation import plots
+from tasks.base.records import Rung, Slice
+from tasks.evaluation import answer_plots, plots
 from tasks.evaluation.predictions import Predictions
+from tasks.scores.objective import objective
 from tasks.scores.statistics import reliability, wilson_interval, without_temperature
 from tasks.settings.loading import validated
 from tasks.settings.rivals import TITLES
@@ -60,9 +61,11 @@ def a_slice(kind: str, name: str, rows: int, right: int) -> Slice:
 
 def pictures(run: Judged) -> dict[str, Figure]:
     return {
-        "learning curves": plots.learning_curves(run.trained),
-        "confusion matrices": plots.confusion_matrices(run.data, run.predictions),
-        "reliability": plots.reliability_diagram(run.predictions, run.result),
+        "learning curves": plots.learning_curves(run.trained, objective(run.result.task)),
+        **{
+            name.replace("_", " "): answer_plots.PICTURES[name](run.data, run.predictions, run.result)
+            for name in objective(run.result.task).pictures
+        },
         "ladder": plots.ladder(run.data, run.result),
         "slices": plots.slices(run.result),
         "lengths": plots.lengths(run.check),
@@ -190,7 +193,7 @@ def test_ladder_of_nearly_equal_classifiers_does_not_zoom_into_noise(run: Judged
 
 
 def test_reliability_shows_the_bins_and_both_errors(run: Judged) -> None:
-    figure = plots.reliability_diagram(run.predictions, run.result)
+    figure = answer_plots.reliability_diagram(run.data, run.predictions, run.result)
     after, labels = run.predictions.tables["tuned"], run.predictions.labels
     before = without_temperature(after, run.trained.fitted["temperature"])
     for bar, table in zip(error_bars(figure), (before, after), strict=True):
@@ -198,8 +201,8 @@ def test_reliability_shows_the_bins_and_both_errors(run: Judged) -> None:
         assert np.allclose(bar[0].get_xydata(), np.stack([bins.confidence, bins.accuracy], axis=1))
     calibration = run.result.calibration
     for error, text in (
-        (calibration.error_before, "without temperature"),
-        (calibration.error_after, "temperature 1.50"),
+        (calibration["error_before"], "without temperature"),
+        (calibration["error_after"], "temperature 1.50"),
     ):
         assert f"{text}: expected calibration error {error:.3f}" in legend(figure)
     for counts in figure.axes[1].containers:
@@ -207,8 +210,10 @@ def test_reliability_shows_the_bins_and_both_errors(run: Judged) -> None:
 
 
 def test_temperature_one_is_one_curve(run: Judged) -> None:
-    same = Calibration(temperature=1, error_before=0.1, error_after=0.1, log_loss_before=1, log_loss_after=1)
-    figure = plots.reliability_diagram(run.predictions, run.result.model_copy(update={"calibration": same}))
+    same = {"temperature": 1, "error_before": 0.1, "error_after": 0.1}
+    figure = answer_plots.reliability_diagram(
+        run.data, run.predictions, run.result.model_copy(update={"calibration": same})
+    )
     assert len(error_bars(figure)) == 1
 
 
@@ -261,7 +266,7 @@ def test_of_many_classes_the_most_mistaken_are_shown_and_the_title_says_so(run: 
     labels = many.predictions.labels
     tables = {name: np.eye(30)[labels] for name in ("baseline", "tuned")}
     tables["tuned"][labels == 29] = np.eye(30)[7]
-    figure = plots.confusion_matrices(many.data, many.predictions._replace(tables=tables))
+    figure = answer_plots.confusion_matrices(many.data, many.predictions._replace(tables=tables), many.result)
     assert "the 20 of 30" in figure.get_suptitle()
     numbers = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert {"8", "30"} < set(numbers)

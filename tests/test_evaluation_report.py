@@ -2,27 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.base.records import Calibration, Comparison, Interval, Slice
+from tasks.base.records import Comparison, Interval, PreparedData, Slice, TrainedAdapter
 from tasks.evaluation.card import model_card
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.report import (
-    calibration_table,
     class_report,
-    class_rows,
+    class_section,
     comparison_page,
     confusion_section,
     row_table,
     slice_table,
     write_report,
 )
-from tasks.evaluation.verdict import confusion, judge
+from tasks.evaluation.verdict import judge
 from tasks.evaluation.wording import ladder_table, leak_sentence
+from tasks.scores.classes import confusion
 from tasks.scores.metrics import score
+from tasks.scores.objective import objective
 from tests.conftest import Judged
 
 
@@ -62,13 +64,19 @@ def test_line_of_a_slice_says_what_the_slice_holds(judged: Judged) -> None:
 
 
 def test_calibration_is_told_before_and_after() -> None:
-    calibration = Calibration(
-        temperature=1.25, error_before=0.1, error_after=0.02, log_loss_before=0.6, log_loss_after=0.45
-    )
-    assert cells(calibration_table(calibration)) == [
+    calibration = {"temperature": 1.25, "error_before": 0.1, "error_after": 0.02}
+    losses = {"log_loss_before": 0.6, "log_loss_after": 0.45}
+    _, rows = objective("single_label").calibration_table(calibration | losses)
+    assert [list(row) for row in rows] == [
         ["as trained", "1", "0.100", "0.600"],
         ["fitted on validation", "1.250", "0.020", "0.450"],
     ]
+
+
+def classes_of(predictions: Predictions, names: tuple[str, ...]) -> Any:
+    """The class report of these predictions."""
+    data = PreparedData.model_construct(task="single_label", label_names=names)
+    return class_report(data, predictions, TrainedAdapter.model_construct(fitted={"temperature": 1.0}))
 
 
 @pytest.fixture
@@ -79,19 +87,21 @@ def uneven() -> Predictions:
 
 
 def test_classes_are_told_before_and_after(uneven: Predictions) -> None:
-    assert class_rows(("a", "b", "c|d"), uneven) == [
-        ("a", "1", "0.000", "0.000", "0.000", "0.500", "1.000", "0.667"),
-        ("b", "2", "0.333", "1.000", "0.500", "1.000", "1.000", "1.000"),
-        ("c|d", "3", "0.000", "0.000", "0.000", "1.000", "0.667", "0.800"),
+    classes = classes_of(uneven, ("a", "b", "c"))
+    title, table = class_section("class", classes)
+    assert title == "## By class" and cells(table) == [
+        ["a", "1", "0.000", "0.000", "0.000", "0.500", "1.000", "0.667"],
+        ["b", "2", "0.333", "1.000", "0.500", "1.000", "1.000", "1.000"],
+        ["c", "3", "0.000", "0.000", "0.000", "1.000", "0.667", "0.800"],
     ]
-    _, _, before, after = confusion_section(("a", "b", "c"), uneven)
+    _, _, before, after = confusion_section(classes)
     assert before.startswith("| before |") and after.startswith("| after |")
     assert cells(before) == [["a", "0", "1", "0"], ["b", "0", "2", "0"], ["c", "0", "3", "0"]]
     assert cells(after) == [["a", "1", "0", "0"], ["b", "0", "2", "0"], ["c", "1", "0", "2"]]
 
 
 def test_class_report_of_uneven_classes(uneven: Predictions) -> None:
-    tuned = class_report(("a", "b", "c"), uneven)["tuned"]
+    tuned = classes_of(uneven, ("a", "b", "c"))["tuned"]
     assert tuned["rows"] == [1, 2, 3]
     assert tuned["precision"] == pytest.approx([1 / 2, 1, 1])
     assert tuned["recall"] == pytest.approx([1, 1, 2 / 3])
@@ -144,7 +154,7 @@ def test_page_shows_ten_rows_of_each_table_at_most(judged: Judged, section: str,
     frames = tables(judged)
     many = {name: ["fixed", "broken"] * 30 if name == "flip" else range(60) for name in frames[table].columns}
     frames[table] = pd.DataFrame(many)
-    text = comparison_page(judged.config, judged.data, judged.predictions, judged.trained, judged.result, frames)
+    text = comparison_page(judged.config, judged.data, judged.trained, judged.result, {}, frames)
     shown = [line for line in text.split(f"## {section}")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
     assert len(shown) == 10 + 2 * headers
 
@@ -180,13 +190,14 @@ def test_adapter_without_a_mistake_has_a_page_too(judged: Judged) -> None:
     perfect = np.eye(2)[judged.predictions.labels].astype(np.float32)
     predictions = judged.predictions._replace(tables={**judged.predictions.tables, "tuned": perfect})
     frames = {name: frame.iloc[:0] for name, frame in tables(judged).items()}
-    text = comparison_page(judged.config, judged.data, predictions, judged.trained, judged.result, frames)
+    classes = class_report(judged.data, predictions, judged.trained)
+    text = comparison_page(judged.config, judged.data, judged.trained, judged.result, classes, frames)
     assert "The adapter has every test row right." in text
 
 
 def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
     labels = judged.predictions.labels
-    report = json.loads(json.dumps(class_report(("a", "b"), judged.predictions)))
+    report = json.loads(json.dumps(classes_of(judged.predictions, ("a", "b"))))
     assert report["label_names"] == ["a", "b"]
     for name in ("baseline", "tuned"):
         table = judged.predictions.tables[name]
@@ -201,7 +212,7 @@ def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
 def test_page_and_card_have_the_cautions_beside_the_verdict(judged: Judged) -> None:
     told = "never predicts '<b>' (9 test rows)"
     result = judged.result.model_copy(update={"cautions": (told,)})
-    page = comparison_page(judged.config, judged.data, judged.predictions, judged.trained, result, tables(judged))
+    page = comparison_page(judged.config, judged.data, judged.trained, result, {}, tables(judged))
     for text in (page, model_card(judged.config, judged.data, judged.trained, result)):
         before, after = text.split(r"Caution: never predicts '\<b\>' (9 test rows).")
         assert "against TF-IDF with 0.825" in before and "| classifier" in after
@@ -212,5 +223,6 @@ def test_card_has_ladder_temperature_and_leak(judged: Judged) -> None:
     text = model_card(judged.config, judged.data, judged.trained, judged.result)
     assert ladder_table(judged.result) in text
     assert "by the temperature 1.5, " in text and "(logits / 1.5)" in text
-    assert f"from {judged.result.calibration.error_before:.3f} to {judged.result.calibration.error_after:.3f}" in text
+    calibration = judged.result.calibration
+    assert f"from {calibration['error_before']:.3f} to {calibration['error_after']:.3f}" in text
     assert f"Leakage: {leak_sentence(judged.result)}." in text and "1 of 240 test rows is in train" in text

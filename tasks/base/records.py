@@ -129,7 +129,7 @@ class Evaluation(Record):
     """One classifier measured on the test rows."""
 
     predictions: str
-    """Parquet file with the columns row, label and probabilities."""
+    """Parquet file with the columns row, label, and what was answered."""
     sha256: str
     scores: Scores
     seconds: float
@@ -159,7 +159,7 @@ class TrainedAdapter(Record):
     steps: int
     best_step: int
     fitted: dict[str, Any]
-    """What makes answers of its logits, found on validation: the temperature, thresholds, or the width of intervals."""
+    """What makes answers of logits, found on validation; see `fit` in tasks/scores/objective.py."""
     seconds: float
     trunk_seconds: float
     """What computing the blocks below `adapter.layers` took before; nearly nothing where an earlier run has done it."""
@@ -216,22 +216,11 @@ class Rung(Record):
         return {name: interval.value for name, interval in self.scores.items()}
 
 
-class Calibration(Record):
-    """What the temperature changes on the test rows; accuracy and macro-F1 it does not."""
-
-    temperature: float
-    error_before: float
-    """Expected calibration error with temperature 1."""
-    error_after: float
-    log_loss_before: float
-    log_loss_after: float
-
-
 class Slice(Record):
     """Test rows that have something in common."""
 
     kind: str
-    """`tokens`, `negation`, `truncated`, `class`, or the name of a column."""
+    """`tokens`, `negation`, `truncated`, that by which the task sorts labels, or the name of a column."""
     name: str
     rows: int
     small: bool
@@ -263,12 +252,16 @@ class Comparison(Record):
     """Test rows whose text is in train."""
     score_without_leaked: dict[str, float]
     """By rung, in the metric that decides; empty where nothing leaked."""
-    calibration: Calibration
+    calibration: dict[str, float]
+    """How far the adapter's answers keep what they promise on the test rows: of classes what the temperature changes,
+    of numbers how many lie in their intervals."""
     slices: tuple[Slice, ...]
     untrained_head: bool = True
     """The foundation model's, which then is right by chance alone."""
     cautions: tuple[str, ...] = ()
     """What a reader of the verdict must know besides."""
+    names: dict[str, str] = {}
+    """What references are called in a sentence, where the task has another word for them."""
 
     def rung(self, name: str) -> Rung:
         return next(rung for rung in self.ladder if rung.name == name)
@@ -300,7 +293,7 @@ class Comparison(Record):
 
     @property
     def _standing(self) -> tuple[str, str]:
-        return standing([(name, self.lead(name).verdict) for name in self.rivals])
+        return standing([(name, self.lead(name).verdict) for name in self.rivals], self.names)
 
 
 class Logged(Record):

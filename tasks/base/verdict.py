@@ -1,6 +1,6 @@
 """What paired tests against several classifiers say together, in the words that people read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tasks.settings.rivals import NAMES
@@ -9,7 +9,7 @@ Verdict = Literal["improved", "no evidence", "worse"]
 """Of one classifier against one other."""
 
 
-def standing(said: Sequence[tuple[str, Verdict]]) -> tuple[str, str]:
+def standing(said: Sequence[tuple[str, Verdict]], names: Mapping[str, str] = NAMES) -> tuple[str, str]:
     """The verdict about the adapter, and the reference that it is about.
 
     `said` has each reference by name, the strongest first, and how the adapter compares with it. Better is said only
@@ -20,7 +20,7 @@ def standing(said: Sequence[tuple[str, Verdict]]) -> tuple[str, str]:
     for words, verdict in (("worse than", "worse"), ("not shown better than", "no evidence")):
         for name, pair in said:
             if pair == verdict:
-                return f"{words} {NAMES[name]}", name
+                return f"{words} {names.get(name) or NAMES[name]}", name
     return "better than every reference", said[0][0]
 
 

@@ -9,16 +9,18 @@ from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
+from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
 
 def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
     """README.md of the adapter folder, with the metadata block that model hubs read."""
+    task = objective(result.task)
     return "\n\n".join(
         [
             f"---\n{metadata(config, data, result)}---",
             f"# {config.run_name()}",
-            f"A {config.adapter.method} adapter that classifies text into {quoted(data.label_names)}. It needs its "
+            f"A {config.adapter.method} adapter that {task.purpose} {quoted(data.label_names)}. It needs its "
             f"foundation model `{data.model.name}` at revision `{data.model.revision}`.",
             "## How good it is",
             f"**{capital(result.verdict)}.** {headline(config, result)}",
@@ -27,10 +29,9 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             ladder_table(result),
             "The foundation model's head is untrained: its score is chance, not skill."
             if trained.fresh_modules
-            else "The foundation model came with a head of its own; its classes were taken to be, in this order, "
-            f"{quoted(data.label_names)}.",
+            else f"The foundation model came with a head of its own; {task.head_taken_as} {quoted(data.label_names)}.",
             f"Leakage: {leak_sentence(result)}.",
-            calibration_note(result),
+            task.calibration_note(result.calibration),
             "## What it was trained on",
             f"`{config.data.name}`: {data.rows('train'):,} training, {data.rows('validation'):,} validation and "
             f"{data.rows('test'):,} test rows; text from {quoted(data.text_columns)}, at most "
@@ -46,7 +47,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
             f"{public_version('transformers')} and torch {public_version('torch')}.",
             "## How to use it",
-            usage(config, data, trained.fitted["temperature"]),
+            usage(config, data, task.snippet(trained.fitted, data.label_names)),
         ]
     )
 
@@ -88,16 +89,7 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def calibration_note(result: Comparison) -> str:
-    calibration = result.calibration
-    return (
-        f"Divide the logits by the temperature {calibration.temperature:.4g}, which was fitted on validation, for "
-        f"calibrated probabilities: it takes the expected calibration error on the test rows from "
-        f"{calibration.error_before:.3f} to {calibration.error_after:.3f}. It changes no prediction."
-    )
-
-
-def usage(config: RunConfig, data: PreparedData, temperature: float) -> str:
+def usage(config: RunConfig, data: PreparedData, snippet: str) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
     return f"""```python
 from peft import PeftModel
@@ -113,6 +105,6 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 model.config.pad_token_id = tokenizer.pad_token_id
 logits = model(**tokenizer("a text", return_tensors="pt")).logits
-probabilities = (logits / {temperature!r}).softmax(-1)
+{snippet}
 ```
 """

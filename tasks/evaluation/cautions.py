@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from tasks.base.records import Comparison, PreparedData
 from tasks.base.words import counted, listed
 from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.wording import name_of
 from tasks.scores.objective import objective
 from tasks.scores.statistics import USEFUL_DIFFERENCE
-from tasks.settings.rivals import NAMES, learning_from_train
+from tasks.settings.rivals import learning_from_train
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,19 +19,18 @@ def find_cautions(result: Comparison, data: PreparedData, predictions: Predictio
     return (
         *never_predicted(data, predictions.labels, predictions.tables["tuned"]),
         *lower_f1(result),
-        *worse_calibrated(result),
+        *objective(result.task).calibration_cautions(result.calibration),
         *too_few_rows(result),
         *only_chance(result),
     )
 
 
 def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray") -> Iterator[str]:
-    """Classes of the test rows that the adapter gives to none of them."""
+    """Classes of the test rows, or labels, that the adapter gives to none of them."""
     import numpy as np
 
-    rows, said = (
-        np.bincount(classes, minlength=table.shape[1]) for classes in (labels, objective(data.task).decide(table))
-    )
+    task, names = objective(data.task), len(data.label_names)
+    rows, said = (task.counts(labels, names) for labels in (labels, task.decide(table)))
     if never := [
         f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
     ]:
@@ -41,6 +41,8 @@ def lower_f1(result: Comparison) -> Iterator[str]:
     """Of those that have learned the one with the best macro-F1, where it is below the adapter in accuracy and, in
     three digits, above it in macro-F1."""
     ours = result.rung("tuned").values
+    if not {"accuracy", "macro_f1"} <= set(ours):
+        return
     better = [
         rung
         for rung in result.ladder
@@ -50,18 +52,15 @@ def lower_f1(result: Comparison) -> Iterator[str]:
     ]
     if better:
         best = max(better, key=lambda rung: rung.values["macro_f1"])
-        told = f"macro-F1 falls from {best.values['macro_f1']:.3f} ({NAMES[best.name]}) to {ours['macro_f1']:.3f}"
+        before, after = (scores["macro_f1"] for scores in (best.values, ours))
+        told = f"macro-F1 falls from {before:.3f} ({name_of(result, best.name)}) to {after:.3f}"
         yield f"{told} while accuracy rises"
-
-
-def worse_calibrated(result: Comparison) -> Iterator[str]:
-    before, after = result.calibration.error_before, result.calibration.error_after
-    if round(after, 3) > round(before, 3):
-        yield f"the temperature made calibration worse on test: error {before:.3f} to {after:.3f}"
 
 
 def too_few_rows(result: Comparison) -> Iterator[str]:
     rows = counted(result.rows, "test row")
+    if not objective(result.task).power_known:
+        return
     if result.detectable is None:
         yield f"{rows} can show no difference"
     elif result.detectable > USEFUL_DIFFERENCE:

@@ -1,13 +1,13 @@
 """Where the adapter fails: flips, confident mistakes, likely label errors, and slices of the test rows."""
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import PreparedData, Slice
-from tasks.evaluation.predictions import Predictions
+from tasks.evaluation.predictions import Predictions, array_of
 from tasks.scores.objective import objective
-from tasks.scores.statistics import primary_interval, wilson_interval
+from tasks.scores.statistics import primary_interval
 from tasks.settings.rivals import learning_from_train
 
 if TYPE_CHECKING:
@@ -33,87 +33,46 @@ def read_test_rows(data: PreparedData, predictions: Predictions) -> "pd.DataFram
     slices = (f"slice {name}" for name in data.slice_columns)
     columns = ["row", "labels", "length", "full_length", *data.text_columns, *slices]
     frame: pd.DataFrame = load_from_disk(data.folder)["test"].select_columns(columns).to_pandas()
-    if not (np.array_equal(frame["row"], predictions.rows) and np.array_equal(frame["labels"], predictions.labels)):
+    labels = array_of(frame["labels"])
+    if not (np.array_equal(frame["row"], predictions.rows) and np.array_equal(labels, predictions.labels)):
         raise ValueError(f"the predictions are about other test rows than those in {data.folder}")
     return frame
 
 
 def flips(data: PreparedData, test: "pd.DataFrame", predictions: Predictions) -> "pd.DataFrame":
-    """Rows that tuning fixed or broke, the adapter's most confident first."""
+    """Rows that tuning fixed or broke, those that say most first."""
     import numpy as np
 
-    labels, before, after = predictions.labels, predictions.tables["baseline"], predictions.tables["tuned"]
-    was_right, is_right = before.argmax(1) == labels, after.argmax(1) == labels
-    rows = most(after.max(1), np.flatnonzero(was_right != is_right), MOST_FLIPS)
-    return described(data, test, rows).assign(
-        true_label=named(data, labels[rows]),
-        flip=np.where(is_right[rows], "fixed", "broken"),
-        baseline_label=named(data, before[rows].argmax(1)),
-        baseline_probability=before[rows].max(1),
-        tuned_label=named(data, after[rows].argmax(1)),
-        tuned_probability=after[rows].max(1),
-    )
+    task, names, labels = objective(data.task), data.label_names, predictions.labels
+    better, weight = task.flips(predictions.tables["tuned"], predictions.tables["baseline"], labels)
+    columns = {**task.truth(labels, names), "flip": np.where(better > 0, "fixed", "broken")}
+    for name in ("baseline", "tuned"):
+        said = task.said(predictions.tables[name], labels, names)
+        columns |= {f"{name}_{column}": values for column, values in said.items()}
+    return described(data, test, most(weight, np.flatnonzero(better), MOST_FLIPS), columns)
 
 
-def confident_mistakes(data: PreparedData, test: "pd.DataFrame", predictions: Predictions) -> "pd.DataFrame":
-    """Rows that the adapter has wrong, the most confident first."""
+def mistakes(data: PreparedData, test: "pd.DataFrame", predictions: Predictions) -> "pd.DataFrame":
+    """Rows that the adapter has wrong, those that say most first."""
     import numpy as np
 
-    labels, table = predictions.labels, predictions.tables["tuned"]
-    rows = most(table.max(1), np.flatnonzero(table.argmax(1) != labels), MOST_MISTAKES)
-    return described(data, test, rows).assign(
-        true_label=named(data, labels[rows]),
-        tuned_label=named(data, table[rows].argmax(1)),
-        tuned_probability=table[rows].max(1),
-        true_label_probability=table[rows, labels[rows]],
-    )
+    task, labels, table = objective(data.task), predictions.labels, predictions.tables["tuned"]
+    weight, columns = task.mistakes(table, labels, data.label_names)
+    rows = most(weight, np.flatnonzero(task.errors(table, labels)), MOST_MISTAKES)
+    return described(data, test, rows, task.truth(labels, data.label_names) | columns)
 
 
 def likely_label_errors(
-    data: PreparedData, test: "pd.DataFrame", predictions: Predictions, confidence: float
+    data: PreparedData, test: "pd.DataFrame", predictions: Predictions, fitted: Mapping[str, Any], confidence: float
 ) -> "pd.DataFrame":
-    """Rows whose label is more likely wrong than the adapter, the largest margin of another label first.
-
-    Confident learning: a row is suspect where the most probable of the classes that reach their threshold, the mean
-    probability of the class over the rows labelled with it, is another one than the label. Northcutt, Jiang and
-    Chuang, Journal of Artificial Intelligence Research 70 (2021). We add that every other classifier which learned
-    something must predict that class too: what only one of them believes is as likely its own mistake.
-    """
+    """Rows whose label is more likely wrong than the adapter, the largest margin first; `fitted` is the adapter's."""
     import numpy as np
 
-    labels, table = predictions.labels, predictions.tables["tuned"]
-    chance = np.bincount(labels).max() / len(labels)
-    judges = [name for name in ("tuned", *learning_from_train()) if name in predictions.tables]
-    said = {name: predictions.tables[name].argmax(1) for name in judges}
-    able = [
-        name
-        for name, classes in said.items()
-        if wilson_interval(int((classes == labels).sum()), len(labels), confidence).low > chance
-    ]
-    place, likely = np.arange(len(labels)), suspected_classes(table, labels)
-    margin = table[place, likely] - table[place, labels]
-    suspect = (margin > 0) & np.logical_and.reduce([said[name] == likely for name in able])
-    rows = most(margin, np.flatnonzero(suspect) if "tuned" in able else place[:0], MOST_LABEL_ERRORS)
-    return described(data, test, rows).assign(
-        given_label=named(data, labels[rows]),
-        likely_label=named(data, likely[rows]),
-        given_label_probability=table[rows, labels[rows]],
-        likely_label_probability=table[rows, likely[rows]],
-    )
-
-
-def suspected_classes(table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-    """The most probable class of each row among those that reach their threshold, (rows,); the label if none does."""
-    import numpy as np
-
-    classes = table.shape[1]
-    given = table[np.arange(len(labels)), labels].astype(float)
-    counts = np.bincount(labels, minlength=classes)
-    # nothing is known of a class without rows: no row can reach it
-    thresholds = np.where(counts > 0, np.bincount(labels, given, classes) / np.maximum(counts, 1), np.inf)
-    reached = np.where(table >= thresholds, table, -1)
-    found: np.ndarray = np.where(reached.max(1) >= 0, reached.argmax(1), labels)
-    return found
+    judges = ("tuned", *learning_from_train())
+    tables = {name: predictions.tables[name] for name in judges if name in predictions.tables}
+    task = objective(data.task)
+    margin, suspect, columns = task.suspects(tables, predictions.labels, data.label_names, fitted, confidence)
+    return described(data, test, most(margin, np.flatnonzero(suspect), MOST_LABEL_ERRORS), columns)
 
 
 def most(scores: "np.ndarray", rows: "np.ndarray", count: int) -> "np.ndarray":
@@ -124,19 +83,22 @@ def most(scores: "np.ndarray", rows: "np.ndarray", count: int) -> "np.ndarray":
     return best
 
 
-def described(data: PreparedData, test: "pd.DataFrame", rows: "np.ndarray") -> "pd.DataFrame":
-    """Place in the source and texts of these rows."""
-    return test.loc[rows, ["row", *data.text_columns]].reset_index(drop=True)
+def described(
+    data: PreparedData, test: "pd.DataFrame", rows: "np.ndarray", columns: Mapping[str, Any]
+) -> "pd.DataFrame":
+    """Place in the source, texts and `columns`, which are about all rows, of these rows."""
+    import pandas as pd
 
-
-def named(data: PreparedData, labels: "np.ndarray") -> list[str]:
-    return [data.label_names[label] for label in labels]
+    about = pd.DataFrame(columns)
+    parts = test[["row", *data.text_columns]], about
+    return pd.concat([part.iloc[rows].reset_index(drop=True) for part in parts], axis=1)
 
 
 def find_slices(
     data: PreparedData, test: "pd.DataFrame", predictions: Predictions, confidence: float
 ) -> tuple[Slice, ...]:
-    """Both classifiers on rows that have something in common; the slices of one kind hold each row once."""
+    """Both classifiers on rows that have something in common. The slices of one kind hold each row once; of labels, of
+    which a row can have several, once or more."""
     import numpy as np
 
     task, first = objective(data.task), objective(data.task).metrics[0].name
@@ -167,12 +129,12 @@ def slice_masks(data: PreparedData, test: "pd.DataFrame") -> Iterator[tuple[str,
 
     tokens = test["full_length"].to_numpy()
     negated = np.logical_or.reduce([[bool(NEGATION.search(text)) for text in test[name]] for name in data.text_columns])
-    labels, truncated = test["labels"].to_numpy(), tokens > test["length"].to_numpy()
+    truncated = tokens > test["length"].to_numpy()
     kinds: list[tuple[str, list[tuple[str, np.ndarray]]]] = [
         ("tokens", length_quartiles(tokens)),
         ("negation", [("with negation", negated), ("without negation", ~negated)]),
         ("truncated", [("truncated", truncated), ("whole", ~truncated)]),
-        ("class", [(name, labels == label) for label, name in enumerate(data.label_names)]),
+        objective(data.task).parts(array_of(test["labels"]), data.label_names),
     ]
     ours = {kind for kind, _ in kinds}
     for column in data.slice_columns:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,7 @@ def final_metrics(
     for rung in result.ladder:
         if rung.adapter_gain and rung.name != "baseline":
             metrics |= named(f"reference/{rung.name}", rung.values | gain_metrics(rung.adapter_gain))
-    metrics |= named("calibration", result.calibration.model_dump())
+    metrics |= named("calibration", {name: value for name, value in result.calibration.items() if isfinite(value)})
     if result.leaked:
         metrics[f"test/{first}_without_leaked"] = result.score_without_leaked["tuned"]
     adapter_bytes = sum(file.stat().st_size for file in Path(trained.folder).rglob("*.safetensors"))
@@ -250,17 +251,18 @@ def data_metrics(check: DataCheck) -> dict[str, float]:
 
 
 def prediction_table(data: PreparedData, evaluations: Mapping[str, Evaluation]) -> "pd.DataFrame":
-    """One line for each test row: its place in the source, texts, label, and what head and adapter said."""
+    """One line for each test row: its place in the source, texts, label, and what foundation model and adapter said."""
     import pandas as pd
     from datasets import load_from_disk
 
     test = load_from_disk(data.folder)["test"]
     predictions = paired_predictions({name: evaluations[name].predictions for name in ("baseline", "tuned")})
     columns = {"row": test["row"][:], **{name: test[name][:] for name in data.text_columns}}
-    columns["true_label"] = [data.label_names[label] for label in predictions.labels]
+    task, labels, names = objective(data.task), predictions.labels, data.label_names
+    columns |= task.truth(labels, names)
     for name, table in predictions.tables.items():
-        columns[f"{name}_label"] = [data.label_names[label] for label in objective(data.task).decide(table)]
-        columns[f"{name}_probability"] = table.max(1).astype(float)
+        said = task.said(table.astype(float), labels, names)
+        columns |= {f"{name}_{column}": values for column, values in said.items()}
     return pd.DataFrame(columns)
 
 

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.files import write_text
-from tasks.base.records import Calibration, Comparison, Interval, PreparedData, TrainedAdapter
+from tasks.base.records import Comparison, Interval, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
-from tasks.base.words import counted, markdown_table, plain, short_p, shown_share
+from tasks.base.words import markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.verdict import class_table, confusion
-from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
+from tasks.evaluation.wording import caution, direction, headline, ladder_table, leak_sentence, step_sentence, title_of
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
-from tasks.settings.rivals import TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,24 +31,29 @@ def write_report(
     """`comparison.json`, `comparison.md`, `classes.json`, and the tables that MLflow can show, in `result.folder`."""
     folder = Path(result.folder)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
-    tables = analysis_tables(data, predictions, result)
+    tables, shares = analysis_tables(data, predictions, trained, result), objective(data.task).metrics[0].is_share
     for name, frame in tables.items():
-        rounded = frame.round({column: 4 for column in frame.select_dtypes(float) if column != "p_value"})
-        write_text(folder / f"tables/{name}.json", rounded.to_json(orient="split", index=False, double_precision=15))
-    write_text(folder / "classes.json", json.dumps(class_report(data.label_names, predictions), indent=1) + "\n")
-    write_text(folder / "comparison.md", comparison_page(config, data, predictions, trained, result, tables))
+        if shares:  # how many digits other numbers need, only who knows them can say
+            frame = frame.round({column: 4 for column in frame.select_dtypes(float) if column != "p_value"})
+        write_text(folder / f"tables/{name}.json", frame.to_json(orient="split", index=False, double_precision=15))
+    classes = class_report(data, predictions, trained)
+    if classes:
+        write_text(folder / "classes.json", json.dumps(classes, indent=1) + "\n")
+    write_text(folder / "comparison.md", comparison_page(config, data, trained, result, classes, tables))
     result.write(folder / "comparison.json")
 
 
-def analysis_tables(data: PreparedData, predictions: Predictions, result: Comparison) -> "dict[str, pd.DataFrame]":
+def analysis_tables(
+    data: PreparedData, predictions: Predictions, trained: TrainedAdapter, result: Comparison
+) -> "dict[str, pd.DataFrame]":
     """Frames for programs and for MLflow, with the same columns in every run on data of this shape."""
     test = error_analysis.read_test_rows(data, predictions)
     return {
         "ladder": ladder_frame(result),
         "slices": slice_frame(result),
         "flips": error_analysis.flips(data, test, predictions),
-        "mistakes": error_analysis.confident_mistakes(data, test, predictions),
-        "label_errors": error_analysis.likely_label_errors(data, test, predictions, result.confidence),
+        "mistakes": error_analysis.mistakes(data, test, predictions),
+        "label_errors": error_analysis.likely_label_errors(data, test, predictions, trained.fitted, result.confidence),
     }
 
 
@@ -65,7 +68,7 @@ def ladder_frame(result: Comparison) -> "pd.DataFrame":
         own = (*low_and_high(rung.primary), *(rung.scores[name].value for name in others))
         gain = rung.adapter_gain
         lead = (*low_and_high(gain.primary), gain.p_value, gain.verdict) if gain else [None] * 5
-        rows.append((TITLES[rung.name], *own, *lead))
+        rows.append((title_of(result, rung.name), *own, *lead))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -89,32 +92,29 @@ def slice_frame(result: Comparison) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=[*columns, "fixed", "broken", "p_value"])
 
 
-def class_report(names: Sequence[str], predictions: Predictions) -> dict[str, Any]:
-    """Both classifiers by class, for programs: lists in the order of `label_names`, confusion as (true, predicted)."""
-    report: dict[str, Any] = {"label_names": list(names)}
-    for name in ("baseline", "tuned"):
-        table = predictions.tables[name]
-        precision, recall, f1, rows = class_table(predictions.labels, table).T.tolist()
-        report[name] = {
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-            "rows": [int(count) for count in rows],
-            "confusion": confusion(predictions.labels, table).tolist(),
-        }
-    return report
+def class_report(data: PreparedData, predictions: Predictions, trained: TrainedAdapter) -> dict[str, Any]:
+    """Both classifiers by class or label, for programs: lists in the order of `label_names`, confusion as (true,
+    predicted); of the adapter also the thresholds that it has for each. Empty where there are none."""
+    task = objective(data.task)
+    found = {name: task.by_label(predictions.tables[name], predictions.labels) for name in ("baseline", "tuned")}
+    if not found["tuned"]:
+        return {}
+    if "thresholds" in trained.fitted:
+        found["tuned"]["threshold"] = trained.fitted["thresholds"]
+    return {"label_names": list(data.label_names), **found}
 
 
 def comparison_page(
     config: RunConfig,
     data: PreparedData,
-    predictions: Predictions,
     trained: TrainedAdapter,
     result: Comparison,
+    classes: Mapping[str, Any],
     tables: "Mapping[str, pd.DataFrame]",
 ) -> str:
     """The whole comparison in markdown. What comes from the data cannot break out of its cell."""
-    task = objective(result.task)
+    task, metric = objective(result.task), objective(result.task).metrics[0]
+    note = f" {task.flip_note}" * bool(task.flip_note)
     parts = [
         f"# {capital(result.verdict)}: {config.run_name()}",
         headline(config, result),
@@ -126,28 +126,19 @@ def comparison_page(
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
         slice_table(result),
-        f"{capital(task.metrics[0].title)} before is that of the foundation model, after that of the adapter. Slices "
-        f"of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the {task.test} test of "
-        "each slice by itself; of twenty slices without any difference, one is expected under 0.05.",
+        f"{capital(metric.title)}{direction(metric)} before is that of the foundation model, after that of the "
+        f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the "
+        f"{task.test} test of each slice by itself; of twenty slices without any difference, one is expected under 0.05.{note}",
         "## Calibration",
-        calibration_table(result.calibration),
+        markdown_table(*task.calibration_table(result.calibration)),
         *flip_section(result, tables["flips"]),
-        "## Most confident mistakes",
-        row_table(tables["mistakes"]) or "The adapter has every test row right.",
+        f"## {task.mistakes_title}",
+        row_table(tables["mistakes"]) or task.no_mistake,
         "## Likely label errors",
-        "Rows for which the adapter finds another label more likely, by confident learning, and for which every "
-        "trained reference that beats chance predicts that label too.",
+        task.suspicion_note,
         row_table(tables["label_errors"]) or "None.",
-        "## By class",
-        markdown_table(
-            (
-                "class",
-                "rows",
-                *(f"{name} {side}" for side in ("before", "after") for name in ("precision", "recall", "F1")),
-            ),
-            class_rows(data.label_names, predictions),
-        ),
-        *confusion_section(data.label_names, predictions),
+        *class_section(task.label_word, classes),
+        *confusion_section(classes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -171,25 +162,13 @@ def slice_table(result: Comparison) -> str:
     return markdown_table(header, rows)
 
 
-def calibration_table(calibration: Calibration) -> str:
-    rows = [
-        ("as trained", "1", f"{calibration.error_before:.3f}", f"{calibration.log_loss_before:.3f}"),
-        (
-            "fitted on validation",
-            f"{calibration.temperature:.3f}",
-            f"{calibration.error_after:.3f}",
-            f"{calibration.log_loss_after:.3f}",
-        ),
-    ]
-    return markdown_table(("adapter", "temperature", "expected calibration error", "log loss (nats)"), rows)
-
-
 def flip_section(result: Comparison, flips: "pd.DataFrame") -> list[str]:
     """Half of the rows shown are fixed ones, half broken ones: mostly there are far more of the first."""
+    task = objective(result.task)
     parts = [
         "## Flips",
-        f"Tuning fixed {counted(result.gain.fixed, 'row')} and broke {result.gain.broken:,}. These are the adapter's "
-        "most confident ones; rows count from 0 in the source of the test split.",
+        f"Tuning {task.flip_words(result.gain.fixed, result.gain.broken)}. {task.flip_order}; rows count from 0 in the "
+        "source of the test split.",
     ]
     for kind in ("fixed", "broken"):
         parts.append(row_table(flips[flips["flip"] == kind].head(ROWS_SHOWN // 2)))
@@ -203,6 +182,12 @@ COLUMN_TITLES = {
     "baseline_probability": "probability",
     "tuned_label": "after",
     "tuned_probability": "probability",
+    "true_number": "number",
+    "given_number": "number",
+    "baseline_number": "before",
+    "baseline_error": "error",
+    "tuned_number": "after",
+    "tuned_error": "error",
 }
 
 
@@ -210,31 +195,58 @@ def row_table(frame: "pd.DataFrame") -> str:
     """The first rows of a table of single test rows, with shortened texts; nothing where there are none."""
     if frame.empty:
         return ""
-    rows = [[cell(value) for value in line] for line in frame.head(ROWS_SHOWN).itertuples(index=False)]
+    shares = [name.endswith("probability") for name in frame.columns]
+    lines = frame.head(ROWS_SHOWN).itertuples(index=False)
+    rows = [[cell(*pair) for pair in zip(line, shares, strict=True)] for line in lines]
     return markdown_table([COLUMN_TITLES.get(name, plain(name.replace("_", " "))) for name in frame.columns], rows)
 
 
-def cell(value: object) -> str:
+def cell(value: object, is_share: bool) -> str:
     if isinstance(value, str):
         text = " ".join(value.split())
         return plain(text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 1] + "…")
-    return shown_share(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return shown_share(value) if is_share else f"{value:.4g}"
+    return str(value)
 
 
-def class_rows(names: Sequence[str], predictions: Predictions) -> list[tuple[str, ...]]:
-    before, after = (class_table(predictions.labels, predictions.tables[name]) for name in ("baseline", "tuned"))
+MEASURES = {
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "average_precision": "average precision",
+    "calibration_error": "calibration error",
+    "threshold": "threshold",
+}
+"""What a class report can have of each class, and what people call it."""
+
+
+def class_section(word: str, classes: Mapping[str, Any]) -> list[str]:
+    """A table with what is known of each class before and after; nothing where there are no classes."""
+    if not classes:
+        return []
+    sides = {side: classes[name] for side, name in (("before", "baseline"), ("after", "tuned"))}
+    columns = [
+        (f"{MEASURES[name]} {side}", found[name]) for side, found in sides.items() for name in MEASURES if name in found
+    ]
+    header = (word, "rows", *(title for title, _ in columns))
+    return [f"## By {word}", markdown_table(header, class_rows(classes, [values for _, values in columns]))]
+
+
+def class_rows(classes: Mapping[str, Any], columns: Sequence[Sequence[float]]) -> list[tuple[str, ...]]:
+    names, rows = classes["label_names"], classes["tuned"]["rows"]
     return [
-        (plain(name), f"{int(before[i, 3])}", *(shown_share(v) for v in (*before[i, :3], *after[i, :3])))
-        for i, name in enumerate(names)
+        (plain(name), f"{rows[i]}", *(shown_share(column[i]) for column in columns)) for i, name in enumerate(names)
     ]
 
 
-def confusion_section(names: Sequence[str], predictions: Predictions) -> list[str]:
-    if len(names) > MOST_CLASSES_IN_A_MATRIX:
+def confusion_section(classes: Mapping[str, Any]) -> list[str]:
+    if "confusion" not in classes.get("tuned", {}) or len(classes["label_names"]) > MOST_CLASSES_IN_A_MATRIX:
         return []
+    names = classes["label_names"]
     parts = ["## Confusion matrices", "Rows are the true class, columns the predicted one."]
     for title, name in (("before", "baseline"), ("after", "tuned")):
-        counts = confusion(predictions.labels, predictions.tables[name])
+        counts = classes[name]["confusion"]
         rows = [(plain(name), *(str(count) for count in counts[i])) for i, name in enumerate(names)]
         parts.append(markdown_table((title, *map(plain, names)), rows))
     return parts

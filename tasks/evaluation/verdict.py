@@ -3,20 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base.records import Calibration, Comparison, DataCheck, PreparedData, Rung, Scores, TrainedAdapter
+from tasks.base.records import Comparison, DataCheck, PreparedData, Rung, Scores, TrainedAdapter
 from tasks.evaluation import error_analysis
 from tasks.evaluation.cautions import find_cautions
 from tasks.evaluation.predictions import Predictions
-from tasks.scores.metrics import PROBABILITY_FLOOR
 from tasks.scores.objective import Objective, objective
-from tasks.scores.statistics import (
-    bootstrap,
-    calibration_error,
-    difference,
-    score_intervals,
-    without_temperature,
-)
+from tasks.scores.statistics import bootstrap, difference, score_intervals
 from tasks.settings.config import RunConfig
+from tasks.settings.rivals import in_a_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +39,10 @@ def judge(
         ladder=ladder(task, predictions, config.evaluation.bootstrap_samples, confidence, config.seed),
         leaked=int(leaked.sum()),
         score_without_leaked=without_leaked(task, predictions, leaked),
-        calibration=measure_calibration(predictions, trained.fitted["temperature"]),
+        calibration=task.calibration(predictions.tables["tuned"], predictions.labels, trained.fitted, confidence),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
         untrained_head=bool(trained.fresh_modules),
+        names={name: in_a_sentence(title) for name, title in task.titles.items()},
     )
     return result.model_copy(update={"cautions": find_cautions(result, data, predictions)})
 
@@ -77,40 +72,3 @@ def goodness(task: Objective, scores: Scores) -> tuple[float, float]:
     """Sort key: the metric that decides, and for ties the last one."""
     first, last = task.metrics[0], task.metrics[-1]
     return first.sign * scores[first.name], last.sign * scores[last.name]
-
-
-def measure_calibration(predictions: Predictions, temperature: float) -> Calibration:
-    """The adapter's probabilities on the test rows, before and after its logits are divided by `temperature`."""
-    labels, after = predictions.labels, predictions.tables["tuned"]
-    before = without_temperature(after, temperature)
-    return Calibration(
-        temperature=temperature,
-        error_before=calibration_error(before, labels),
-        error_after=calibration_error(after, labels),
-        log_loss_before=log_loss(before, labels),
-        log_loss_after=log_loss(after, labels),
-    )
-
-
-def log_loss(table: "np.ndarray", labels: "np.ndarray") -> float:
-    """Mean negative log probability of the true class, in nats."""
-    import numpy as np
-
-    given = table[np.arange(len(labels)), labels].astype(float)
-    return max(0.0, float(-np.log(np.maximum(given, PROBABILITY_FLOOR)).mean()))
-
-
-def confusion(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
-    """Counts, (actual, predicted)."""
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(labels, table.argmax(1), labels=range(table.shape[1]))
-
-
-def class_table(labels: "np.ndarray", table: "np.ndarray") -> "np.ndarray":
-    """Precision, recall, F1 and rows of each class, (classes, 4)."""
-    import numpy as np
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(labels, table.argmax(1), labels=range(table.shape[1]), zero_division=0)
-    return np.stack(columns, axis=1)

@@ -2,12 +2,32 @@
 
 from collections.abc import Sequence
 
-from tasks.base.records import Comparison
+from tasks.base.records import Comparison, Rung
 from tasks.base.verdict import capital
 from tasks.base.words import counted, format_p, markdown_table, plain, short_p, shown
-from tasks.scores.objective import objective
+from tasks.scores.objective import Metric, Objective, objective
 from tasks.settings.config import RunConfig
-from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
+from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES, in_a_sentence
+
+
+def title_of(result: Comparison, name: str) -> str:
+    """What people call a rung of the ladder in tables."""
+    return objective(result.task).titles.get(name) or TITLES[name]
+
+
+def name_of(result: Comparison, name: str) -> str:
+    """The same in a sentence."""
+    return result.names.get(name) or NAMES[name]
+
+
+def short_title(result: Comparison, name: str) -> str:
+    """The same where there is little room."""
+    title = objective(result.task).titles.get(name)
+    return in_a_sentence(title) if title else SHORT_TITLES[name]
+
+
+def direction(metric: Metric) -> str:
+    return "" if metric.higher_is_better else " (lower is better)"
 
 
 def headline(config: RunConfig, result: Comparison) -> str:
@@ -17,8 +37,9 @@ def headline(config: RunConfig, result: Comparison) -> str:
     ours, theirs = (metric.shown(result.rung(name).primary.value) for name in ("tuned", result.against))
     strongest = ", the strongest reference" if result.against == result.rivals[0] else ""
     return (
-        f"{capital(metric.title)} on {counted(result.rows, 'test row')} is {ours}: "
-        f"{shown(lead.primary, f'{percent} interval ')} against {NAMES[result.against]} with {theirs}{strongest} "
+        f"{capital(metric.title)}{direction(metric)} on {counted(result.rows, 'test row')} is {ours}: "
+        f"{shown(lead.primary, f'{percent} interval ')} against "
+        f"{name_of(result, result.against)} with {theirs}{strongest} "
         f"({task.test} p {format_p(lead.p_value)})."
     )
 
@@ -30,7 +51,7 @@ def step_sentence(result: Comparison) -> str:
     before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
     return (
         f"From the foundation model{head} {metric.title} went from {before} to {after}: {shown(gain.primary)}. "
-        f"The adapter fixed {counted(gain.fixed, 'row')} and broke {gain.broken:,} "
+        f"The adapter {task.flip_words(gain.fixed, gain.broken)} "
         f"({task.test} p {format_p(gain.p_value)})."
     )
 
@@ -45,18 +66,17 @@ def description(result: Comparison) -> str:
 
     They are short: MLflow shows about 90 characters of five lines, and hides the rest.
     """
-    calibration, lead, gain = result.calibration, result.lead(result.against).primary, result.gain
-    metric = objective(result.task).metrics[0]
+    lead, gain = result.lead(result.against).primary, result.gain
+    task, metric = objective(result.task), objective(result.task).metrics[0]
     before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
-    about = f" against {SHORT_TITLES[result.against]}" if result.verdict.startswith("better") else ""
+    about = f" against {short_title(result, result.against)}" if result.verdict.startswith("better") else ""
     lines = [
         f"**{capital(result.verdict)}**: {metric.title} {after}, {shown(lead)}{about}",
         "Ladder: "
-        + ", ".join(f"{SHORT_TITLES[rung.name]} {metric.shown(rung.primary.value)}" for rung in result.ladder),
+        + ", ".join(f"{short_title(result, rung.name)} {metric.shown(rung.primary.value)}" for rung in result.ladder),
         f"From the foundation model: {before} to {after}, {shown(gain.primary)}, p {format_p(gain.p_value)}",
-        f"Data: {leak_sentence(result, ['tuned'])}; {detectable_sentence(result)}",
-        f"Calibration error {calibration.error_before:.3f} to {calibration.error_after:.3f}; weakest slice: "
-        f"{plain(weakest_slice(result))}",
+        f"Data: {'; '.join([leak_sentence(result, ['tuned']), *detectable_sentence(result)])}",
+        f"{task.calibration_words(result.calibration)}; weakest slice: {plain(weakest_slice(result))}",
     ]
     if result.cautions:
         lines[1:] = [plain(caution(result.cautions)), *lines[1:3], "; ".join(lines[3:])]
@@ -69,7 +89,7 @@ def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> s
         return f"none of {counted(result.rows, 'test row')} is in train"
     without, metric = result.score_without_leaked, objective(result.task).metrics[0]
     named = ", ".join(
-        f"{TITLES[rung.name]} {metric.shown(without[rung.name])}"
+        f"{title_of(result, rung.name)} {metric.shown(without[rung.name])}"
         for rung in result.ladder
         if rung.name in names and rung.name in without
     )
@@ -78,19 +98,24 @@ def leak_sentence(result: Comparison, names: Sequence[str] = tuple(TITLES)) -> s
     return f"{result.leaked:,} of {counted(result.rows, 'test row')} {verb} in train{without_these}"
 
 
-def detectable_sentence(result: Comparison) -> str:
+def detectable_sentence(result: Comparison) -> list[str]:
+    """Nothing where the task cannot know it."""
+    if not objective(result.task).power_known:
+        return []
     if result.detectable is None:
-        return "too few to detect any difference"
-    return f"detectable difference {result.detectable:.3f}"
+        return ["too few to detect any difference"]
+    return [f"detectable difference {result.detectable:.3f}"]
 
 
 def weakest_slice(result: Comparison) -> str:
     """The slice on which the adapter is worst, in words; small ones do not count."""
-    large, metric = [part for part in result.slices if not part.small], objective(result.task).metrics[0]
+    task, large = objective(result.task), [part for part in result.slices if not part.small]
+    metric = task.metrics[0]
     if not large:
         return "none has enough rows"
     part = min(large, key=lambda part: metric.sign * part.score.value)
-    return f"{slice_title(part.kind, part.name)}, {metric.shown(part.score.value)} of {counted(part.rows, 'row')}"
+    shown_score, rows = metric.shown(part.score.value), counted(part.rows, "row")
+    return f"{slice_title(part.kind, part.name)}, {shown_score} {task.slice_word} {rows}"
 
 
 def slice_title(kind: str, name: str) -> str:
@@ -101,19 +126,34 @@ def slice_title(kind: str, name: str) -> str:
 
 
 def ladder_table(result: Comparison) -> str:
-    """Every classifier, best first, in a table under 120 characters wide, and what its columns are."""
+    """Every classifier, best first, in tables under 120 characters wide, and what the columns are.
+
+    The first has the metric that decides and two others; a second one the rest, where there are more.
+    """
     percent, task = f"{100 * result.confidence:g} %", objective(result.task)
     first, *others = task.metrics
+    beside, rest = others[:2], others[2:]
     rows = []
     for rung in result.ladder:
-        scores, gain = [metric.shown(rung.scores[metric.name].value) for metric in others], rung.adapter_gain
-        lead = ("", "", "")
+        gain, lead = rung.adapter_gain, ("", "", "")
         if gain:
             lead = (shown(gain.primary, middle=", "), short_p(gain.p_value), gain.verdict)
-        rows.append((TITLES[rung.name], first.bounds(rung.primary), *scores, *lead))
-    header = ("classifier", f"{first.short_title} ({percent})", *(metric.short_title for metric in others))
-    named = "".join(f"{metric.short_title}: {metric.title}; " for metric in others)
-    return (
-        f"{markdown_table((*header, 'adapter minus it', 'p', 'verdict'), rows)}\n\n{named}adapter minus it: "
-        f"{first.title}, with its {percent} interval; p: {task.test}."
-    )
+        rows.append((title_of(result, rung.name), first.bounds(rung.primary), *plain_scores(rung, beside), *lead))
+    header = ("classifier", f"{first.short_title} ({percent})", *(metric.short_title for metric in beside))
+    tables = [markdown_table((*header, "adapter minus it", "p", "verdict"), rows)]
+    if rest:
+        rows = [(title_of(result, rung.name), *plain_scores(rung, rest)) for rung in result.ladder]
+        tables.append(markdown_table(("classifier", *(metric.short_title for metric in rest)), rows))
+    return "\n\n".join([*tables, column_note(task, percent)])
+
+
+def plain_scores(rung: Rung, metrics: Sequence[Metric]) -> list[str]:
+    return [metric.shown(rung.scores[metric.name].value) for metric in metrics]
+
+
+def column_note(task: Objective, percent: str) -> str:
+    """What the columns of the ladder are, where their titles do not say it in full."""
+    first = task.metrics[0]
+    other_words = [metric for metric in task.metrics if metric.short_title != metric.title]
+    named = "".join(f"{metric.short_title}: {metric.title}; " for metric in other_words)
+    return f"{named}adapter minus it: {first.title}{direction(first)}, with its {percent} interval; p: {task.test}."

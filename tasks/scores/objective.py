@@ -1,6 +1,6 @@
 """What a task asks of a model's answers, on plain arrays. All else asks an Objective and knows no task by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -132,6 +132,101 @@ class Objective(Protocol):
     def detectable(self, rows: int, confidence: float) -> float | None:
         """Smallest difference of the first metric that so many rows show with 80 % power; None where none, or where
         it is not known before anything is measured."""
+
+    # --- what people read
+
+    answers: str
+    """What the table of answers holds: in a sentence, and as the column of prediction files."""
+    power_known: bool
+    """Whether `detectable` can be known at all."""
+    titles: Mapping[str, str]
+    """What references are called, by name, where it is not as in tasks/settings/rivals.py."""
+    purpose: str
+    """What an adapter does, before the names of its labels."""
+    head_taken_as: str
+    """How the head that came with a foundation model is understood, before the same."""
+    label_word: str
+    """What one of the labels is called."""
+    loss_title: str
+    """On the axis of the training loss."""
+    score_title: str
+    """On the axis of the first metric over the training."""
+    slice_word: str
+    """Between the first metric of a slice and its number of rows."""
+    flip_note: str
+    """What rows fixed and broken are, in a sentence; empty where it goes without saying."""
+    flip_order: str
+    """Which of them come first."""
+    mistakes_title: str
+    no_mistake: str
+    suspicion_note: str
+    """When a label counts as likely wrong."""
+    pictures: tuple[str, ...]
+    """Of tasks/evaluation/answer_plots.py."""
+
+    def errors(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+        """How wrong each answer is, (rows,), 0 where it is right."""
+
+    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        """Rows with each label, (outputs,), of labels or decisions; empty where there are none to count."""
+
+    def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
+        """Rows with like labels: what they are sorted by; then the name and a mask, (rows,), of each part."""
+
+    def truth(self, labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        """Columns of a table of single rows: what is true of each."""
+
+    def said(self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        """The same: what was answered. Their names follow that of the classifier."""
+
+    def flips(self, new: "np.ndarray", old: "np.ndarray", labels: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        """(rows,) each: 1 where only `new` is better, -1 where only `old` is, as `compared` counts them, and else 0;
+        then how much each deserves to be looked at."""
+
+    def flip_words(self, fixed: int, broken: int) -> str:
+        """What somebody has done to these numbers of rows."""
+
+    def mistakes(
+        self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]
+    ) -> "tuple[np.ndarray, dict[str, Any]]":
+        """How much each row deserves to be looked at if it is wrong, (rows,); and columns about the answers."""
+
+    def suspects(
+        self,
+        tables: "Mapping[str, np.ndarray]",
+        labels: "np.ndarray",
+        names: Sequence[str],
+        fitted: Mapping[str, Any],
+        confidence: float,
+    ) -> "tuple[np.ndarray, np.ndarray, dict[str, Any]]":
+        """By how much each label is likely wrong, (rows,); whether it is, (rows,); and columns about it. `tables` are
+        those of the adapter, `tuned`, whose `fitted` is given, and of others that learned from train."""
+
+    def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        """For programs, measures of each label as lists; empty where there are no labels to tell apart."""
+
+    def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
+        """The first metric of the best answer that is always the same, and what that is, in words."""
+
+    def calibration(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, float]:
+        """How far the answers keep what they promise, by name, as in MLflow."""
+
+    def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The same for the page: header and rows."""
+
+    def calibration_words(self, calibration: Mapping[str, float]) -> str:
+        """The same where there is little room."""
+
+    def calibration_note(self, calibration: Mapping[str, float]) -> str:
+        """The same for who uses the adapter."""
+
+    def calibration_cautions(self, calibration: Mapping[str, float]) -> list[str]:
+        """What of it a reader of the verdict must know."""
+
+    def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
+        """Python code that makes answers of `logits`."""
 
 
 @cache

@@ -230,11 +230,16 @@ class Reliability(NamedTuple):
 
 
 def reliability(table: "np.ndarray", labels: "np.ndarray") -> Reliability:
+    return binned(table.max(1), table.argmax(1) == labels)
+
+
+def binned(probability: "np.ndarray", happened: "np.ndarray") -> Reliability:
+    """Events, (events,), by the probability that was given to each."""
     import numpy as np
 
-    top, right = table.max(1).astype(float), (table.argmax(1) == labels).astype(float)
-    place = np.minimum((top * BINS).astype(int), BINS - 1)
-    rows, confidence, accuracy = (np.bincount(place, weights, BINS) for weights in (None, top, right))
+    chance, event = probability.astype(float), happened.astype(float)
+    place = np.minimum((chance * BINS).astype(int), BINS - 1)
+    rows, confidence, accuracy = (np.bincount(place, weights, BINS) for weights in (None, chance, event))
     filled = rows > 0
     return Reliability(confidence[filled] / rows[filled], accuracy[filled] / rows[filled], rows[filled].astype(int))
 
@@ -244,8 +249,11 @@ def calibration_error(table: "np.ndarray", labels: "np.ndarray") -> float:
 
     Naeini et al., AAAI 2015; Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    bins = reliability(table, labels)
-    return float((abs(bins.confidence - bins.accuracy) * bins.rows).sum() / len(labels))
+    return gap(reliability(table, labels))
+
+
+def gap(bins: Reliability) -> float:
+    return float((abs(bins.confidence - bins.accuracy) * bins.rows).sum() / bins.rows.sum())
 
 
 def fit_temperature(logits: "np.ndarray", labels: "np.ndarray") -> float:

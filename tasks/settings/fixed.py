@@ -31,7 +31,8 @@ RESERVED_COLUMNS = frozenset(
         *("row", "label", "labels", "length", "full_length", "input_ids", "attention_mask", "token_type_ids"),
         *("flip", "true_label", "given_label", "likely_label", "baseline_label", "tuned_label"),
         *("true_label_probability", "given_label_probability", "likely_label_probability"),
-        *("baseline_probability", "tuned_probability"),
+        *("baseline_probability", "tuned_probability", "true_number", "given_number", "likely_number"),
+        *("baseline_number", "tuned_number", "baseline_error", "tuned_error"),
     }
 )
 """What the prepared data, and the tables of single rows, call their own columns."""

@@ -37,7 +37,11 @@ SHORT_TITLES = TITLES.copy()
 def add(rival: Reference) -> None:
     RIVALS[rival.name] = rival
     TITLES[rival.name], SHORT_TITLES[rival.name] = rival.title, rival.short_title
-    NAMES[rival.name] = rival.title.partition(" + ")[0]
+    NAMES[rival.name] = in_a_sentence(rival.title)
+
+
+def in_a_sentence(title: str) -> str:
+    return title.partition(" + ")[0]
 
 
 for each in (

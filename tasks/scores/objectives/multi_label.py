@@ -1,13 +1,16 @@
 """Any number of labels for each text. The table is (rows, 2 * labels): the probability of each label, then whether it
 is given (0 or 1), which its own threshold decides; the truth is 0 or 1, (rows, labels)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.base.words import counted
+from tasks.scores.classes import suspicion
 from tasks.scores.linear import logistic
 from tasks.scores.metrics import PROBABILITY_FLOOR
 from tasks.scores.objective import ClassWeights, Metric
+from tasks.scores.statistics import binned, gap
 from tasks.scores.thresholds import best_threshold
 
 if TYPE_CHECKING:
@@ -163,6 +166,152 @@ class MultiLabel:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
+
+    # --- what people read
+
+    answers = "probabilities"
+    power_known = False
+    titles: Mapping[str, str] = {"majority": "label frequencies"}
+    purpose = "gives text any number of the labels"
+    head_taken_as = "its labels were taken to be, in this order,"
+    label_word = "label"
+    loss_title = "binary cross-entropy (nats)"
+    score_title = "micro-F1"
+    slice_word = "on"
+    flip_note = "A row is right where it has all of its labels and no other."
+    flip_order = "These are those that the adapter is surest of; a row's probability is that of its least sure label"
+    mistakes_title = "Most confident mistakes"
+    no_mistake = "The adapter has every label of every test row right."
+    suspicion_note = (
+        "Rows with a label, or without one, that the adapter finds more likely the other way, by confident learning "
+        "for each label by itself, and for which every trained reference that beats chance says so too."
+    )
+    pictures: tuple[str, ...] = ("labels", "label_reliability")
+
+    def errors(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+        wrong: np.ndarray = (self.decide(table) != labels).sum(1)
+        return wrong
+
+    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        rows: np.ndarray = labels.sum(0)
+        return rows
+
+    def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
+        """A row is in the part of each of its labels. Rows without any are no part: no answer to them has an F1."""
+        return "label", [(name, labels[:, i] == 1) for i, name in enumerate(names)]
+
+    def truth(self, labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        return {"true_label": self.words(labels, names)}
+
+    def sureness(self, table: "np.ndarray") -> "np.ndarray":
+        """Probability of each decision, (rows, labels)."""
+        import numpy as np
+
+        probability, given = np.split(table, 2, axis=1)
+        return np.where(given == 1, probability, 1 - probability)
+
+    def said(self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        return {"label": self.words(self.decide(table), names), "probability": self.sureness(table).min(1)}
+
+    def flips(self, new: "np.ndarray", old: "np.ndarray", labels: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        better = self.is_right(new, labels).astype(int) - self.is_right(old, labels)
+        return better, self.sureness(new).min(1)
+
+    def flip_words(self, fixed: int, broken: int) -> str:
+        return f"fixed {counted(fixed, 'row')} and broke {broken:,}"
+
+    def mistakes(
+        self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]
+    ) -> "tuple[np.ndarray, dict[str, Any]]":
+        """Where it is surest of a label that is wrong."""
+        surest = (self.sureness(table) * (self.decide(table) != labels)).max(1)
+        return surest, {"tuned_label": self.words(self.decide(table), names), "tuned_probability": surest}
+
+    def suspects(
+        self,
+        tables: "Mapping[str, np.ndarray]",
+        labels: "np.ndarray",
+        names: Sequence[str],
+        fitted: Mapping[str, Any],
+        confidence: float,
+    ) -> "tuple[np.ndarray, np.ndarray, dict[str, Any]]":
+        """Of each row that label whose margin is the largest; all that are suspect are turned."""
+        import numpy as np
+
+        margins, place = np.zeros(labels.shape), np.arange(len(labels))
+        for i in range(labels.shape[1]):
+            probability = tables["tuned"][:, i].astype(float)
+            said = {name: self.decide(table)[:, i] for name, table in tables.items()}
+            both = np.stack([1 - probability, probability], axis=1)
+            found = suspicion(both, said, labels[:, i].astype(int), confidence)
+            margins[:, i] = np.where(found.suspect, found.margin, 0)
+        worst = margins.argmax(1)
+        suspect = margins > 0
+        probability = tables["tuned"][place, worst].astype(float)
+        given = np.where(labels[place, worst] == 1, probability, 1 - probability)
+        columns = {
+            "given_label": self.words(labels, names),
+            "likely_label": self.words(np.where(suspect, 1 - labels, labels), names),
+            "given_label_probability": given,
+            "likely_label_probability": 1 - given,
+        }
+        largest: np.ndarray = margins.max(1)
+        return largest, largest > 0, columns
+
+    def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        import numpy as np
+        from sklearn.metrics import precision_recall_fscore_support
+
+        probability, truth = table[:, : labels.shape[1]].astype(float), labels.astype(bool)
+        precision, recall, f1, rows = precision_recall_fscore_support(labels, self.decide(table), zero_division=0)
+        whole = np.ones((1, len(labels)))
+        ranked = [
+            float(ranked_precision(probability[:, i], truth[:, i])(whole)[0]) if truth[:, i].any() else 0.0
+            for i in range(labels.shape[1])
+        ]
+        return {
+            "precision": precision.tolist(),
+            "recall": recall.tolist(),
+            "f1": f1.tolist(),
+            "rows": rows.astype(int).tolist(),
+            "average_precision": ranked,
+            "calibration_error": [gap(binned(*pair)) for pair in zip(probability.T, truth.T, strict=True)],
+        }
+
+    def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
+        return None
+
+    def calibration(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, float]:
+        """Expected calibration error over every label of every row."""
+        return {"error": gap(binned(table[:, : labels.shape[1]].ravel(), labels.ravel()))}
+
+    def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return ("probabilities", "expected calibration error"), [
+            ("of every label of every test row", f"{calibration['error']:.3f}")
+        ]
+
+    def calibration_words(self, calibration: Mapping[str, float]) -> str:
+        return f"Calibration error {calibration['error']:.3f}"
+
+    def calibration_note(self, calibration: Mapping[str, float]) -> str:
+        return (
+            "A text gets each label whose probability reaches the label's own threshold, which was chosen on "
+            f"validation for the best F1. The expected calibration error over all labels of the test rows is "
+            f"{calibration['error']:.3f}."
+        )
+
+    def calibration_cautions(self, calibration: Mapping[str, float]) -> list[str]:
+        return []
+
+    def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
+        thresholds = dict(zip(names, fitted["thresholds"], strict=True))
+        return (
+            f"thresholds = {thresholds!r}\n"
+            "probabilities = dict(zip(thresholds, logits.sigmoid()[0].tolist()))\n"
+            "labels = [name for name, probability in probabilities.items() if probability >= thresholds[name]]"
+        )
 
 
 def ranked_precision(probability: "np.ndarray", truth: "np.ndarray") -> "Weighted":

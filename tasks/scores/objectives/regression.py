@@ -1,12 +1,14 @@
 """A number for each text. The table has the predicted number, (rows, 1); labels are the true ones, (rows,)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
+from tasks.base.words import bounds, counted
 from tasks.scores.conformal import conformal_quantile
 from tasks.scores.linear import ridge
 from tasks.scores.objective import ClassWeights, Metric
+from tasks.scores.statistics import wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +137,154 @@ class Regression:
 
     def detectable(self, rows: int, confidence: float) -> float | None:
         return None
+
+    # --- what people read
+
+    answers = "numbers"
+    power_known = False
+    titles: Mapping[str, str] = {"majority": "mean of train", "tfidf": "TF-IDF + ridge regression"}
+    purpose = "predicts, from text, the number"
+    head_taken_as = "its output was taken to be, standardised,"
+    label_word = "number"
+    loss_title = "squared error (standardised)"
+    score_title = "MAE"
+    slice_word = "on"
+    flip_note = (
+        "Fixed are rows to whose number the adapter is nearer than the foundation model, broken those to which it is "
+        "less near."
+    )
+    flip_order = "These are those whose error changed most"
+    mistakes_title = "Largest errors"
+    no_mistake = "The adapter has every number exactly right."
+    suspicion_note = (
+        "Rows for which the adapter and every trained reference that beats the mean give numbers that are close to "
+        "each other, and all further from the label than the half width of the intervals."
+    )
+    pictures: tuple[str, ...] = ("predicted_and_true", "errors_by_size")
+
+    def errors(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+        off: np.ndarray = abs(self.decide(table) - labels)
+        return off
+
+    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
+        import numpy as np
+
+        return np.zeros(0, int)
+
+    def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
+        """Quarters of the rows by their number; equal numbers stay together."""
+        import numpy as np
+
+        edges = np.unique(np.quantile(labels, [0.25, 0.5, 0.75], method="inverted_cdf"))
+        place = np.searchsorted(edges, labels)
+        return "true number", [(span(labels[place == i]), place == i) for i in np.unique(place)]
+
+    def truth(self, labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        return {"true_number": labels.astype(float)}
+
+    def said(self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]) -> dict[str, Any]:
+        return {"number": self.decide(table), "error": self.errors(table, labels)}
+
+    def flips(self, new: "np.ndarray", old: "np.ndarray", labels: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        import numpy as np
+
+        nearer = self.errors(old, labels) - self.errors(new, labels)
+        return np.sign(nearer), abs(nearer)
+
+    def flip_words(self, fixed: int, broken: int) -> str:
+        return f"came nearer to the true number on {counted(fixed, 'row')} and moved away from it on {broken:,}"
+
+    def mistakes(
+        self, table: "np.ndarray", labels: "np.ndarray", names: Sequence[str]
+    ) -> "tuple[np.ndarray, dict[str, Any]]":
+        said = {f"tuned_{name}": column for name, column in self.said(table, labels, names).items()}
+        return self.errors(table, labels), said
+
+    def suspects(
+        self,
+        tables: "Mapping[str, np.ndarray]",
+        labels: "np.ndarray",
+        names: Sequence[str],
+        fitted: Mapping[str, Any],
+        confidence: float,
+    ) -> "tuple[np.ndarray, np.ndarray, dict[str, Any]]":
+        """Where those that beat the mean agree to within the half width, and all lie further than it from the label,
+        on one side."""
+        import numpy as np
+
+        mean = np.full((len(labels), 1), labels.mean())
+        able = {}
+        for name, table in tables.items():
+            nearer, farther, p_value = self.compared(table, mean, labels)
+            if nearer > farther and p_value < 1 - confidence:
+                able[name] = self.decide(table)
+        if "tuned" not in able:
+            able = {"tuned": self.decide(tables["tuned"])}
+            width = float("inf")
+        else:
+            width = half_width(fitted)
+        said = np.stack(list(able.values()))
+        low, high = said.min(0), said.max(0)
+        likely, far = said.mean(0), np.maximum(low - labels, labels - high)
+        columns = {"given_number": labels.astype(float), "likely_number": likely}
+        return far, (far > width) & (high - low <= width), columns
+
+    def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
+        return {}
+
+    def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
+        return None
+
+    def calibration(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, float]:
+        """Half the width of the intervals, and how many of the rows have their number in them."""
+        within = int((self.errors(table, labels) <= half_width(fitted)).sum())
+        share = wilson_interval(within, len(labels), confidence)
+        ends = {"coverage": share.value, "coverage_low": share.low, "coverage_high": share.high}
+        return {"half_width": half_width(fitted), **ends}
+
+    def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return ("intervals", "half width", "share of the test rows in them"), [
+            (PROMISE, f"{calibration['half_width']:.4g}", bounds(coverage(calibration)))
+        ]
+
+    def calibration_words(self, calibration: Mapping[str, float]) -> str:
+        return f"{PROMISE} intervals (±{calibration['half_width']:.3g}) hold {calibration['coverage']:.3f} of the rows"
+
+    def calibration_note(self, calibration: Mapping[str, float]) -> str:
+        return (
+            f"A prediction's {PROMISE} interval reaches {calibration['half_width']:.4g} to either side, by the errors "
+            f"on validation; on the test rows such intervals hold {bounds(coverage(calibration))} of the true numbers."
+        )
+
+    def calibration_cautions(self, calibration: Mapping[str, float]) -> list[str]:
+        found = coverage(calibration)
+        if calibration["half_width"] == float("inf"):
+            return [f"validation has too few rows for {PROMISE} intervals"]
+        told = f"the {PROMISE} intervals hold {bounds(found)} of the test rows"
+        return [] if found.low <= COVERAGE <= found.high else [told]
+
+    def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
+        return f"number = logits[0, 0].item() * {fitted['std']!r} + {fitted['mean']!r}"
+
+
+def half_width(fitted: Mapping[str, Any]) -> float:
+    """Of the intervals; endless where validation had too few rows for them."""
+    return float("inf") if fitted["half_width"] is None else float(fitted["half_width"])
+
+
+PROMISE = f"{100 * COVERAGE:g} %"
+
+
+def coverage(calibration: Mapping[str, float]) -> Interval:
+    low, high = calibration["coverage_low"], calibration["coverage_high"]
+    return Interval(value=calibration["coverage"], low=low, high=high)
+
+
+def span(numbers: "np.ndarray") -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
 
 
 def rank_of(values: "np.ndarray") -> "Weighted":
