@@ -40,7 +40,12 @@ def make_adapter(folder: Path) -> Path:
     tokenizer = models.load_tokenizer(source, config.model)
     model, fresh = models.load_foundation(source, config, ("bad", "good"), tokenizer)
     adapters.save_adapter(
-        adapters.attach_adapter(model, config, fresh, 1), tokenizer, config, bare_data(source), folder / "adapter", 1.0
+        adapters.attach_adapter(model, config, fresh, 1),
+        tokenizer,
+        config,
+        bare_data(source),
+        folder / "adapter",
+        {"temperature": 1.0},
     )
     return folder / "adapter"
 

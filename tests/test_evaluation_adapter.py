@@ -174,7 +174,7 @@ def test_predictions_about_something_else_are_named(
 ) -> None:
     files = {name: write_rows(tmp_path, name, [0, 1, 2], [0, 1, 0]) for name in ("tuned", "baseline")}
     files["probe"] = write_rows(tmp_path, "probe", rows, labels, classes)
-    with pytest.raises(ValueError, match="tuned and probe are about different test rows or classes"):
+    with pytest.raises(ValueError, match="tuned and probe are about different test rows or labels"):
         paired_predictions(files)
 
 

@@ -619,7 +619,7 @@ def test_a_champion_of_other_classes_is_left_out_with_a_warning_and_the_run_goes
         caplog.clear()
         assert list(in_flow(evaluate_references, changed, data, str(tmp_path))) == ["majority"]
         said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert any("models:/reviews/1 knows the classes bad, good, not no, yes" in message for message in said), said
+        assert any("models:/reviews/1 knows bad, good, not no, yes" in message for message in said), said
 
 
 def test_a_champion_is_asked_among_the_classes_that_it_shares() -> None:
@@ -637,7 +637,7 @@ def test_a_champion_of_some_of_the_classes_is_asked(registry: Any, champion: Cha
     answers = ask_champion(config, grown, champion)
     assert (answers[:, 2] == 0).all() and (answers[:, :2] == ask_champion(config, trained.data, champion)).all()
     one = trained.data.model_copy(update={"label_names": ("good", "odd")})
-    with pytest.raises(ChampionLeftOut, match="knows the classes bad, good, not good, odd"):
+    with pytest.raises(ChampionLeftOut, match="knows bad, good, not good, odd"):
         ask_champion(config, one, champion)
 
 

@@ -67,7 +67,7 @@ def train(model: Any, tokenizer: Any, steps: int = 3) -> list[float]:
 
 
 def save(model: Any, built: Built, config: RunConfig, folder: Path) -> None:
-    adapters.save_adapter(model, built.tokenizer, config, bare_data(built.source), folder, 1.0)
+    adapters.save_adapter(model, built.tokenizer, config, bare_data(built.source), folder, {"temperature": 1.0})
 
 
 def head_weights(model: Any) -> dict[str, Any]:

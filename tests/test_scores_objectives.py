@@ -8,9 +8,10 @@ from scipy import stats
 from scipy.special import expit
 from sklearn import metrics
 
+from tasks.scores.conformal import conformal_quantile
 from tasks.scores.objective import Objective, objective
 from tasks.scores.objectives.multi_label import randomization_p_value
-from tasks.scores.objectives.regression import COVERAGE, conformal_half_width
+from tasks.scores.objectives.regression import COVERAGE
 from tasks.scores.statistics import bootstrap, difference, score_intervals
 
 LABELS, NUMBERS = objective("multi_label"), objective("regression")
@@ -124,7 +125,7 @@ MANY = pytest.mark.parametrize("trials", [200, pytest.param(2000, marks=pytest.m
 
 @MANY
 @TASKS
-def test_bootstrap_intervals_cover_the_truth(task: Objective, population: Any, trials: int) -> None:
+def test_intervals_of_every_task_cover_the_truth(task: Objective, population: Any, trials: int) -> None:
     """Test sets of 300 rows, drawn from 20,000 whose scores are the truth: 93 to 97 % of 95 % intervals cover it."""
     labels, tables = population(20_000, seed=1)
     truth = [task.scores(table, labels) for table in tables]
@@ -202,5 +203,5 @@ def test_intervals_of_new_rows_hold_what_they_promise() -> None:
     generator, held = np.random.default_rng(0), []
     for _ in range(500):
         known, new = abs(generator.standard_t(4, size=(2, 200)))
-        held.append((new <= conformal_half_width(known, COVERAGE)).mean())
+        held.append((new <= conformal_quantile(known, COVERAGE)).mean())
     assert COVERAGE - 0.005 <= np.mean(held) <= COVERAGE + 1 / 201 + 0.005

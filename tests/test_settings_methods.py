@@ -109,7 +109,7 @@ def train_save_and_read_back(method: str, loaded: Loaded, folder: Path) -> None:
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), f"{name} is frozen"
 
-    adapters.save_adapter(model, tokenizer, config, bare_data(loaded.source), folder, 1.0)
+    adapters.save_adapter(model, tokenizer, config, bare_data(loaded.source), folder, {"temperature": 1.0})
     saved = load_file(folder / "adapter_model.safetensors")
     for module in loaded.fresh:
         assert any(f".{module}." in name for name in saved), f"{module} is saved"

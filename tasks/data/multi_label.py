@@ -66,7 +66,8 @@ def in_one_column(
     if len(names) < 2 and not faults:
         only = f"only the label {names[0]!r}" if names else "no label"
         raise InputError(f"data.label_column: the rows of '{config.label_column}' have {only}; two are needed")
-    check_names(names, config)
+    if not faults:
+        check_names(names, config)
     place, labels = {name: i for i, name in enumerate(names)}, {}
     for role, column in columns.items():
         unknown = sorted({name for one in sets[role] for name in one or () if name not in place})
