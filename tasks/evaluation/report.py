@@ -127,8 +127,9 @@ def comparison_page(
         "## Slices of the test rows",
         slice_table(result),
         f"{capital(metric.title)}{direction(metric)} before is that of the foundation model, after that of the "
-        f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the {task.test} "
-        f"test of each slice by itself; of twenty slices without any difference, one is expected under 0.05.{note}",
+        f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the "
+        f"{task.test} test of each slice by itself; of twenty slices without any difference, one is expected under "
+        f"0.05.{note}",
         "## Calibration",
         markdown_table(*task.calibration_table(result.calibration)),
         *flip_section(result, tables["flips"]),
