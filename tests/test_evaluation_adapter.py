@@ -78,7 +78,7 @@ def test_adapter_and_foundation_model_are_distinguished(
     trained: Trained, measured: Evaluation, baseline: Evaluation
 ) -> None:
     tuned, untouched = (read_predictions(result.predictions)[2] for result in (measured, baseline))
-    assert np.abs(without_temperature(tuned, trained.adapter.temperature) - untouched).max() > 0.05
+    assert np.abs(without_temperature(tuned, trained.adapter.fitted["temperature"]) - untouched).max() > 0.05
 
 
 def test_the_adapters_probabilities_are_calibrated_by_its_temperature(trained: Trained, measured: Evaluation) -> None:
@@ -86,8 +86,8 @@ def test_the_adapters_probabilities_are_calibrated_by_its_temperature(trained: T
     from scipy.special import softmax
 
     logits = load_file(Path(trained.adapter.folder).parent / "reloaded.safetensors")["test"].numpy()
-    assert trained.adapter.temperature != 1
-    expected = softmax(logits / trained.adapter.temperature, axis=1)
+    assert trained.adapter.fitted["temperature"] != 1
+    expected = softmax(logits / trained.adapter.fitted["temperature"], axis=1)
     assert read_predictions(measured.predictions)[2] == pytest.approx(expected, abs=1e-6)
 
 
@@ -174,7 +174,7 @@ def test_predictions_about_something_else_are_named(
 ) -> None:
     files = {name: write_rows(tmp_path, name, [0, 1, 2], [0, 1, 0]) for name in ("tuned", "baseline")}
     files["probe"] = write_rows(tmp_path, "probe", rows, labels, classes)
-    with pytest.raises(ValueError, match="tuned and probe are about different test rows or classes"):
+    with pytest.raises(ValueError, match="tuned and probe are about different test rows or labels"):
         paired_predictions(files)
 
 
@@ -187,7 +187,7 @@ def test_the_fresh_process_computes_what_this_one_does(trained: Trained, measure
     model, tokenizer = serving.load_adapter(Path(trained.adapter.folder))
     rows = serving.model_rows(load_from_disk(trained.data.folder)["test"], tokenizer)
     logits = serving.classify(model, tokenizer, rows, trained.config.evaluation.batch_size)
-    here = serving.probabilities(logits, trained.adapter.temperature)
+    here = serving.probabilities(logits, trained.adapter.fitted["temperature"])
     assert (read_predictions(measured.predictions)[2] == here).all()
 
 

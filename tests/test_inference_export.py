@@ -83,8 +83,8 @@ def test_readme_gives_the_temperature_and_a_snippet_that_gives_the_served_probab
     folder = tmp_path / "merged"
     exported = export(trained.adapter.folder, folder, merged=True, onnx=False)
     text = (folder / "README.md").read_text()
-    assert f"temperature {trained.adapter.temperature!r}" in text
-    assert exported.temperature == trained.adapter.temperature != 1
+    assert f"temperature {trained.adapter.fitted['temperature']!r}" in text
+    assert exported.temperature == trained.adapter.fitted["temperature"] != 1
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(snippet.replace("THIS_FOLDER", str(folder)).replace("a text", TEXTS[0]), names)
@@ -230,7 +230,7 @@ def test_command_says_what_it_wrote(
 ) -> None:
     assert main(["export", trained.adapter.folder, str(tmp_path / "out"), "--merged"]) == DONE
     output, errors = capsys.readouterr()
-    assert str(tmp_path / "out") in output and repr(trained.adapter.temperature) in output and errors == ""
+    assert str(tmp_path / "out") in output and repr(trained.adapter.fitted["temperature"]) in output and errors == ""
 
 
 @pytest.mark.parametrize("name", ["new", "there", ".", "there/../new", "link", "x" * 250])

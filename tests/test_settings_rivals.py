@@ -61,7 +61,7 @@ def test_new_reference_is_a_judge_of_labels(agrees: bool, oracle: None, tmp_path
     for name in ("tuned", "tfidf", "probe", *(["oracle"] if agrees else [])):
         case.says(name, 104, 1, 0.95)  # its label is 0
     data, test = case.read()
-    found = likely_label_errors(data, test, case.predictions, 0.95)
+    found = likely_label_errors(data, test, case.predictions, {}, 0.95)
     assert found["row"].tolist() == ([104] if agrees else [])
 
 
