@@ -124,7 +124,7 @@ MANY = pytest.mark.parametrize("trials", [200, pytest.param(2000, marks=pytest.m
 
 @MANY
 @TASKS
-def test_bootstrap_intervals_cover_the_truth(task: Objective, population: Any, trials: int) -> None:
+def test_intervals_of_every_task_cover_the_truth(task: Objective, population: Any, trials: int) -> None:
     """Test sets of 300 rows, drawn from 20,000 whose scores are the truth: 93 to 97 % of 95 % intervals cover it.
 
     Those of one classifier's mean average precision alone cover only 91 %, where the rarest label has 45 rows. Those
