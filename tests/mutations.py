@@ -105,8 +105,8 @@ FAULTS = (
         "evaluation",
         "the sign of the adapter's gain is turned",
         "verdict.py",
-        'pair = (names.index("tuned"), i)',
-        'pair = (i, names.index("tuned"))',
+        '(names.index("tuned"), i)',
+        '(i, names.index("tuned"))',
         "tests/test_evaluation_comparison.py",
     ),
     Fault(

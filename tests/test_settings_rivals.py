@@ -15,6 +15,7 @@ from tasks.evaluation.error_analysis import likely_label_errors
 from tasks.evaluation.references import MEASURES, Measure, measure
 from tasks.evaluation.report import ladder_frame
 from tasks.retraining.gate import without_champion
+from tasks.scores.objective import objective
 from tasks.settings import rivals
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
 from tasks.settings.sections import EvaluationConfig, GateConfig
@@ -41,7 +42,7 @@ def test_every_reference_of_a_configuration_has_a_record_and_can_be_measured() -
 def test_new_reference_is_in_the_tables(oracle: None, tmp_path: Path) -> None:
     case = Case(tmp_path / "data")
     case.tables["oracle"] = sure(1 - case.labels)
-    rungs = verdict.ladder(case.predictions, 50, 0.95, 0)
+    rungs = verdict.ladder(objective("single_label"), case.predictions, 50, 0.95, 0)
     result = Comparison.model_construct(rows=len(case.labels), confidence=0.95, ladder=rungs)
     assert "| oracle + a coin " in wording.ladder_table(result)
     assert "oracle + a coin" in ladder_frame(result)["classifier"].tolist()
@@ -61,7 +62,7 @@ def test_new_reference_is_a_judge_of_labels(agrees: bool, oracle: None, tmp_path
     for name in ("tuned", "tfidf", "probe", *(["oracle"] if agrees else [])):
         case.says(name, 104, 1, 0.95)  # its label is 0
     data, test = case.read()
-    found = likely_label_errors(data, test, case.predictions, 0.95)
+    found = likely_label_errors(data, test, case.predictions, {}, 0.95)
     assert found["row"].tolist() == ([104] if agrees else [])
 
 
