@@ -92,12 +92,16 @@ def finetune(**given: Any) -> RunResult:
 
 
 def describe_data(config: RunConfig, data: PreparedData) -> str:
-    counts = ", ".join(f"{data.rows(split):,} {split}" for split in data.class_counts)
+    counts = ", ".join(f"{data.rows(split):,} {split}" for split in data.row_counts)
     stale = [source.name for source in (data.source, data.model) if source.local_files_only and not source.is_local]
     if stale and not config.offline:
         counts += f" (the Hub did not answer: {' and '.join(stale)} from the cache)"
     notes = "".join(f"; {note}" for note in data.notes)
-    return f"{config.data.name}: {counts} rows in {len(data.label_names)} classes{notes}"
+    kind = "classes" if objective(data.task).one_class else "labels"
+    asked = (
+        f"in {len(data.label_names)} {kind}" if data.class_counts["train"] else f"with a number, {data.label_names[0]}"
+    )
+    return f"{config.data.name}: {counts} rows {asked}{notes}"
 
 
 def describe_training(trained: TrainedAdapter) -> str:

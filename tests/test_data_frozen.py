@@ -232,3 +232,18 @@ def test_file_without_labels_is_refused_with_what_to_do(configure: Configure, tm
     assert said.endswith(
         "bare.csv has no column 'label'; it has text; label the rows of data.test_file, or leave it out"
     )
+
+
+def test_rows_with_label_columns_keep_them_by_name() -> None:
+    rows = pd.DataFrame({"row": [4], "said": ["a film"], "loud": [1], "long": [0], "shop": ["north"]})
+    data = DataConfig.model_validate({"text_columns": ["text"], "label_columns": ["loud", "long"]})
+    ours = in_our_columns(rows, ["said"], data)
+    assert list(ours) == ["row", "text", "loud", "long", "shop"] and ours.iloc[0].tolist() == [
+        4,
+        "a film",
+        1,
+        0,
+        "north",
+    ]
+    with pytest.raises(InputError, match="have no weight; draw new ones with --refresh_test"):
+        in_our_columns(rows, ["said"], data.model_copy(update={"label_columns": ("loud", "weight")}))

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.data.targets import labels_of
+from tasks.data.targets import labels_of, reader
+from tasks.settings.sections import DataConfig
 from tests.test_data_labels import labelled, refusal
 from tests.test_data_splits import film_reviews, fingerprint_of, read, write
 
@@ -161,3 +162,26 @@ def test_settings_that_contradict_each_other_are_refused(fields: dict[str, Any],
 
     with pytest.raises(InputError, match=says):
         validated({"data": fields})
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"), [("multi_label", {}), ("multi_label", {"label_columns": NAMES}), ("regression", {})]
+)
+def test_test_rows_that_a_run_logs_are_read_again(task: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    frame = columns_of(tickets()) if fields else tickets()
+    if task == "regression":
+        frame = frame.assign(label=[row / 8 for row in range(len(frame))])
+    first = read(path := write(frame, tmp_path / "data.parquet"), **fields)
+    config, test = DataConfig.model_validate({"name": str(path), **fields}), first.datasets["test"]
+    columns = {"row": test["row"][:], "text": test["text"][:]}
+    columns |= reader(task).written(labels_of(test), first.label_names, config)
+    again = read(path, test_file=str(write(pd.DataFrame(columns), tmp_path / "test.parquet")), **fields)
+    assert again.task == first.task == task and again.datasets["test"]["row"][:] == test["row"][:]
+    assert (labels_of(again.datasets["test"]) == labels_of(test)).all()
+
+
+def test_rows_and_fingerprints_of_classes_are_those_of_before_there_were_tasks(tmp_path: Path) -> None:
+    frame = film_reviews()
+    grades = write(frame.assign(label=[str(row % 3) for row in range(len(frame))]), tmp_path / "grades.csv")
+    assert fingerprint_of(write(frame, tmp_path / "reviews.csv")).startswith("ec4f0d0edcb118a1")
+    assert fingerprint_of(grades, max_train_rows=30).startswith("503aa00229946dad")

@@ -120,7 +120,11 @@ def paired_columns(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]
 
 def in_our_columns(rows: "pd.DataFrame", theirs: Sequence[str], data: DataConfig) -> "pd.DataFrame":
     """`frozen_rows` of a run whose text columns are `theirs`, with the names that columns have in `data`."""
-    row, label = "row", rows.columns[1 + len(theirs)]  # the label comes after the texts, whatever it is called
-    names = {row: row, **paired_columns(theirs, data.text_columns), label: data.label_column}
+    # the label comes after the texts, whatever it is called; several columns of 0 and 1 are known by name
+    label = {name: name for name in data.label_columns} or {rows.columns[1 + len(theirs)]: data.label_column}
+    if not set(label) <= set(rows.columns):
+        missing = ", ".join(name for name in label if name not in rows.columns)
+        raise InputError(f"data.label_columns: the champion's test rows have no {missing}; draw new ones with --refresh_test")
+    names = {"row": "row", **paired_columns(theirs, data.text_columns), **label}
     slices = [name for name in rows.columns[len(names) :] if name not in names.values()]
     return rows[[*names, *slices]].rename(columns=names)

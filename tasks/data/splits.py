@@ -108,13 +108,16 @@ def told_rows(
     return same_texts(splits, config.text_columns, codes), words
 
 
-def training_classes(source: Source, config: DataConfig) -> tuple[str, ...]:
-    """The classes that the training rows have now; whether they are enough to train on is not looked at."""
+def training_classes(source: Source, config: DataConfig) -> tuple[str, ...] | None:
+    """The classes that the training rows have now; whether they are enough to train on is not looked at. None where a
+    text has not one class only."""
     from datasets import DatasetDict
 
     chosen, _ = choose_splits(load(source, config), config)
     train, column = chosen["train"], config.label_column
     check_columns(DatasetDict(train=train), config)
+    if not objective(find_task(DatasetDict(train=train), config)[0]).one_class:
+        return None
     return class_names(train.features, column) or class_names_of(read_labels(train, column))
 
 

@@ -164,10 +164,11 @@ def frozen_test(run_id: str, source: Source, data: DataConfig, folder: Path) -> 
         known = patient(training_classes)(source, data)
     except InputError:  # the run will say so
         return file
-    rows = rows[rows[data.label_column].isin(known)]
+    if known is not None:
+        rows = rows[rows[data.label_column].isin(known)]
     if len(rows) == len(given) and list(rows) == list(given):
         return file
-    if rows[data.label_column].nunique() < 2:
+    if known is not None and rows[data.label_column].nunique() < 2:
         return None
     rows.to_parquet(ours := folder / "present.parquet", index=False)
     return ours
