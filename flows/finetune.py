@@ -21,10 +21,9 @@ from tasks.evaluation.comparison import compare
 from tasks.evaluation.recording import record
 from tasks.evaluation.references import evaluate_baseline, evaluate_references
 from tasks.evaluation.wording import caution, headline
-from tasks.scores.objective import objective
+from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
-from tasks.settings.rivals import SHORT_TITLES
 from tasks.tracking.address import run_url
 from tasks.tracking.flow import flow_tags, link_to_mlflow, live
 from tasks.tracking.journal import run_id_of
@@ -57,15 +56,15 @@ def finetune(**given: Any) -> RunResult:
         clock.lap("check")
 
         baseline = evaluate_baseline(config, prepared, str(WORK))
-        metric = objective(prepared.task).metrics[0]
+        task = objective(prepared.task)
+        metric = task.metrics[0]
         logger.info("Foundation model: %s %s", metric.title, metric.shown(baseline.scores[metric.name]))
         clock.lap("baseline")
 
         references = evaluate_references(config, prepared, str(WORK))
         if references:
-            named = ", ".join(
-                f"{SHORT_TITLES[name]} {metric.shown(one.scores[metric.name])}" for name, one in references.items()
-            )
+            values = {name: metric.shown(one.scores[metric.name]) for name, one in references.items()}
+            named = ", ".join(f"{short_reference_title(task, name)} {value}" for name, value in values.items())
             logger.info("References: %s %s", metric.title, named)
         clock.lap("references")
 

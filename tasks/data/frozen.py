@@ -124,7 +124,9 @@ def in_our_columns(rows: "pd.DataFrame", theirs: Sequence[str], data: DataConfig
     label = {name: name for name in data.label_columns} or {rows.columns[1 + len(theirs)]: data.label_column}
     if not set(label) <= set(rows.columns):
         missing = ", ".join(name for name in label if name not in rows.columns)
-        raise InputError(f"data.label_columns: the champion's test rows have no {missing}; draw new ones with --refresh_test")
+        raise InputError(
+            f"data.label_columns: the champion's test rows have no {missing}; draw new ones with --refresh_test"
+        )
     names = {"row": "row", **paired_columns(theirs, data.text_columns), **label}
     slices = [name for name in rows.columns[len(names) :] if name not in names.values()]
     return rows[[*names, *slices]].rename(columns=names)

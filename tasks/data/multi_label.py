@@ -131,6 +131,13 @@ def check(labels: "Mapping[str, np.ndarray]", rows: "Mapping[str, np.ndarray]", 
         raise InputError("data: no training row has a label; is it the right column?")
 
 
+def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+    import numpy as np
+
+    labels = np.asarray([[name in cell for name in names] for cell in map(list, cells)], np.int8)
+    return labels.reshape(-1, len(names)), np.asarray([set(cell) <= set(names) for cell in cells], bool)
+
+
 def written(labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
     if config.label_columns:
         return {name: labels[:, i].tolist() for i, name in enumerate(names)}

@@ -63,5 +63,12 @@ def check(labels: "Mapping[str, np.ndarray]", rows: "Mapping[str, np.ndarray]", 
         raise InputError(f"data.label_column: all training rows have the number {first:g}; there is nothing to learn")
 
 
+def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+    import numpy as np
+
+    labels = np.asarray(cells, np.float64)
+    return labels, np.isfinite(labels)
+
+
 def written(labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
     return {config.label_column: labels.tolist()}

@@ -63,5 +63,13 @@ def check(labels: "Mapping[str, np.ndarray]", rows: "Mapping[str, np.ndarray]", 
             )
 
 
+def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+    import numpy as np
+
+    place = {name: i for i, name in enumerate(names)}
+    labels = np.asarray([place.get(cell, -1) for cell in cells], np.int64)
+    return labels, labels >= 0
+
+
 def written(labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
     return {config.label_column: [names[label] for label in labels]}

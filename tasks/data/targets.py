@@ -38,6 +38,10 @@ class Reader(Protocol):
     def check(self, labels: "Mapping[str, np.ndarray]", rows: "Mapping[str, np.ndarray]", names: Sequence[str]) -> None:
         """InputError where the splits, as they are used, cannot be learned from; `rows` are places in the source."""
 
+    def encoded(self, cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+        """Labels (rows, ...) of cells as `written` writes them in one column, and a mask of the rows, (rows,), whose
+        labels are all among `names`."""
+
     def written(self, labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
         """The columns that `read` would make these of."""
 

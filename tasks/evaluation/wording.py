@@ -1,29 +1,36 @@
 """The verdict in words."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from tasks.base.records import Comparison, Rung
 from tasks.base.verdict import capital
 from tasks.base.words import counted, format_p, markdown_table, plain, short_p, shown
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.objective import Metric, Objective, objective, reference_title, short_reference_title
 from tasks.settings.config import RunConfig
-from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES, in_a_sentence
+from tasks.settings.rivals import TITLES, in_a_sentence
 
 
-def title_of(result: Comparison, name: str) -> str:
+class Judged(Protocol):
+    """A comparison, of one run or of several."""
+
+    @property
+    def task(self) -> str: ...
+
+
+def title_of(result: Judged, name: str) -> str:
     """What people call a rung of the ladder in tables."""
-    return objective(result.task).titles.get(name) or TITLES[name]
+    return reference_title(objective(result.task), name)
 
 
-def name_of(result: Comparison, name: str) -> str:
+def name_of(result: Judged, name: str) -> str:
     """The same in a sentence."""
-    return result.names.get(name) or NAMES[name]
+    return in_a_sentence(reference_title(objective(result.task), name))
 
 
-def short_title(result: Comparison, name: str) -> str:
+def short_title(result: Judged, name: str) -> str:
     """The same where there is little room."""
-    title = objective(result.task).titles.get(name)
-    return in_a_sentence(title) if title else SHORT_TITLES[name]
+    return short_reference_title(objective(result.task), name)
 
 
 def direction(metric: Metric) -> str:

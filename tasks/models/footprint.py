@@ -30,7 +30,8 @@ def main() -> None:
     ]
     footprint = Footprint(latency_ms=statistics.median(milliseconds[1:]), memory_mb=peak_memory_mb())
     if request.get("answers"):
-        serving.predict(model, tokenizer, settings, rows).to_parquet(request["answers"])
+        table = serving.ask(model, tokenizer, settings, rows)
+        pd.DataFrame(table, columns=[str(place) for place in range(table.shape[1])]).to_parquet(request["answers"])
     footprint.write(Path(request["out"]))
 
 

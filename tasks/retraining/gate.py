@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.base.outcomes import Finding, Footprint, Gate
 from tasks.base.records import Comparison, Difference
 from tasks.base.words import counted, format_p, markdown_table, shown
-from tasks.scores.objective import Objective, objective
+from tasks.scores.objective import Objective, objective, reference_title
 from tasks.scores.statistics import bootstrap, difference, primary_interval
-from tasks.settings.rivals import TITLES, to_beat
+from tasks.settings.rivals import to_beat
 from tasks.settings.sections import GateConfig
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ def judge_footprint(config: GateConfig, footprint: Footprint | None) -> list[Fin
 
 
 def judge_reference(config: GateConfig, task: Objective, name: str, gain: Difference | None) -> Finding:
-    title, rule = TITLES[name], f"better than {TITLES[name]}"
+    title = reference_title(task, name)
+    rule = f"better than {title}"
     if gain is None:
         return Finding(rule=rule, passed=False, told=f"{title} was not measured")
     told = f"{task.metrics[0].title} {shown(gain.primary)}, {task.test} p {format_p(gain.p_value)}"

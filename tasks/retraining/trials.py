@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import PreparedData
 from tasks.base.work import RunFolder
 from tasks.data.frozen import in_our_columns
+from tasks.data.targets import reader
 from tasks.evaluation.error_analysis import read_test_rows, slice_masks
 from tasks.evaluation.predictions import paired_predictions, read_predictions
 from tasks.evaluation.wording import slice_title
@@ -36,11 +37,11 @@ def new_classes(
         tuple(name for name in names if name not in others)
         for names, others in ((data.label_names, known), (known, data.label_names))
     )
-    if not came and not went:
+    if not data.class_counts["test"] or not (came or went):  # a number has no classes
         return None
     rows = sum(data.class_counts["test"][data.label_names.index(name)] for name in came)
     if frozen is not None:
-        rows += int(frozen[LABEL].isin(went).sum())
+        rows += int((~reader(data.task).encoded(frozen[LABEL].tolist(), data.label_names)[1]).sum())
         forward = f"--refresh_test draws test rows of all present classes; {forward}"
     return NewClasses(came, went, tuple(name for name in data.label_names if name in known), rows, forward)
 
@@ -80,7 +81,9 @@ def trial_of(
     predictions = paired_predictions({name: str(file) for name, file in files.items()})
     test = read_test_rows(data, predictions)
     slices = [(slice_title(kind, name), inside) for kind, name, inside in slice_masks(data, test)]
-    shared = np.isin(predictions.labels, [i for i, name in enumerate(data.label_names) if name in known])
+    new = [i for i, name in enumerate(data.label_names) if name not in known]
+    has = objective(data.task).indicator(predictions.labels, len(data.label_names))
+    shared = ~has[:, new].any(1) if has.size else np.ones(len(test), bool)
     fresh = np.ones(len(test), dtype=bool)
     for columns, keys in seen:
         fresh &= unseen(test, columns, keys)
@@ -111,7 +114,11 @@ def own_test(run_id: str, settings: dict[str, Any], config: RunConfig, here: Run
     if file is None or len(settings["text_columns"]) != len(config.data.text_columns):
         return None
     data = config.data.model_copy(update={"label_column": LABEL})
-    return in_our_columns(pd.read_parquet(file), settings["text_columns"], data)
+    rows = in_our_columns(pd.read_parquet(file), settings["text_columns"], data)
+    if columns := list(config.data.label_columns):
+        ones = rows[columns].to_numpy() > 0
+        rows[LABEL] = [[name for name, yes in zip(columns, row, strict=True) if yes] for row in ones]
+    return rows
 
 
 LABEL = "label"
@@ -127,7 +134,6 @@ def own_trial(
     here: RunFolder,
 ) -> Trial:
     """Both on the champion's own test rows, less those that the challenger has learned from or has no class for."""
-    import numpy as np
     import pandas as pd
 
     assert champion.run_id
@@ -136,11 +142,12 @@ def own_trial(
     answers, names = pd.read_parquet(here.answers), list(data.label_names)
     _, _, table = read_predictions(str(predictions))
     fresh = unseen(own_rows, data.text_columns, ours)
-    inside = fresh & own_rows[LABEL].isin(names).to_numpy()
+    labels, among_ours = reader(data.task).encoded(own_rows[LABEL].tolist(), names)
+    inside = fresh & among_ours
     return Trial(
-        labels=np.asarray([names.index(label) for label in own_rows[LABEL][inside]]),
+        labels=labels[inside],
         champion=objective(data.task).among(table, known, names)[inside],
-        challenger=answers[[f"probability_{name}" for name in names]].to_numpy()[inside],
+        challenger=answers.to_numpy()[inside],
         left_out=int((~fresh).sum()),
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from tasks.base.records import Interval
 from tasks.base.words import ends, shown_share
+from tasks.settings.rivals import SHORT_TITLES, TITLES, in_a_sentence
 
 ClassWeights = Literal["none", "balanced"] | dict[str, float]
 
@@ -227,6 +228,17 @@ class Objective(Protocol):
 
     def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
         """Python code that makes answers of `logits`."""
+
+
+def reference_title(task: Objective, name: str) -> str:
+    """What people call a classifier of the ladder in tables."""
+    return task.titles.get(name) or TITLES[name]
+
+
+def short_reference_title(task: Objective, name: str) -> str:
+    """The same where there is little room."""
+    title = task.titles.get(name)
+    return in_a_sentence(title) if title else SHORT_TITLES[name]
 
 
 @cache

@@ -21,7 +21,6 @@ from tasks.evaluation.wording import caution
 from tasks.scores.objective import Metric, Objective, objective
 from tasks.scores.statistics import bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig
-from tasks.settings.rivals import NAMES, SHORT_TITLES, TITLES
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url
 from tasks.tracking.run import describe, log, log_files, send_all
@@ -126,7 +125,7 @@ def verdict_of_all(ladder: Sequence[RungSpread], comparisons: Sequence[Compariso
         first, *others = {comparison.lead(name).verdict for comparison in comparisons}
         return "no evidence" if others else first
 
-    return standing([(rung.name, agreed(rung.name)) for rung in ladder if rung.name != "tuned"])
+    return standing([(rung.name, agreed(rung.name)) for rung in ladder if rung.name != "tuned"], comparisons[0].names)
 
 
 def cautions_of_all(seeds: Sequence[int], comparisons: Sequence[Comparison]) -> tuple[str, ...]:
@@ -216,7 +215,7 @@ def headline(result: SeedsResult) -> str:
         f"Over {len(result.runs)} seeds the adapter's {metric.title} on {counted(result.rows, 'test row')} is "
         f"{metric.shown(tuned.mean.value)} on average ({percent} interval {' to '.join(metric.ends(tuned.mean))}), "
         f"{metric.shown(tuned.smallest)} to {metric.shown(tuned.largest)} in single runs. Against "
-        f"{NAMES[result.against]} it is {shown(result.lead.mean)}. {verdict_sentence(result)} "
+        f"{name_of(result, result.against)} it is {shown(result.lead.mean)}. {verdict_sentence(result)} "
         f"Its step from the foundation model is {shown(result.gain.mean)}."
     )
 
@@ -247,7 +246,7 @@ def seeds_table(result: SeedsResult) -> str:
         ("classifier", first.title, f"{percent} interval of the mean", *(metric.title for metric in others)),
         [
             (
-                TITLES[rung.name],
+                title_of(result, rung.name),
                 plus_minus(rung.primary),
                 " to ".join(first.ends(rung.primary.mean)),
                 *(plus_minus(rung.scores[metric.name]) for metric in others),
@@ -262,7 +261,7 @@ def ladder_means(result: SeedsResult) -> dict[str, list[Any]]:
     first, *others = (metric.name for metric in objective(result.task).metrics)
     rows = [
         [
-            TITLES[rung.name],
+            title_of(result, rung.name),
             *(round(getattr(rung.primary.mean, end), 4) for end in ("value", "low", "high")),
             *(round(rung.scores[name].mean.value, 4) for name in others),
         ]
@@ -278,7 +277,13 @@ def plus_minus(value: Spread) -> str:
 def runs_table(result: SeedsResult) -> str:
     metric = objective(result.task).metrics[0]
     return markdown_table(
-        ("seed", "verdict", metric.title, f"minus {SHORT_TITLES[result.against]}", "run"),
+        (
+            "seed",
+            "verdict",
+            metric.title,
+            f"minus {short_title(result, result.against)}",
+            "run",
+        ),
         [(f"{run.seed}", run.verdict, metric.shown(run.score), f"{run.lead:+z.3f}", run.run_id) for run in result.runs],
     )
 
@@ -289,10 +294,12 @@ def description(result: SeedsResult) -> str:
     lines = (
         f"**{capital(result.verdict)}** over {len(result.runs)} seeds: {metric.title} "
         f"{plus_minus(result.rung('tuned').primary)}, "
-        f"{shown(result.lead.mean)} against {SHORT_TITLES[result.against]}",
+        f"{shown(result.lead.mean)} against {short_title(result, result.against)}",
         plain(caution(result.cautions)) or verdict_sentence(result),
         "Ladder: "
-        + ", ".join(f"{SHORT_TITLES[rung.name]} {metric.shown(rung.primary.mean.value)}" for rung in result.ladder),
+        + ", ".join(
+            f"{short_title(result, rung.name)} {metric.shown(rung.primary.mean.value)}" for rung in result.ladder
+        ),
         f"Step from the foundation model: {shown(result.gain.mean)}",
         f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
         f"{counted(result.pairs, 'pair')} differ significantly",
