@@ -30,7 +30,7 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
     import numpy as np
 
     task, names = objective(data.task), len(data.label_names)
-    rows, said = (task.counts(labels, names) for labels in (labels, task.decide(table)))
+    rows, said = (task.indicator(labels, names).sum(0) for labels in (labels, task.decide(table)))
     if never := [
         f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
     ]:
