@@ -25,12 +25,13 @@ from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking.address import run_url
-from tasks.tracking.flow import flow_tags, link_to_mlflow, live
+from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.journal import run_id_of
 from tasks.tracking.run import tracked_run
 from tasks.training.fit import train_adapter
 
 
+@first_sign_of_life
 def flow_run_name() -> str:
     return validated(runtime.flow_run.parameters).run_name()
 

@@ -17,10 +17,11 @@ from tasks.inference.prediction import describe_result, predict_rows
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
-from tasks.tracking.flow import live
+from tasks.tracking.flow import first_sign_of_life, live
 from tasks.tracking.run import tidy_up
 
 
+@first_sign_of_life
 def flow_run_name() -> str:
     return checked(PredictionConfig, runtime.flow_run.parameters).run_name()
 

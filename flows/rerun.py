@@ -4,7 +4,7 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.finetune import finetune
@@ -13,10 +13,15 @@ from tasks.base.outcomes import RerunResult
 from tasks.base.work import as_one
 from tasks.settings.config import RerunConfig
 from tasks.studies.rerun import judge_rerun, recall_run, rerun_folder, sentence
-from tasks.tracking.flow import live
+from tasks.tracking.flow import first_sign_of_life, live
 
 
-@flow(name="rerun", flow_run_name="rerun of {run_id}", validate_parameters=True)
+@first_sign_of_life
+def flow_run_name() -> str:
+    return f"rerun of {runtime.flow_run.parameters['run_id']}"
+
+
+@flow(name="rerun", flow_run_name=flow_run_name, validate_parameters=True)
 @parameters_of(RerunConfig)
 def rerun(**given: Any) -> RerunResult:
     """Do a finished run again from its record in MLflow, as a new run, and find out whether the same comes out."""

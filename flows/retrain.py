@@ -19,11 +19,12 @@ from tasks.retraining.approval import ask_for_approval, check_approval
 from tasks.retraining.challenger import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.settings.config import RetrainConfig
 from tasks.settings.loading import checked
-from tasks.tracking.flow import live
+from tasks.tracking.flow import first_sign_of_life, live
 from tasks.tracking.opening import make_store
 from tasks.tracking.versions import find_champion
 
 
+@first_sign_of_life
 def flow_run_name() -> str:
     config = checked(RetrainConfig, runtime.flow_run.parameters)
     return f"retrain {config.tracking.registered_model}"

@@ -20,10 +20,11 @@ from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
 from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking.address import run_url
-from tasks.tracking.flow import flow_tags, link_to_mlflow, live
+from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
 
 
+@first_sign_of_life
 def flow_run_name() -> str:
     asked = checked(SeedsConfig, runtime.flow_run.parameters)
     return named(asked.run_config(), f"{asked.seeds} seeds").run_name()

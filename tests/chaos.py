@@ -26,6 +26,7 @@ from tests.conftest import ROOT, free_port
 
 POINTS = {
     # where, and up to how many calls a run makes
+    "tasks.tracking.flow:live": 1,
     "tasks.data.prepare:find_input": 1,
     "tasks.data.prepare:check_input": 2,
     "tasks.data.prepare:tokenize": 1,

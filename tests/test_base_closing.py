@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import mlflow
 import pytest
+import yaml
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
@@ -32,8 +34,11 @@ from tasks.base.closing import FLOW_RUN
 from tasks.base.work import WORK
 from tasks.tracking import address, sending
 from tasks.tracking import run as tracking
+from tasks.tracking.flow import first_sign_of_life
 from tasks.tracking.journal import LINES, Head, Journal, now
-from tests.conftest import only_run, tracked
+from tests.conftest import ROOT, only_run, tracked
+
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 STATES = {"COMPLETED": Completed, "FAILED": Failed, "CRASHED": Crashed, "CANCELLED": Cancelled}
 
@@ -59,10 +64,10 @@ def state_of(run: str) -> StateType:
     return state.type
 
 
-def leave_note(run: str, pid: int = 1) -> None:
+def leave_note(run: str, pid: int = 1, starting: bool = False) -> None:
     """As a process of this run leaves it that was killed."""
     liveness.LIVE.mkdir(parents=True, exist_ok=True)
-    note = liveness.Note(flow_run_id=run, pid=pid, since=datetime.now(UTC), work=str(folder_of(run)))
+    note = liveness.Note(flow_run_id=run, pid=pid, since=datetime.now(UTC), work=str(folder_of(run)), starting=starting)
     note.write(liveness.LIVE / f"{run}.json")
 
 
@@ -217,6 +222,35 @@ def test_run_that_was_started_again_is_left_to_its_new_process(workplace: Path) 
         client.set_flow_run_state(UUID(run), Running(), force=True)
     tracking.close_dead_runs()
     assert state_of(run) is StateType.RUNNING
+
+
+def test_run_that_was_killed_before_its_first_line_is_closed(workplace: Path) -> None:
+    run = flow_run(Pending())
+    leave_note(run, starting=True)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run), Running(), force=True)
+    assert tracking.close_dead_runs() == [run]
+    assert state_of(run) is StateType.CRASHED
+
+
+def test_run_has_its_note_before_prefect_says_that_it_runs(workplace: Path) -> None:
+    seen: list[tuple[bool, StateType]] = []
+
+    @first_sign_of_life
+    def name() -> str:
+        (note,) = liveness.living()
+        seen.append((note.starting, state_of(note.flow_run_id)))
+        return "a run"
+
+    flow(flow_run_name=name)(lambda: None)()
+    assert seen == [(True, StateType.PENDING)]
+
+
+@pytest.mark.parametrize("entry", sorted({entry["entrypoint"] for entry in DEPLOYMENTS}))
+def test_every_flow_has_its_note_before_prefect_says_that_it_runs(entry: str) -> None:
+    file, name = entry.split(":")
+    found = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    assert found.flow_run_name.__wrapped__ and "first_sign_of_life" in found.flow_run_name.__code__.co_qualname
 
 
 def test_what_cannot_be_reached_now_is_closed_later(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,8 @@ def is_anothers(state: "State[Any]", note: Note) -> bool:
     """Whether the run goes on, or will, in another process than the one that left the note."""
     if state.is_paused():
         return bool(state.state_details.pause_reschedule)
-    return state.timestamp > note.since and not state.is_cancelling()
+    said_since = state.timestamp > note.since and not state.is_cancelling()
+    return said_since and not (note.starting and state.is_running())
 
 
 CANCELLED = "It was cancelled."

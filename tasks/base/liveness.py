@@ -35,6 +35,8 @@ class Note(Record):
     since: datetime
     work: str | None = None
     """Folder of the run, once it has one; see tasks/base/work.py."""
+    starting: bool = False
+    """Prefect does not say yet that it runs."""
 
 
 def hold(flow_run_id: str, work: str | None = None) -> None:
@@ -43,7 +45,6 @@ def hold(flow_run_id: str, work: str | None = None) -> None:
     Where that attempt still lives, in another process, this one waits for its end and says so; what it has finished
     is not done again, see `followed`.
     """
-    LIVE.mkdir(parents=True, exist_ok=True)
     for attempt in count():
         if is_taken(flow_run_id, work):
             return
@@ -63,8 +64,9 @@ def followed(flow_run_id: str | None) -> bool:
     return flow_run_id in _followed
 
 
-def is_taken(flow_run_id: str, work: str | None) -> bool:
+def is_taken(flow_run_id: str, work: str | None = None, starting: bool = False) -> bool:
     """Whether the flow run is this process's from now on. Waits for nobody: all runs here go through the gate."""
+    LIVE.mkdir(parents=True, exist_ok=True)
     with FileLock(GATE.resolve()):
         if flow_run_id not in _held:
             lock = FileLock((LIVE / f"{flow_run_id}.lock").resolve())
@@ -73,7 +75,8 @@ def is_taken(flow_run_id: str, work: str | None) -> bool:
             except Timeout:
                 return False
             _held[flow_run_id] = lock
-        note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=datetime.now(UTC), work=work)
+        now = datetime.now(UTC)
+        note = Note(flow_run_id=flow_run_id, pid=os.getpid(), since=now, work=work, starting=starting)
         note.write(LIVE / f"{flow_run_id}.json")
         return True
 

@@ -1,10 +1,13 @@
 """The flow run of Prefect that an MLflow run belongs to, and the links between both."""
 
+import functools
 import os
+from collections.abc import Callable
+from contextlib import suppress
 
 from prefect import runtime
 
-from tasks.base.liveness import hold
+from tasks.base.liveness import hold, is_taken
 from tasks.tracking.address import FLOW_RUN_TAG, FLOW_RUN_URL_TAG, run_url
 from tasks.tracking.journal import run_id_of
 
@@ -23,6 +26,23 @@ def live() -> None:
     """Show that this process works on the flow run, before anything of it can be left behind."""
     if flow_run := runtime.flow_run.id:
         hold(flow_run)
+
+
+def first_sign_of_life(name: Callable[[], str]) -> Callable[[], str]:
+    """`name` as Prefect's `flow_run_name`, for which it asks as the last thing before it says that the run is running.
+
+    A process that is killed between that and the flow's first line would otherwise leave a run that runs for ever.
+    """
+
+    @functools.wraps(name)
+    def name_of_living() -> str:
+        with suppress(OSError):  # which the flow itself meets again, and says
+            is_taken(
+                str(runtime.flow_run.id), starting=True
+            )  # where another process has it, the flow waits for that one: see `live`
+        return name()
+
+    return name_of_living
 
 
 def flow_tags() -> dict[str, str]:
