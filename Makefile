@@ -15,14 +15,15 @@ demo: $(READY)
 up: $(READY)
 	.venv/bin/peft-flow up
 
-PYTEST = .venv/bin/pytest --durations 15 --durations-min 20 -m 'not slow and not gpu and not network and $(1)'
+PYTEST = .venv/bin/pytest --numprocesses logical --dist loadfile --no-loadscope-reorder --durations 15 \
+	--durations-min 20 -m 'not slow and not gpu and not network and $(1)'
 
 test: $(READY) minilm
-	@$(call PYTEST,not endurance) --numprocesses logical --dist loadfile --no-loadscope-reorder
+	@$(call PYTEST,not endurance)
 
 test-all: test endurance
 
-# `make endurance QUARTER=2` runs every fourth file of them, from the third on.
+# `make endurance QUARTER=2` runs the third quarter of them; quarters are 0 to 3.
 endurance: $(READY) minilm
 	@$(call PYTEST,endurance) $(if $(QUARTER),--quarter $(QUARTER))
 

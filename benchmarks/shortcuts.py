@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.peers import SHORTCUTS
-from benchmarks.speed import PARTS, measure, write_rows
+from benchmarks.speed import PARTS, fill_caches, measure, write_rows
 
 ALL = "all"
 
@@ -27,8 +27,7 @@ def main() -> None:
         part = PARTS[name]
         with tempfile.TemporaryDirectory() as folder:
             rows = write_rows(Path(folder) / "rows", part.train_rows, part.eval_rows)
-            first = write_rows(Path(folder) / "first", 32, 16)
-            measure("peft-flow", part.model, first, Path(folder), "--epochs", "1")  # fills caches
+            fill_caches(part.model, Path(folder))
             seconds: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(options.rounds):
                 for side in sides[:: 1 - 2 * (turn % 2)]:

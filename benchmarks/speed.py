@@ -134,7 +134,7 @@ def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
         if share not in rows and part.train_rows and part.eval_rows:
             rows[share] = write_rows(folder / f"rows-{share}", part.train_rows // share, part.eval_rows // share)
     yield {"name": "floor", **alone(["benchmarks.peers", "floor", model, str(rows[1])], folder)}
-    measure("peft-flow", model, write_rows(folder / "first", 32, 16), folder, "--epochs", "1")  # fills caches
+    fill_caches(model, folder)
     for turn in range(count):
         for name in part.names if turn % 2 == 0 else part.names[::-1]:  # the nearest rivals stay neighbours
             share = fewer(name)
@@ -145,6 +145,10 @@ def rounds(part: Part, count: int, folder: Path) -> Iterator[dict[str, Any]]:
             found |= {"name": name, "round": turn, "epochs": epochs}
             print(f"{name:22} {step_rate(found):8.2f} rows/s  {found['seconds']:7.1f} s in all", flush=True)
             yield found
+
+
+def fill_caches(model: str, folder: Path) -> None:
+    measure("peft-flow", model, write_rows(folder / "first", 32, 16), folder, "--epochs", "1")
 
 
 def fewer(name: str) -> int:

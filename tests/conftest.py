@@ -73,11 +73,14 @@ NEGATIVE = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quarter", type=int, help="every fourth of the files that are left, from this one on: 0 to 3")
+    parser.addoption("--quarter", type=int, choices=range(4), help="a quarter of the files that are left")
 
 
 ONE_STACK = ("test_servers_up.py", "test_up_in_browser.py")
 """Files that share one `peft-flow up`."""
+
+EACH_ALONE = "test_chaos.py"
+"""A file whose tests take minutes each and share little."""
 
 LONGEST_FIRST = (
     *ONE_STACK,
@@ -87,6 +90,13 @@ LONGEST_FIRST = (
 )
 """Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
 
+LONGEST_ENDURANCE_FIRST = (
+    *("test_year.py", EACH_ALONE, *ONE_STACK, "test_kills.py", "test_finetune_flow.py", "test_training_resume.py"),
+    *("test_outages.py", "test_base_disk.py", "test_hub_faults.py", "test_benchmarks.py", "test_faults.py"),
+    *("test_studies_rerun.py", "test_support.py", "test_browser.py", "test_retrain.py"),
+)
+"""The same of the endurance tests, a quarter of which should take as long as another."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
@@ -94,21 +104,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not SHARED.is_dir() and item.get_closest_marker("hub"):
             item.add_marker(pytest.mark.skip(reason="../shared (Hub stand-in and real data) is not here"))
     yield  # -m has its say
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    endurance = all(item.get_closest_marker("endurance") for item in items)
+    order = LONGEST_ENDURANCE_FIRST if endurance else LONGEST_FIRST
+    places = {name: place for place, name in enumerate(order)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if (quarter := config.getoption("--quarter")) is not None:
-        files = sorted({item.path for item in items})[quarter::4]
-        config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
-        items[:] = [item for item in items if item.path in files]
+        kept = quarters([together(item.nodeid) for item in items])[quarter]
+        config.hook.pytest_deselected(items=[item for item in items if together(item.nodeid) not in kept])
+        items[:] = [item for item in items if together(item.nodeid) in kept]
+
+
+def together(nodeid: str) -> str:
+    """The same for tests that run in one process, on the same day: those of a file, and of ONE_STACK."""
+    file = Path(nodeid.partition("::")[0]).name
+    if file == EACH_ALONE:
+        return nodeid
+    return ONE_STACK[0] if file in ONE_STACK else file
+
+
+def quarters(groups: Sequence[str]) -> list[set[str]]:
+    """Four parts that take about as long, of groups that stand in order, the longest first."""
+    turns = (0, 1, 2, 3, 3, 2, 1, 0)
+    parts: list[set[str]] = [set(), set(), set(), set()]
+    for place, group in enumerate(dict.fromkeys(groups)):
+        parts[turns[place % len(turns)]].add(group)
+    return parts
 
 
 class FilesTogether(LoadFileScheduling):
-    """A file's tests run in one process, and those of ONE_STACK in the same one. (`--dist loadgroup` would do it, but
-    pytest-xdist 3.8.0 does not see the groups of pytest 9.2.0.)"""
+    """Tests that belong together run in one process. (`--dist loadgroup` would do it, but pytest-xdist 3.8.0 does not
+    see the groups of pytest 9.2.0.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return ONE_STACK[0] if Path(file).name in ONE_STACK else file
+        return together(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from tasks.base.disk import DiskFull
+from tasks.data.prepare import prepare
 from tasks.models import adapter as adapters
 from tasks.models import serving
 from tasks.settings.loading import validated
+from tasks.training.fit import fit_adapter
+from tasks.training.watching import Watcher
 from tests.conftest import sentences, write_model
 from tests.support import small_configuration
 from tests.test_models_foundation import attach, build, check, refusal, save, train
@@ -195,18 +198,19 @@ def test_an_untrained_adapter_leaves_the_foundation_models_answers(method: str, 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_bfloat16_weights_train_and_read_back(family: str, small_config: Any, tmp_path: Path) -> None:
     import torch
+    from datasets import load_from_disk
+    from safetensors.torch import load_file
 
-    config = small_config({"model": {"name": small_config(family=family).model.name, "dtype": "bfloat16"}})
-    model, built = attach(config)
-    assert built.model.dtype == torch.bfloat16
-    losses = train(model, built.tokenizer, steps=60)
-    assert losses[-1] < 0.7 * losses[0]
-    save(model, built, config, tmp_path / "adapter")
-    rows = built.tokenizer(sentences()[0])
-    logits = serving.classify(model, built.tokenizer, rows, 4)
-    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
-    assert again.base_model.model.dtype == torch.bfloat16 and logits.dtype == torch.float32
-    assert torch.equal(serving.classify(again, tokenizer, rows, 4), logits)
+    config = small_config({"model": {"dtype": "bfloat16"}, "training": {"epochs": 14}}, family)
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", Watcher(lambda progress: None))
+    losses = [point.metrics["validation/loss"] for point in trained.history if "validation/loss" in point.metrics]
+    assert losses[-1] < 0.5 * losses[0]
+    again, tokenizer = serving.load_adapter(Path(trained.folder))
+    assert again.base_model.model.dtype == torch.bfloat16
+    rows = load_from_disk(data.folder)["validation"][:]
+    logits = serving.classify(again, tokenizer, rows, config.evaluation.batch_size)
+    assert logits.dtype == torch.float32 and torch.equal(logits, load_file(trained.probe)["logits"])
 
 
 def test_the_adapter_folder_holds_what_it_should_and_no_pickle(small_config: Any, tmp_path: Path) -> None:

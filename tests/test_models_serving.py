@@ -402,7 +402,7 @@ def test_words_of_csv_are_kept_by_mlflows_parser(monkeypatch: pytest.MonkeyPatch
         ({RECORDS: [{"text": "half \ud800"}]}, "surrogates not allowed"),
         ({RECORDS: [{"text": "a" * 1_000_001}]}, "column text, row 0: the text has 1,000,001 characters"),
         ({RECORDS: [{"text": "a"}] * 10_001}, "has 10,001 rows; send at least one and at most 10,000"),
-        ({"dataframe_split": {"columns": ["text", "text"], "data": [["a", "b"]]}}, ""),
+        ({"dataframe_split": {"columns": ["text", "text"], "data": [["a", "b"]]}}, "Failed to convert column text"),
         ({"dataframe_split": {"columns": ["text"], "data": [["a", "b"]]}}, "not a valid dataframe"),
     ],
     ids=lambda value: str(value)[:40] or "nothing",

@@ -67,7 +67,7 @@ def test_promotion_moves_the_aliases_and_says_why_on_the_version(api: Any) -> No
     assert "Champion before: version 1" in version.description
 
 
-def test_version_that_is_excluded_changes_no_alias_and_is_on_record(api: Any) -> None:
+def test_version_that_is_not_promoted_changes_no_alias_and_is_on_record(api: Any) -> None:
     promote("reviews", "1", "the first model", "first")
     kept = keep("reviews", "2", "no evidence of a gain", "gate")
     assert aliases(api) == {"champion": "1"} and kept.previous == "1"
@@ -77,7 +77,7 @@ def test_version_that_is_excluded_changes_no_alias_and_is_on_record(api: Any) ->
     assert decisions("reviews")[-1] == kept
 
 
-def test_version_that_is_excluded_where_there_is_no_champion_is_rejected(api: Any) -> None:
+def test_version_that_is_not_promoted_where_there_is_no_champion_is_rejected(api: Any) -> None:
     decision = keep("reviews", "1", "significantly worse than linear probe", "gate")
     version = api.get_model_version("reviews", "1")
     assert (decision.action, decision.previous, version.tags["decision"]) == ("rejected", None, "rejected")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from flows.commands import COMMANDS
 from tasks.settings.config import PredictionConfig, RetrainConfig
 from tasks.settings.loading import field_names
-from tests.conftest import LONGEST_FIRST, ROOT
+from tests.conftest import EACH_ALONE, LONGEST_ENDURANCE_FIRST, LONGEST_FIRST, ONE_STACK, ROOT, quarters, together
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "mlflow", "pandas", "sklearn", "matplotlib")
 SOURCES = sorted([*ROOT.glob("flows/*.py"), *ROOT.glob("tasks/**/*.py")])
@@ -52,7 +52,22 @@ def test_code_that_is_handed_to_another_process_imports_what_is_there() -> None:
 
 
 def test_files_that_are_begun_first_are_there() -> None:
-    assert [name for name in LONGEST_FIRST if not (ROOT / "tests" / name).exists()] == []
+    named = (*LONGEST_FIRST, *LONGEST_ENDURANCE_FIRST)
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_each_group_of_tests_runs_in_one_quarter_and_quarters_are_of_one_length() -> None:
+    groups = [f"test_{number}.py" for number in range(21)]  # each a little longer than the next
+    parts = quarters([*groups, *groups])
+    assert sorted(group for part in parts for group in part) == sorted(groups)
+    lengths = [sum(len(groups) - groups.index(group) for group in part) for part in parts]
+    assert max(lengths) - min(lengths) <= 3
+
+
+def test_tests_of_a_file_and_those_of_one_stack_stay_together() -> None:
+    assert together("tests/test_cli.py::test_a[x::y]") == together("tests/test_cli.py::test_b") == "test_cli.py"
+    assert len({together(f"tests/{file}::test_a") for file in ONE_STACK}) == 1
+    assert together(f"tests/{EACH_ALONE}::test_a") != together(f"tests/{EACH_ALONE}::test_b")
 
 
 def test_package_files_hold_nothing_but_what_a_wing_is_for() -> None:

@@ -11,12 +11,14 @@ import time
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import psutil
 import pytest
+import yaml
 
+from flows.cli import DONE, main
 from tasks.servers import up as stacks
 from tasks.settings.fields import InputError
 from tests.conftest import ROOT, free_port
@@ -229,12 +231,30 @@ def parameters(foundation: Any, reviews: Path) -> dict[str, Any]:
     }
 
 
+class InTurn(NamedTuple):
+    """Ids of two flow runs: the first was killed in its training; the second waited for it, and has completed."""
+
+    killed: str
+    finished: str
+
+
 @pytest.fixture(scope="module")
-def finished(stack: Stack, parameters: dict[str, Any]) -> str:
+def in_turn(stack: Stack, parameters: dict[str, Any]) -> InTurn:
+    first = stack.submit(parameters | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(first).get("train adapter") == "RUNNING", 60, "training")
+    second = stack.submit(parameters | {"seed": 1})
+    time.sleep(6)  # the worker has looked for work three times
+    assert stack.state(second) == "SCHEDULED"
+    os.kill(int(stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]), signal.SIGKILL)
+    assert stack.until_state(first, *FINAL) == "CRASHED"
+    assert stack.until_state(second, *FINAL) == "COMPLETED"
+    return InTurn(first, second)
+
+
+@pytest.fixture(scope="module")
+def finished(in_turn: InTurn) -> str:
     """Id of a flow run that has completed."""
-    run = stack.submit(parameters)
-    assert stack.until_state(run, *FINAL) == "COMPLETED"
-    return run
+    return in_turn.finished
 
 
 def test_second_start_is_refused_and_disturbs_nothing(stack: Stack) -> None:
@@ -368,19 +388,10 @@ def test_documented_automation_starts_a_run(stack: Stack) -> None:
         stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
-def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(stack: Stack, parameters: dict[str, Any]) -> None:
-    endless = parameters | {"training": {"epochs": 5000, "batch_size": 8}}
-    first = stack.submit(endless)
-    until(lambda: stack.tasks(first).get("train adapter") == "RUNNING", 60, "training")
-    second = stack.submit(parameters | {"seed": 1})
-    time.sleep(6)
-    assert stack.state(second) == "SCHEDULED"
-    pid = stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]
-    os.kill(int(pid), signal.SIGKILL)
-    assert stack.until_state(first, *FINAL) == "CRASHED"
-    assert stack.until_state(second, *FINAL) == "COMPLETED"
-    until(lambda: stack.mlflow_run(first).info.status == "KILLED", 30, "MLflow run closed")
-    assert stack.tasks(first)["train adapter"] == "CRASHED"
+def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(stack: Stack, in_turn: InTurn) -> None:
+    assert (stack.state(in_turn.killed), stack.state(in_turn.finished)) == ("CRASHED", "COMPLETED")
+    until(lambda: stack.mlflow_run(in_turn.killed).info.status == "KILLED", 30, "MLflow run closed")
+    assert stack.tasks(in_turn.killed)["train adapter"] == "CRASHED"
     assert until(lambda: events(stack, "peft-flow.run.killed"), 20, "event")
 
 
@@ -434,10 +445,18 @@ def test_approval_waits_without_a_process_through_a_restart_and_resume_takes_it_
 
 
 def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
-    stack: Stack, parameters: dict[str, Any], finished: str
+    stack: Stack,
+    parameters: dict[str, Any],
+    finished: str,
+    prefect_harness: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One test, because it stops the stack that the others share: with a training at work, which is told to stop. Then
-    there is a run without servers, and the stack starts again."""
+    there is a run without its servers, and the stack starts again."""
+    settings = tmp_path / "alone.yaml"
+    settings.write_text(yaml.safe_dump(parameters))
     name = "finetune-gpt2-rotten-tomatoes"
     deployment = stack.deployment(name)
     path = f"/deployments/{deployment['id']}"
@@ -448,16 +467,9 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
     assert stack.stop() < 10
     assert stack.processes() == [] and stack.process and stack.process.returncode == 0
 
-    command = [sys.executable, "-m", "flows.cli", "finetune", "--json"]
-    command += [
-        f"--{section}.{field}={shown(value)}"
-        for section, fields in parameters.items()
-        for field, value in fields.items()
-    ]
-    alone = subprocess.run(
-        command, cwd=stack.folder, env=stack.environment, capture_output=True, text=True, timeout=400, check=True
-    )
-    run_alone = json.loads(alone.stdout.splitlines()[-1])["run_id"]
+    monkeypatch.chdir(stack.folder)
+    assert main(["finetune", str(settings), "--json"]) == DONE
+    run_alone = json.loads(capsys.readouterr().out)["run_id"]
 
     stack.start()
     assert (stack.folder / "mlruns/live").is_dir()  # it ran here and nowhere else
@@ -467,10 +479,6 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
     stack.call("PATCH", f"{path}/schedules/{deployment['schedules'][0]['id']}", {"active": False})
     for run_id in (run_alone, stack.mlflow_run(finished).info.run_id):
         assert "comparison/comparison.md" in artifacts(stack, run_id, "comparison")
-
-
-def shown(value: Any) -> str:
-    return "null" if value == [] else str(value)
 
 
 def artifacts(stack: Stack, run_id: str, folder: str) -> set[str]:
