@@ -54,9 +54,9 @@ def write(path: Path) -> Path:
 
 
 def test_formula_that_nobody_calculated_is_named(tmp_path: Path) -> None:
-    path = sheet_with(tmp_path / "a.xlsx", [["text", "more"], ["a film", "=1"], ["=A2", "b"]])
+    path = sheet_with(tmp_path / "a.xlsx", [["text", "more"], ["a film", "=1"], ["=A2", "b"], ["=A3", "=B3"]])
     asked = config(path)
-    assert [row.fault for row in read(path)] == ["", "has no text in column 'text'"]
+    assert [row.fault for row in read(path)] == ["", *["has no text in column 'text'"] * 2]
     (told,) = formulas_in(asked, find_rows(asked), ["text"])
     assert told.startswith("cell A3 of a.xlsx holds a formula without a stored value")
 

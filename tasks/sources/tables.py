@@ -24,9 +24,8 @@ def sheet(path: Path) -> Iterator[tuple[list[str], Iterator[list[str | None]], l
             book = load_workbook(file, read_only=True, data_only=True)
             first = book.worksheets[0]
             first.reset_dimensions()  # what a file says of its size is often wrong
-            rows = ([as_text(cell) for cell in row] for row in first.iter_rows(values_only=True))
-            filled = (row for row in rows if any(row))
-            header = next(filled, None)
+            rows = enumerate([as_text(cell) for cell in row] for row in first.iter_rows(values_only=True))
+            header = next((row for _, row in rows if any(row)), None)
         except (InvalidFileException, KeyError, ValueError, IndexError, SyntaxError) as error:  # XML's is a SyntaxError
             raise unreadable(path, f"it is not an Excel file: {error}") from error
         if header is None:
@@ -34,7 +33,27 @@ def sheet(path: Path) -> Iterator[tuple[list[str], Iterator[list[str | None]], l
         while header[-1] is None:
             header.pop()
         refuse_twins(path, [name for name in header if name])
-        yield [name or f"unnamed {place}" for place, name in enumerate(header)], filled, book.sheetnames
+        yield [name or f"unnamed {place}" for place, name in enumerate(header)], filled(rows, path), book.sheetnames
+
+
+def filled(rows: Iterator[tuple[int, list[str | None]]], path: Path) -> Iterator[list[str | None]]:
+    """The rows that hold something, be it formulas alone whose results are not stored: those read as empty."""
+    formulas: set[int] | None = None
+    for place, row in rows:
+        if not any(row):
+            formulas = rows_with_formulas(path) if formulas is None else formulas  # few files have such rows
+            if place not in formulas:
+                continue
+        yield row
+
+
+def rows_with_formulas(path: Path) -> set[int]:
+    from openpyxl import load_workbook
+
+    with seekable(path) as file:
+        first = load_workbook(file, read_only=True).worksheets[0]
+        first.reset_dimensions()
+        return {place for place, row in enumerate(first.iter_rows()) if any(cell.data_type == "f" for cell in row)}
 
 
 def as_text(cell: Any) -> str | None:
