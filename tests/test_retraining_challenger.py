@@ -75,6 +75,20 @@ def test_test_rows_of_a_class_that_went_are_left_out(frozen: Frozen) -> None:
     assert rows is not None and set(rows["label"]) == {"bad", "good"} and len(rows) == 8
 
 
+def test_rows_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = retraining.write_rows(pd.DataFrame({"text": ["a"]}), tmp_path / "rows.parquet")
+    before = file.read_bytes()
+
+    def killed(_: pd.DataFrame, place: Path, **__: Any) -> None:
+        place.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retraining.write_rows(pd.DataFrame({"text": ["b"]}), file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
 def test_test_rows_get_the_present_names_of_their_columns(frozen: Frozen) -> None:
     now = film_reviews().rename(columns={"text": "review", "label": "stars"})
     rows = frozen(now, text_columns=("review",), label_column="stars")

@@ -208,6 +208,14 @@ def test_database_of_a_newer_prefect_is_refused_and_nothing_starts(
     assert [file.name for file in workplace.iterdir()] == ["prefect.yaml"]
 
 
+def test_tilde_in_prefects_home_is_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("~/prefect", str(tmp_path / "prefect")):
+        monkeypatch.setenv("PREFECT_HOME", given)
+        with stacks.alone(options("127.0.0.1")) as register:
+            assert register.parent == tmp_path / "prefect"
+
+
 def test_server_that_cannot_start_takes_everything_down_and_is_named_with_its_log(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "stack")
     (stack.folder / "mlruns").mkdir()

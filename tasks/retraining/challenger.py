@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from tasks.base.files import write_text
+from tasks.base.files import whole, write_text
 from tasks.base.fresh_process import run_offline
 from tasks.base.outcomes import Finding, Footprint, Gate, RetrainResult
 from tasks.base.progress import tell
@@ -53,7 +53,7 @@ from tasks.tracking.versions import (
 )
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
 
 INPUTS_TAG = "peft_flow.inputs"
@@ -170,8 +170,14 @@ def frozen_test(run_id: str, source: Source, data: DataConfig, folder: Path) -> 
         return file
     if known is not None and rows[data.label_column].nunique() < 2:
         return None
-    rows.to_parquet(ours := folder / "present.parquet", index=False)
-    return ours
+    return write_rows(rows, folder / "present.parquet")
+
+
+def write_rows(rows: "pd.DataFrame", file: Path) -> Path:
+    """`file`, which holds these rows whole or is left as it was."""
+    with whole(file, int(rows.memory_usage(deep=True).sum())) as staged:
+        rows.to_parquet(staged, index=False)
+    return file
 
 
 @task(
@@ -215,8 +221,7 @@ def judge_challenger(
         ours = read_keys(trained.seen)
         their_columns = tuple(paired_columns(settings["text_columns"], data.text_columns).values())
         trial = trial_of(data, trained, known, ((their_columns, seen), (data.text_columns, ours)))
-        own_rows.to_parquet(here.own_rows, index=False)
-        footprint = measure_footprint(result, here.own_rows, here)
+        footprint = measure_footprint(result, write_rows(own_rows, here.own_rows), here)
         own = own_trial(champion, known, data, own_rows, ours, here)
     samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
     return against_champion(gate, trial, own, footprint, samples, seed, classes)

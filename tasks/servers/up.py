@@ -118,7 +118,7 @@ def up(options: Options) -> None:
 @contextmanager
 def alone(options: Options) -> Iterator[Path]:
     """Where to note what runs. One stack for one Prefect database; what a killed one has left behind is ended."""
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     home.mkdir(parents=True, exist_ok=True)
     register = home / "peft-flow-up.json"
     lock = FileLock(home / "peft-flow-up.lock")
