@@ -146,11 +146,13 @@ def check_training(splits: Splits, config: RunConfig) -> None:
     for field, asked in (("class_weights", training.class_weights != "none"), ("focal_gamma", training.focal_gamma)):
         if asked and not has_labels:
             raise InputError(f"training.{field}: a number has no classes; leave it out")
-    if isinstance(training.class_weights, dict):
-        for name in set(training.class_weights).difference(splits.label_names):
+    weights = training.class_weights if isinstance(training.class_weights, dict) else {}
+    words = config.evaluation.zero_shot_words
+    for field, named in (("training.class_weights", weights), ("evaluation.zero_shot_words", words)):
+        for name in set(named).difference(splits.label_names):
             nearest = nearest_name(name, splits.label_names)
             hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(splits.label_names)}"
-            raise InputError(f"training.class_weights: there is no class '{name}'; {hint}")
+            raise InputError(f"{field}: there is no class '{name}'; {hint}")
 
 
 def find_data(config: RunConfig) -> Source:
