@@ -35,7 +35,7 @@ from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_WORDS
-from tasks.settings.loading import load_config, validated
+from tasks.settings.loading import validated
 from tasks.settings.sections import EvaluationConfig
 from tests.conftest import Judged, made_up_classifier
 from tests.test_evaluation_references import in_flow, other, write_splits
@@ -234,11 +234,6 @@ def test_a_template_that_asks_nothing_is_refused_before_training(template: str) 
 def test_words_that_tell_classes_not_apart_are_refused_before_training(words: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"evaluation\.zero_shot_words: class 'a' must have a word of its own"):
         validated({"evaluation": {"zero_shot_words": words}})
-
-
-def test_words_can_be_given_on_the_command_line() -> None:
-    config = load_config(overrides={"evaluation.zero_shot_words": "{neg: terrible, pos: great}"})
-    assert config.evaluation.zero_shot_words == {"neg": "terrible", "pos": "great"}
 
 
 def test_words_for_an_unknown_class_are_refused_before_training(small_config: Any) -> None:

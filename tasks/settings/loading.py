@@ -110,7 +110,7 @@ def from_text(dotted: str, text: str) -> object:
     """A command-line value: lists, mappings and 'null' are read as YAML, all else is left to the field's type."""
     if text.strip().lower() in ("null", "none", ""):
         return None
-    if not text.lstrip().startswith(("{", "[")):
+    if not text.lstrip().startswith(("{", "[")) or text.lstrip().startswith("{text}"):  # a template
         return text
     try:
         return parse_yaml(text)
