@@ -500,7 +500,7 @@ def made_up_data(
     Dataset.from_pandas(frame, preserve_index=False).save_to_disk(str(folder / "test"))
     (folder / "dataset_dict.json").write_text('{"splits": ["test"]}')
     labels = np.array(frame["labels"].tolist())
-    counts = tuple(objective(task).counts(labels, len(label_names)).tolist())
+    counts = tuple(objective(task).indicator(labels, len(label_names)).sum(0).tolist())
     source = Source(name="made-up", revision="sha256:0", is_local=True, local_files_only=True)
     return PreparedData(
         folder=str(folder),

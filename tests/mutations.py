@@ -97,8 +97,8 @@ FAULTS = (
         "evaluation",
         "TF-IDF has seen the test texts",
         "references.py",
-        "return vectorizer.fit_transform(train), vectorizer.transform(test)",
-        "vectorizer.fit([*train, *test])\n    return vectorizer.transform(train), vectorizer.transform(test)",
+        "return [vectorizer.fit_transform(train), *map(vectorizer.transform, others)]",
+        "vectorizer.fit([text for part in texts for text in part])\n    return [*map(vectorizer.transform, texts)]",
         "tests/test_evaluation_references.py",
     ),
     Fault(

@@ -366,7 +366,7 @@ CASES = [
     of_file("bytes.parquet", parquet({"text": [b"a film"] * 60, "label": [0, 1] * 30}), "data.text_columns", "binary"),
     of_file("null.parquet", parquet({"text": [None] * 60, "label": [0, 1] * 30}), "data.text_columns", "60 empty"),
     of_file("bytes-label.parquet", parquet({"text": TEXTS, "label": [b"a", b"b"] * 30}), "b'a' is not", "words"),
-    of_file("lists.parquet", parquet({"text": TEXTS, "label": [[0], [1]] * 30}), "data.label_column", "[0]"),
+    of_file("lists.parquet", parquet({"text": TEXTS, "label": [["a"], [None]] * 30}), "data.label_column", "[None]"),
     of_file("nan.parquet", parquet({"text": TEXTS, "label": [0.0, 1.0, float("nan")] * 20}), "no label but nan"),
     of_file("empty.parquet", parquet({"text": [], "label": []}), "data.name", "no rows"),
     of_file("latin.parquet", parquet_latin(), "latin.parquet", "UTF8", "save it as UTF-8"),

@@ -150,15 +150,15 @@ def test_what_is_no_class_is_refused_with_its_rows(column: Any, says: str, tmp_p
 @pytest.mark.parametrize(
     "column",
     [
-        [0.5, 1.5, 2.0],
-        ["3.5", "4.0", "4.5"],
-        [1e-05, 2.0],
-        [Decimal("0.50"), Decimal("1.25")],
+        [0.5, 1.0, 1.5, 2.0, 2.5],
+        ["3.5", "4.0", "4.5", "1.0", "1.5"],
+        [1e-05, 2.0, 3.0, 4.0, 5.0],
+        [Decimal(place) / 8 for place in range(5)],
         list(range(100, 150)),
         [str(place * 37) for place in range(50)],
         list(range(20, 50)),
         [100.5 + place for place in range(20)],  # few rows of each
-        ["401.9", "28.0"],
+        ["401.9", "28.0", "3.1", "2.5", "1.0"],
     ],
     ids=str,
 )
@@ -170,9 +170,18 @@ def test_numbers_to_predict_are_taken_for_such_and_it_is_said(column: list[Any],
     assert set(splits.datasets["train"]["label"][:]) <= set(known)
 
 
+@pytest.mark.parametrize("column", [[0.5, 1.5, 2.0], [1e-05, 2.0], [0.0, float("inf")]], ids=str)
+def test_few_numbers_may_be_classes_with_a_mistake(column: list[Any], tmp_path: Path) -> None:
+    said = refusal(labelled(tmp_path, column))
+    assert "looks like a number to predict" in said and "set data.task to regression" in said
+
+
 @pytest.mark.parametrize(
     ("column", "says"),
-    [(["3,5", "4,0", "4"], "'3,5' is not a number"), ([0.0, float("inf")], "inf is not a number")],
+    [
+        (["3,5", "4,0", "4", "5", "6"], "'3,5' is not a number"),
+        ([0.0, 1.0, 2.0, 3.0, float("inf")], "inf is not a number"),
+    ],
     ids=str,
 )
 def test_what_is_no_number_is_refused_with_its_rows(column: list[Any], says: str, tmp_path: Path) -> None:

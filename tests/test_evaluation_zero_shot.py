@@ -1,5 +1,6 @@
 """What a model knows before training: likelihoods of words, against the same computed by hand; who is left out."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from tasks.base.records import PreparedData
-from tasks.data.prepare import check_input, prepare
+from tasks.data.prepare import prepare
 from tasks.evaluation import references, zero_shot
-from tasks.evaluation.references import evaluate_references, measurement_key
+from tasks.evaluation.cautions import learned, only_chance
+from tasks.evaluation.references import evaluate, evaluate_references, measurement_key
 from tasks.evaluation.report import comparison_page
 from tasks.evaluation.wording import description, step_sentence
 from tasks.evaluation.zero_shot import (
@@ -28,15 +30,16 @@ from tasks.evaluation.zero_shot import (
     make_form,
     prompts,
     question,
+    question_note,
     readable,
 )
 from tasks.models import foundation as models
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
-from tasks.settings.fixed import DEMO_WORDS
 from tasks.settings.loading import validated
 from tasks.settings.sections import EvaluationConfig
+from tasks.sources.demo import LABELS
 from tests.conftest import Judged, made_up_classifier
 from tests.test_evaluation_references import in_flow, other, write_splits
 
@@ -213,10 +216,8 @@ def test_a_class_without_a_word_is_left_out_until_it_is_given_one() -> None:
     assert question(validated(words), ("negative", "1")).words == ("negative", "great")
 
 
-def test_the_demo_is_asked_in_words_that_its_model_has_read() -> None:
-    assert question(RunConfig(), tuple(DEMO_WORDS)).words == tuple(DEMO_WORDS.values())
-    own = validated({"data": {"name": "mine.csv"}})
-    assert question(own, ("bad", "good")) == Question("{text} Category: {label}.", ("bad", "good"))
+def test_the_class_names_are_asked_for_of_the_demo_as_of_any_data() -> None:
+    assert question(RunConfig(), LABELS) == Question("{text} Category: {label}.", ("negative", "positive"))
     other_template = validated({"evaluation": {"zero_shot_template": TEMPLATE}})
     assert question(other_template, ("bad", "good")) == Question(TEMPLATE, ("bad", "good"))
 
@@ -234,13 +235,6 @@ def test_a_template_that_asks_nothing_is_refused_before_training(template: str) 
 def test_words_that_tell_classes_not_apart_are_refused_before_training(words: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"evaluation\.zero_shot_words: class 'a' must have a word of its own"):
         validated({"evaluation": {"zero_shot_words": words}})
-
-
-def test_words_for_an_unknown_class_are_refused_before_training(small_config: Any) -> None:
-    with pytest.raises(
-        InputError, match=r"evaluation\.zero_shot_words: there is no class 'goood'; did you mean good\?"
-    ):
-        check_input(asking(small_config, "gpt2", {"goood": "great"}))
 
 
 # --- who is left out --------------------------------------------------------------------------------------------------
@@ -338,13 +332,19 @@ def test_it_is_measured_once_and_then_taken_from_the_cache(
     assert said not in caplog.text
 
 
-def test_a_model_left_out_is_one_warning_and_the_run_goes_on(
-    small_config: Any, tmp_path: Path, prefect_harness: None, workplace: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_model_left_out_is_one_line_and_a_warning_only_to_who_asked(
+    asked: bool, small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = asking(small_config, "bart", {}, references=["majority", "zero_shot"])
-    assert list(in_flow(evaluate_references, config, prepare(config, tmp_path), str(tmp_path))) == ["majority"]
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len([message for message in told if message.startswith("zero_shot is left out: ")]) == 1, told
+    chosen = {"references": ["majority", "zero_shot"]} if asked else {}
+    config = small_config({"evaluation": chosen}, family="bart")
+    monkeypatch.setattr(references, "get_run_logger", lambda: logging.getLogger("run"))
+    with caplog.at_level("INFO", "run"):
+        assert evaluate.fn("zero_shot", config, prepare(config, tmp_path), str(tmp_path), None) is None
+    (record,) = [record for record in caplog.records if record.name == "run"]
+    assert record.getMessage().startswith("zero_shot is left out: ")
+    assert "is neither a decoder nor a masked language model" in record.getMessage()
+    assert record.levelname == ("WARNING" if asked else "INFO")
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
@@ -356,7 +356,7 @@ def test_other_tasks_are_not_asked(
     monkeypatch.setattr(references, "evaluated", lambda *_: pytest.fail("it was asked"))
     with caplog.at_level("INFO"):
         assert evaluate_references(config, data, str(tmp_path)) == {}
-    assert "zero_shot is left out: it chooses one class for each text" in caplog.text
+    assert "zero_shot" not in caplog.text
 
 
 def test_a_measurement_is_named_by_all_that_it_depends_on(small_config: Any, tmp_path: Path) -> None:
@@ -375,13 +375,13 @@ def test_a_measurement_is_named_by_all_that_it_depends_on(small_config: Any, tmp
     assert measurement_key("probe", again, data) == measurement_key("probe", config, data)
 
 
-def with_zero_shot(judged: Judged) -> Any:
-    """The same comparison with a zero-shot rung that has 0.7 of the rows right."""
+def with_zero_shot(judged: Judged, accuracy: float = 0.7) -> Any:
+    """The same comparison with a zero-shot rung that has this share of the rows right; half of them is chance."""
     from tasks.evaluation.predictions import Predictions
     from tasks.evaluation.verdict import judge
 
     rows, labels, tables = judged.predictions
-    tables = tables | {"zero_shot": made_up_classifier(labels, 0.7, 2, 9)}
+    tables = tables | {"zero_shot": made_up_classifier(labels, accuracy, 2, 9)}
     predictions = Predictions(rows, labels, tables)
     return judge(judged.config, judged.data, judged.check, predictions, judged.trained, Path(judged.result.folder))
 
@@ -393,7 +393,24 @@ def test_the_step_is_told_from_what_the_model_knew(judged: Judged) -> None:
     assert f"From zero-shot: 0.700 to {ours}" in description(result)
     trained_head = result.model_copy(update={"untrained_head": False})
     assert step_sentence(trained_head).startswith("From the foundation model accuracy went from 0.500")
-    assert step_sentence(judged.result).startswith("From the foundation model with an untrained head")
+    for chance in (judged.result, with_zero_shot(judged, 0.52)):
+        assert step_sentence(chance).startswith("From the foundation model with an untrained head")
+        assert "From the foundation model: 0.500 to" in description(chance)
+
+
+def test_only_what_is_better_than_chance_has_learned(judged: Judged) -> None:
+    assert judged.result.chance == 0.5 and not judged.result.knew_before
+    for accuracy, knew in ((0.7, True), (0.52, False)):
+        result = with_zero_shot(judged, accuracy)
+        assert result.knew_before == knew and ("zero_shot" in learned(result)) == knew
+        alone = result.model_copy(
+            update={"ladder": tuple(rung for rung in result.ladder if rung.name in ("tuned", "baseline", "zero_shot"))}
+        )
+        assert ("is compared with chance" in "".join(only_chance(alone))) != knew
+        page = question_note(judged.config, judged.data, knew)
+        assert ("was not surely better than chance; other words may say more" in page) != knew
+    unknown = with_zero_shot(judged).model_copy(update={"chance": None})
+    assert not unknown.knew_before
 
 
 def test_the_words_asked_are_on_the_page(judged: Judged) -> None:

@@ -50,5 +50,5 @@ def test_footprint_is_measured_in_a_fresh_process(
     run_offline("tasks.models.footprint", asked | {"adapter": str(adapter), "out": str(tmp_path / "out")})
     found = Footprint.model_validate(json.loads((tmp_path / "out").read_text()))
     assert found.latency_ms > 0 and found.memory_mb > 50
-    here = serving.predict(*serving.load_adapter(adapter), serving.read_settings(adapter), rows)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "answers.parquet"), here)
+    here = serving.ask(*serving.load_adapter(adapter), serving.read_settings(adapter), rows)
+    assert (pd.read_parquet(tmp_path / "answers.parquet").to_numpy() == here).all()

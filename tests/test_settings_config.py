@@ -212,6 +212,8 @@ def test_what_is_left_empty_keeps_its_default(text: str, tmp_path: Path) -> None
         ("evaluation.references", "majority", ("majority",)),
         ("evaluation.zero_shot_template", "{text} It is {label}", "{text} It is {label}"),
         ("evaluation.zero_shot_words", "{neg: awful, pos: great}", {"neg": "awful", "pos": "great"}),
+        ("evaluation.zero_shot_words", "{0: awful, 1: great}", {"0": "awful", "1": "great"}),
+        ("evaluation.zero_shot_words", "", {}),
         ("tracking.tags", "{team: search, stage: 2}", ("team=search", "stage=2")),
         ("tracking.tags", "team=search,stage=2", ("team=search", "stage=2")),
         ("data.max_train_rows", "null", None),

@@ -64,7 +64,9 @@ def environment_key() -> str:
     return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
 
 
-ONLY_SHOWING = frozenset({"plots", "drawing", "report", "card", "history", "timeline", "publishing", "servers"})
+ONLY_SHOWING = frozenset(
+    {"plots", "answer_plots", "drawing", "report", "card", "history", "timeline", "publishing", "servers"}
+)
 """Files and folders of this program that draw, word or serve what others have computed."""
 
 

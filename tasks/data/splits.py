@@ -175,12 +175,13 @@ def limit_rows(chosen: "DatasetDict", config: DataConfig, task: str) -> tuple["D
         if limit is not None and limit < len(chosen[role]):
             strata = objective(task).strata(labels_of(chosen[role]))
             present, one_class = len(np.unique(strata)), objective(task).one_class
+            how = "drawn stratified"
             if limit < present and not one_class:
-                strata, present = np.zeros_like(strata), 1
+                strata, present, how = np.zeros_like(strata), 1, "drawn"
             if limit < present:
                 field = "max_train_rows" if role == "train" else "max_test_rows"
                 raise InputError(f"data.{field}: {limit} rows cannot hold the {present} classes; use more")
-            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, drawn stratified, split seed {seed}")
+            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, {how}, split seed {seed}")
             rows = stratified_rows(strata, int(strata.max()) + 1, limit, seed + offset)
             chosen[role] = chosen[role].select(rows)
     return chosen, notes

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tasks.data.labels import class_names_of, is_a_number, read_labels, several_labels
+from tasks.base.words import named_rows
+from tasks.data.labels import Labels, class_names_of, is_a_number, read_labels, several_labels
 from tasks.scores.objective import objective
+from tasks.settings.fields import InputError
 from tasks.settings.sections import DataConfig
 from tasks.sources.reading import class_names
 
@@ -63,7 +65,7 @@ def find_task(chosen: "DatasetDict", config: DataConfig) -> tuple[str, list[str]
     if config.label_columns:
         return "multi_label", []
     column = read_labels(chosen["train"], config.label_column)
-    if any(isinstance(value, list) for value in column.values):
+    if lists_alone(column):
         return "multi_label", [
             f"'{config.label_column}' holds lists: several labels for a text (data.task multi_label)"
         ]
@@ -72,11 +74,28 @@ def find_task(chosen: "DatasetDict", config: DataConfig) -> tuple[str, list[str]
         if told := several_labels(names):
             return "multi_label", [f"{told} (data.task multi_label; for a class of each combination: single_label)"]
         if is_a_number(names, column):
+            if len(names) < FEW_NUMBERS:
+                shown = next((name for name in names if not name.isdecimal()), names[0])
+                where = named_rows("train", column.rows([i for i, name in enumerate(column.names) if name == shown]))
+                raise InputError(
+                    f"data.label_column: '{config.label_column}' looks like a number to predict: {shown} in {where}, "
+                    f"but has only {len(names)} different values; correct it, or set data.task to regression, or to "
+                    "single_label for a class of each"
+                )
             return "regression", [
                 f"'{config.label_column}' is a number to predict, {len(names)} different ones in "
                 f"{len(column.places):,} rows (data.task regression; for a class of each number: single_label)"
             ]
     return "single_label", []
+
+
+def lists_alone(column: Labels) -> bool:
+    given = [value for value in column.values if value is not None]
+    return bool(given) and all(isinstance(value, list) for value in given)
+
+
+FEW_NUMBERS = 5
+"""With fewer different ones it may as well be classes in which somebody has mistyped."""
 
 
 def with_labels(chosen: "DatasetDict", target: Target, config: DataConfig) -> "DatasetDict":

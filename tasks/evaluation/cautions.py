@@ -30,7 +30,7 @@ def never_predicted(data: PreparedData, labels: "np.ndarray", table: "np.ndarray
     import numpy as np
 
     task, names = objective(data.task), len(data.label_names)
-    rows, said = (task.counts(labels, names) for labels in (labels, task.decide(table)))
+    rows, said = (task.indicator(labels, names).sum(0) for labels in (labels, task.decide(table)))
     if never := [
         f"{data.label_names[i]!r:.60} ({counted(int(rows[i]), 'test row')})" for i in np.flatnonzero(rows * (said == 0))
     ]:
@@ -68,8 +68,9 @@ def too_few_rows(result: Comparison) -> Iterator[str]:
 
 
 def learned(result: Comparison) -> set[str]:
-    """The references that have learned from texts; the others guess."""
-    return set(result.rivals) & {*learning_from_train(), "champion", *([] if result.untrained_head else ["baseline"])}
+    """The references that have learned from texts; the others guess, as a model does whose words say it nothing."""
+    before = {"baseline": not result.untrained_head, "zero_shot": result.knew_before}
+    return set(result.rivals) & {*learning_from_train(), "champion", *(name for name in before if before[name])}
 
 
 def only_chance(result: Comparison) -> Iterator[str]:

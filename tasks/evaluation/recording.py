@@ -173,6 +173,7 @@ def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, s
     return {
         "model.revision": data.model.revision,
         "data.revision": data.source.revision,
+        "data.task": data.task,
         **({"data.test_revision": data.source.test_revision} if data.source.test_revision else {}),
         "adapter.target_modules": ",".join(trained.target_modules),
         "trainable_parameters": str(trained.trainable_parameters),

@@ -4,6 +4,7 @@ References are classifiers that cost little: the majority class, TF-IDF with log
 the frozen foundation model, its language head asked in words, and the champion, which is the adapter in use so far.
 """
 
+import logging
 import re
 import time
 from collections import Counter
@@ -71,8 +72,7 @@ def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dic
     """Those of `evaluation.references` that there are for this run, by name."""
     found: dict[str, Evaluation] = {}
     for name in config.evaluation.references:
-        if name == "zero_shot" and objective(data.task).activation != "softmax":
-            tell("zero_shot is left out: it chooses one class for each text")
+        if name == "zero_shot" and not objective(data.task).one_class:
             continue
         try:
             champion = current_champion(config.tracking.registered_model) if name == "champion" else None
@@ -142,7 +142,8 @@ def evaluate(
         get_run_logger().warning("The champion is not compared: %s", reason)
         return None
     except ZeroShotLeftOut as reason:
-        get_run_logger().warning("zero_shot is left out: %s", reason)
+        level = logging.WARNING if config.evaluation.asking_zero_shot else logging.INFO
+        get_run_logger().log(level, "zero_shot is left out: %s", reason)
         return None
 
 
@@ -169,7 +170,7 @@ def on_the_model_and_its_head(config: RunConfig, data: PreparedData, champion: C
 
 def on_the_question(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
     asked = config.evaluation
-    words = [asked.zero_shot_template, asked.zero_shot_words, config.data.name, config.data.max_length]
+    words = [asked.zero_shot_template, asked.zero_shot_words, config.data.max_length]
     return [*on_the_model(config, data, champion), data.label_names, *words]
 
 

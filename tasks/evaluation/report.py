@@ -123,7 +123,7 @@ def comparison_page(
         step_sentence(result),
         "The foundation model's head is untrained: its scores are chance, not skill." if trained.fresh_modules else "",
         ladder_table(result),
-        question_note(config, data) if "zero_shot" in result.rivals else "",
+        question_note(config, data, result.knew_before) if "zero_shot" in result.rivals else "",
         *(f"*{plain(capital(note))}.*" for note in data.notes),
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",

@@ -53,12 +53,12 @@ def headline(config: RunConfig, result: Comparison) -> str:
 
 def start_of(result: Comparison) -> str:
     """The rung from which tuning moved the model."""
-    return "zero_shot" if result.untrained_head and "zero_shot" in result.rivals else "baseline"
+    return "zero_shot" if result.untrained_head and result.knew_before else "baseline"
 
 
 def step_sentence(result: Comparison) -> str:
-    """How far it is from what the foundation model knew; with an untrained head, which knows nothing, only from chance
-    where the model could not be asked in words either."""
+    """How far it is from what the foundation model knew: with an untrained head, which knows nothing, what it said when
+    it was asked in words. Where that was chance too, or could not be measured, it is only how far chance is."""
     start = start_of(result)
     gain, head = result.lead(start), " with an untrained head" if result.untrained_head else ""
     if start == "zero_shot":

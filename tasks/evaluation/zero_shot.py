@@ -15,7 +15,8 @@ from tasks.base.words import plain
 from tasks.models import foundation as models
 from tasks.models import serving
 from tasks.settings.config import RunConfig
-from tasks.settings.fixed import DEMO_DATA, DEMO_TEMPLATE, DEMO_WORDS, ZERO_SHOT_TEMPLATE
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import ZERO_SHOT_TEMPLATE
 from tasks.sources.hub import patient
 
 if TYPE_CHECKING:
@@ -40,14 +41,12 @@ class Question(NamedTuple):
 
 
 def question(config: RunConfig, label_names: Sequence[str]) -> Question:
-    """What is asked. Raises ZeroShotLeftOut where a class has no word, or two have the same."""
-    template, words = config.evaluation.zero_shot_template, config.evaluation.zero_shot_words
-    if config.data.name == DEMO_DATA and not template and not words:
-        template, words = DEMO_TEMPLATE, DEMO_WORDS
-    found = {name: words.get(name) or readable(name) for name in label_names}
+    """What is asked. Raises ZeroShotLeftOut where a class has no word."""
+    given = config.evaluation.zero_shot_words
+    found = {name: given.get(name) or readable(name) for name in label_names}
     if without := [name for name, word in found.items() if not word]:
         raise ZeroShotLeftOut(f"class {without[0]!r:.60} has no word; give one in evaluation.zero_shot_words")
-    return Question(template or ZERO_SHOT_TEMPLATE, tuple(found.values()))
+    return Question(config.evaluation.zero_shot_template or ZERO_SHOT_TEMPLATE, tuple(found.values()))
 
 
 def readable(name: str) -> str:
@@ -57,12 +56,13 @@ def readable(name: str) -> str:
     return " ".join(re.sub(r"[_\-.]+|(?<=[a-z])(?=[A-Z])", " ", name).split())
 
 
-def question_note(config: RunConfig, data: PreparedData) -> str:
-    """The very words, for the page."""
+def question_note(config: RunConfig, data: PreparedData, knew: bool) -> str:
+    """The very words, for the page, and whether they told the classes apart."""
     asked = question(config, data.label_names)
     pairs = zip(data.label_names, asked.words, strict=True)
     words = ", ".join(f"{plain(name)} as “{plain(word)}”" for name, word in pairs)
-    return f"Zero-shot asked “{plain(asked.template)}”, with each class in words: {words}."
+    chance = "" if knew else " Asked so, the model was not surely better than chance; other words may say more."
+    return f"Zero-shot asked “{plain(asked.template)}”, with each class in words: {words}.{chance}"
 
 
 def ask_zero_shot(config: RunConfig, data: PreparedData) -> "np.ndarray":
@@ -116,8 +116,9 @@ def load_language_model(source: Source, config: RunConfig) -> tuple[Any, Any, bo
             adapter_kwargs={"local_files_only": source.local_files_only},
             output_loading_info=True,
         )
-    except Exception as error:
-        raise models.unusable("weights (safetensors)", source, error) from error
+    except Exception as error:  # they were read just before, with another head
+        trouble = models.unusable("weights (safetensors)", source, error)
+        raise (ZeroShotLeftOut(str(trouble)) if isinstance(trouble, InputError) else trouble) from error
     if lost := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise ZeroShotLeftOut(f"{source.name} has no language head: its files lack {len(lost)} of its weights")
     model.config.use_cache = False

@@ -140,8 +140,10 @@ def label(job: Job, classifier: Classifier, chunk: Sequence[Row], abstain_below:
     answers = serving.predict(*classifier, asked)
     numbers = [name for name, kind in job.answers.items() if kind == "number"]
     table = answers[numbers].to_numpy(np.float64)
-    if not np.isfinite(table[:, :1]).all():
-        number = rows[int(np.argmin(np.isfinite(table[:, 0])))].number
+    # the ends of an interval may be unknown
+    finite = np.isfinite(table[:, [name not in ("low", "high") for name in numbers]]).all(1)
+    if not finite.all():
+        number = rows[int(np.argmin(finite))].number
         raise FloatingPointError(f"the model gives no finite answer for row {number}")
     columns: dict[str, list[Any]] = {str(name): answers[name].tolist() for name in answers}
     shown = shown_digits(table, job.answers)

@@ -76,7 +76,7 @@ class Objective(Protocol):
         """What people call each of (rows, ...) labels or decisions."""
 
     def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
-        """Which of the labels each row has, a mask (rows, labels); (rows, 0) for numbers."""
+        """Which of the labels each row has, or is given, a mask (rows, labels); (rows, 0) for numbers."""
 
     def strata(self, labels: "np.ndarray") -> "np.ndarray":
         """Groups of rows, (rows,), numbered from 0, of which each split should hold its share."""
@@ -167,9 +167,6 @@ class Objective(Protocol):
 
     def errors(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
         """How wrong each answer is, (rows,), 0 where it is right."""
-
-    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
-        """Rows with each label, (outputs,), of labels or decisions; empty where there are none to count."""
 
     def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
         """Rows with like labels: what they are sorted by; then the name and a mask, (rows,), of each part."""

@@ -9,9 +9,6 @@ DEMO_RATE = 3e-3
 
 ZERO_SHOT_TEMPLATE = "{text} Category: {label}."
 
-DEMO_TEMPLATE, DEMO_WORDS = "{text} My rating is {label}.", {"negative": "one star", "positive": "five stars"}
-"""In words that the demo's model has read: `negative` and `positive` are not among them."""
-
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".feather", ".arrow")
 
 PACKED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip")

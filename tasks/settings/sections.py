@@ -1,8 +1,10 @@
 """The sections of a configuration: model, data, adapter, training, evaluation, tracking, gate."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
+import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tasks.settings.fields import Config, ModelName, Name, Revision
@@ -53,7 +55,7 @@ class DataConfig(Config):
     label_column: str = Field(
         "label",
         min_length=1,
-        description="Column that holds the class; or several labels, as a list or as words with | ; or , between them; "
+        description="Column that holds the class; or several labels, as a list or as words with a separator; "
         "or a number.",
     )
     label_columns: tuple[str, ...] = Field(
@@ -156,9 +158,6 @@ MetricName = Literal[
 """Those of tasks/scores/objectives, spelled out because the form and the type checker need literals."""
 
 
-ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
-
-
 class TrainingConfig(Config):
     """How the adapter is trained."""
 
@@ -182,7 +181,7 @@ class TrainingConfig(Config):
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
         "linear", description="Course of the learning rate after the warm-up."
     )
-    class_weights: Literal["none", "balanced"] | dict[str, ClassWeight] = Field(
+    class_weights: str = Field(
         "none",
         description="What each class counts in the loss. none: each row the same; balanced: each class the same, "
         "however rare; or weights by name, for example {spam: 5}, the others 1. Where a text has several labels, what "
@@ -193,7 +192,7 @@ class TrainingConfig(Config):
         ge=0,
         le=10,
         description="Focal loss: what the model is sure of counts less, by one minus its probability to this power. "
-        "0: cross-entropy; 2 is usual.",
+        "2 is usual; 0: off.",
     )
     early_stopping_patience: int = Field(
         0, ge=0, le=10_000, description="Stop after this many epochs without a better validation score. 0: never."
@@ -212,9 +211,39 @@ class TrainingConfig(Config):
 
     @field_validator("class_weights", mode="before")
     @classmethod
-    def _none_is_a_word(cls, value: object) -> object:
-        """On the command line, in YAML and in a form it may become nothing."""
-        return "none" if value is None else value
+    def _as_text(cls, value: object) -> object:
+        """A mapping becomes text, which every form and table can hold; nothing is none."""
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else "none" if value is None else value
+
+    @field_validator("class_weights")
+    @classmethod
+    def _are_weights(cls, value: str) -> str:
+        if value not in ("none", "balanced"):
+            parsed_weights(value)
+        return value
+
+    def weights(self) -> Literal["none", "balanced"] | dict[str, float]:
+        """By class, where `class_weights` names some."""
+        words: dict[str, Literal["none", "balanced"]] = {"none": "none", "balanced": "balanced"}
+        return words.get(self.class_weights) or parsed_weights(self.class_weights)
+
+
+def parsed_weights(text: str) -> dict[str, float]:
+    """ValueError where these are none."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    right = isinstance(found, dict) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= MOST_WEIGHT
+        for weight in found.values()
+    )
+    if not found or not right:
+        raise ValueError(f"must be none, balanced, or weights by class such as {{spam: 5}}, not {text!r:.80}")
+    return {str(name): float(weight) for name, weight in found.items()}
+
+
+MOST_WEIGHT = 1e6
 
 
 class EvaluationConfig(Config):
@@ -242,6 +271,18 @@ class EvaluationConfig(Config):
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the intervals and of the verdict.")
 
+    @property
+    def asking_zero_shot(self) -> list[str]:
+        """Fields that ask for it by name. That it is among the default references asks for nothing: it is left out
+        where it cannot be measured."""
+        by_name = "zero_shot" in self.references and set(self.references) != set(get_args(ReferenceName))
+        asked = {
+            "references": by_name,
+            "zero_shot_template": self.zero_shot_template,
+            "zero_shot_words": self.zero_shot_words,
+        }
+        return [field for field, given in asked.items() if given]
+
     @field_validator("zero_shot_template")
     @classmethod
     def _asks_about_the_text(cls, template: str | None) -> str | None:
@@ -257,6 +298,12 @@ class EvaluationConfig(Config):
                 f"'{ZERO_SHOT_TEMPLATE}', not {template!r:.80}"
             )
         return template
+
+    @field_validator("zero_shot_words", mode="before")
+    @classmethod
+    def _names_are_words(cls, words: object) -> object:
+        """YAML reads a class that is called 1 as a number; nothing is no words."""
+        return {str(name): word for name, word in words.items()} if isinstance(words, dict) else words or {}
 
     @field_validator("zero_shot_words")
     @classmethod

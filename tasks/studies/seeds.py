@@ -17,7 +17,7 @@ from tasks.base.work import RunFolder
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.recording import STRONGEST
 from tasks.evaluation.verdict import goodness
-from tasks.evaluation.wording import caution
+from tasks.evaluation.wording import caution, name_of, short_title, title_of
 from tasks.scores.objective import Metric, Objective, objective
 from tasks.scores.statistics import bootstrap, difference, mean_interval, seed_noise
 from tasks.settings.config import RunConfig

@@ -29,10 +29,12 @@ def compare_runs(first: StoredRun, second: StoredRun) -> RunComparison:
     confidence, samples = (asked_for(runs, name) for name in ("confidence", "bootstrap_samples"))
     if first.run_id == second.run_id:
         raise InputError(f"both runs are {first.run_id}; name two")
+    name, other = (run.parameters.get("data.task", "single_label") for run in runs)
+    if name != other:
+        raise InputError(f"the runs are of different tasks, {name} and {other}; compare runs of one")
     rows, labels, tables = zip(*(read_predictions(run.predictions) for run in runs), strict=True)
     if differences := how_rows_differ(runs, rows, labels):
         raise InputError(f"the runs were measured on different test rows: {differences}; compare runs on the same data")
-    name = first.parameters.get("data.task", "single_label")
     task = objective(name)
     resampled = bootstrap(task, labels[0], tables, int(samples), seed=0)
     scores = []
@@ -72,7 +74,8 @@ def how_rows_differ(
 
     one, other = rows
     common, here, there = np.intersect1d(one, other, return_indices=True)
-    relabelled = int((labels[0][here] != labels[1][there]).sum())
+    differ = labels[0][here].reshape(len(here), -1) != labels[1][there].reshape(len(there), -1)
+    relabelled = int(np.any(differ, axis=1).sum())
     found = []
     if not len(one) == len(other) == len(common):
         found.append(f"{len(one):,} and {len(other):,}, {len(common):,} row numbers in common")

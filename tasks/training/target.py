@@ -48,7 +48,7 @@ class Target(NamedTuple):
 def target_of(config: RunConfig, data: PreparedData, labels: "np.ndarray") -> Target:
     """`labels` are those of the training rows."""
     task, training = objective(data.task), config.training
-    scaling, weights = task.scaling(labels), task.weights(labels, data.label_names, training.class_weights)
+    scaling, weights = task.scaling(labels), task.weights(labels, data.label_names, training.weights())
     loss = mean_loss(task.loss, scaling | {"weights": weights, "gamma": training.focal_gamma})
     metric = next((one for one in task.metrics if one.name == training.selection_metric), task.metrics[0])
     return Target(task, scaling, loss, len(data.label_names), metric)

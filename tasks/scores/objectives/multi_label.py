@@ -192,10 +192,6 @@ class MultiLabel:
         wrong: np.ndarray = (self.decide(table) != labels).sum(1)
         return wrong
 
-    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
-        rows: np.ndarray = labels.sum(0)
-        return rows
-
     def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
         """A row is in the part of each of its labels. Rows without any are no part: no answer to them has an F1."""
         return "label", [(name, labels[:, i] == 1) for i, name in enumerate(names)]

@@ -166,11 +166,6 @@ class Regression:
         off: np.ndarray = abs(self.decide(table) - labels)
         return off
 
-    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
-        import numpy as np
-
-        return np.zeros(0, int)
-
     def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
         """Quarters of the rows by their number; equal numbers stay together."""
         import numpy as np

@@ -155,11 +155,6 @@ class SingleLabel:
         wrong: np.ndarray = (~self.is_right(table, labels)).astype(int)
         return wrong
 
-    def counts(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
-        import numpy as np
-
-        return np.bincount(labels, minlength=outputs)
-
     def parts(self, labels: "np.ndarray", names: Sequence[str]) -> "tuple[str, list[tuple[str, np.ndarray]]]":
         return "class", [(name, labels == label) for label, name in enumerate(names)]
 
