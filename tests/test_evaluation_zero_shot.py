@@ -291,6 +291,12 @@ def test_a_model_that_sees_the_answer_is_left_out(small_config: Any, tmp_path: P
         check_reads_forward(XLNetLMHeadModel(XLNetConfig(**values)).eval(), form)
 
 
+def test_a_template_that_grows_together_with_the_classes_is_left_out(small_config: Any, tmp_path: Path) -> None:
+    """A decoder would have to say what comes after nothing."""
+    config = asking(small_config, "gpt2", {}, zero_shot_template="{text}it{label}")
+    assert "put a space before {label}" in left_out(config, tmp_path)
+
+
 def test_words_that_the_tokenizer_reads_as_one_are_left_out(small_config: Any, tmp_path: Path) -> None:
     words = {"bad": "\N{SNOWMAN}", "good": "\N{COMET}"}
     assert "reads two classes as one word" in left_out(asking(small_config, "gpt2", words), tmp_path)
@@ -305,6 +311,19 @@ def test_a_decoder_with_many_long_words_is_left_out_as_too_slow(small_config: An
     with pytest.raises(ZeroShotLeftOut, match=f"would read the test rows {len(letters)} times"):
         make_form(tokenizer, asked, False, 32, 64)
     assert make_form(tokenizer, Question(TEMPLATE, tuple(letters)), False, 32, 64).passes[0].behind == []
+
+
+@pytest.mark.endurance
+def test_words_that_the_demo_model_has_read_get_what_its_class_names_do_not(tmp_path: Path) -> None:
+    """Really pretrained; where the cache does not hold it yet this takes as long as pretraining."""
+    words = {"negative": "one star", "positive": "five stars"}
+    read = {"zero_shot_template": "{text} My rating is {label}.", "zero_shot_words": words}
+    accuracy = {}
+    for name, asked in (("names", {}), ("read", read)):
+        config = validated({"evaluation": asked})
+        found = references.measure("zero_shot", config, prepare(config, tmp_path), tmp_path)
+        accuracy[name] = found.scores["accuracy"]
+    assert accuracy["names"] < 0.55 and accuracy["read"] > 0.95
 
 
 @pytest.mark.hub
