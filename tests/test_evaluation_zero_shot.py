@@ -293,7 +293,7 @@ def test_a_model_that_sees_the_answer_is_left_out(small_config: Any, tmp_path: P
 
 def test_a_template_that_grows_together_with_the_classes_is_left_out(small_config: Any, tmp_path: Path) -> None:
     """A decoder would have to say what comes after nothing."""
-    config = asking(small_config, "gpt2", {}, zero_shot_template="{text}it{label}")
+    config = asking(small_config, "gpt2", {"bad": "m", "good": "ms"}, zero_shot_template="{text}fil{label}")
     assert "put a space before {label}" in left_out(config, tmp_path)
 
 
