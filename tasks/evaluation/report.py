@@ -12,6 +12,7 @@ from tasks.base.words import markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.wording import caution, direction, headline, ladder_table, leak_sentence, step_sentence, title_of
+from tasks.evaluation.zero_shot import question_note
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
@@ -122,6 +123,7 @@ def comparison_page(
         step_sentence(result),
         "The foundation model's head is untrained: its scores are chance, not skill." if trained.fresh_modules else "",
         ladder_table(result),
+        question_note(config, data, result.knew_before) if "zero_shot" in result.rivals else "",
         *(f"*{plain(capital(note))}.*" for note in data.notes),
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",

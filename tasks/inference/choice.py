@@ -9,7 +9,7 @@ from tasks.scores.conformal import prediction_sets, surprise_of
 from tasks.scores.thresholds import Threshold, threshold_for
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import nearest_name
+from tasks.settings.loading import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +35,7 @@ def choice_of(config: PredictionConfig, adapter: Path, settings: dict[str, Any])
     for asked in config.threshold:
         name, value = (part.strip() for part in asked.rsplit("=", 1))
         if name not in settings["label_names"]:
-            nearest = nearest_name(name, settings["label_names"])
-            known = f"did you mean {nearest}?" if nearest else f"there are {', '.join(settings['label_names'])}"
+            known = did_you_mean(name, settings["label_names"])
             raise InputError(f"threshold: {config.model} has no label '{name}'; {known}")
         kind, _, number = value.rpartition(" ")
         if not kind:
