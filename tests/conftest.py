@@ -25,6 +25,7 @@ os.environ.pop("PREFECT_API_URL", None)
 from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadFileScheduling
 
 from tasks.base import fresh_process
@@ -739,13 +740,17 @@ class Hub:
 
 @pytest.fixture(scope="session")
 def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in's repositories: GPT-2 in real shape and tiny, the real Rotten Tomatoes; MiniLM where installed."""
-    root = tmp_path_factory.mktemp("hub")
-    subprocess.run(
-        [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--make-only"],
-        check=True,
-        capture_output=True,
-    )
+    """The stand-in's repositories: GPT-2 in real shape and tiny, the real Rotten Tomatoes; MiniLM where installed.
+
+    Made once for all workers: it takes half a minute.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "hub"
+    make = [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--make-only"]
+    with FileLock(f"{root}.lock"):
+        if not (made := Path(f"{root}.made")).exists():
+            subprocess.run(make, check=True, capture_output=True)
+            made.touch()
     return root
 
 
