@@ -113,8 +113,8 @@ def noise_of(kind: str, means: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:3]])
 @pytest.mark.parametrize("kind", NOISES)
 def test_95_percent_intervals_hold_the_truth_of_simulated_curves_as_often(kind: str, rows: tuple[int, ...]) -> None:
-    """2,000 curves: of all laws together 93 to 97 %, of each single one 90 to 98 %. Of three numbers of rows whose noise
-    is not alike they may hold it more often: nothing is left over that a misfit could show in."""
+    """2,000 curves: of all laws together 93 to 97 %, of each single one 90 to 98 %. With three numbers of rows, whose
+    noise differs, it may be more: nothing is left over that a misfit could show in."""
     generator, held = np.random.default_rng(0), dict[tuple[float, ...], float]()
     for law in LAWS:
         means = error(law, rows)
