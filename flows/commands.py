@@ -95,7 +95,8 @@ COMMANDS = (
         "learning-curve",
         "train with ever more of the rows and say what twice as many would bring",
         "Train with 1/8, 1/4, 1/2 and all of the training rows, with each once for each of several seeds, and say what "
-        "twice the rows would bring, or that it cannot be told. Validation and test rows stay the same.",
+        "twice the rows would bring, or that it cannot be told. Validation and test rows stay the same; no model is "
+        "registered.",
         actions.run_learning_curve,
         (CONFIG_FILE, JSON_AT_END),
         LearningCurveConfig,

@@ -62,11 +62,13 @@ def part_config(config: RunConfig, seed: int, count: int, most: int) -> RunConfi
     """Each seed draws rows of its own, its fewer among its more; the first seed draws those of the plain run.
 
     With the same rows for all seeds their spread would not show how much hangs on the rows, which with few of them is
-    more than what hangs on the seed, and the interval of what more would bring would be too narrow.
+    more than what hangs on the seed, and the interval of what more would bring would be too narrow. No run registers
+    its model: most have learned from a part of the rows.
     """
     data, place = config.data, seed - config.seed
     if count < most or data.max_train_rows is not None:
         first = data.split_seed if data.draw_seed is None else data.draw_seed
         draw = (first + place) % 2**32 if place else data.draw_seed
         data = data.model_copy(update={"max_train_rows": count, "draw_seed": draw})
-    return config.model_copy(update={"data": data, "seed": seed})
+    tracking = config.tracking.model_copy(update={"registered_model": None})
+    return config.model_copy(update={"data": data, "seed": seed, "tracking": tracking})

@@ -98,6 +98,21 @@ def test_score_of_which_less_is_better_falls() -> None:
     assert few_words(metric, step).startswith("-0.0") and few_words(metric, step).endswith("mean absolute error")
 
 
+def test_curve_of_a_number_has_its_page_and_picture(tmp_path: Path) -> None:
+    from tasks.scores.objective import objective
+    from tasks.studies.learning_curve import curve_figure, curve_markdown, doubling
+
+    metric = objective("regression").metrics[0]
+    curve = points((0.99, 1.0, 1.01), (0.84, 0.85, 0.86), (0.73, 0.74, 0.75), (0.65, 0.66, 0.67))
+    step, check = doubling(metric, curve, 0.95), doubling(metric, curve[:-1], 0.95)
+    result = judge(tmp_path).model_copy(update={"task": "regression", "points": curve, "next": step, "check": check})
+    page = curve_markdown(validated({}), result)
+    assert "would bring mean absolute error from 0.660 to about 0.6" in page and ": -0.0" in page
+    assert "all 800 brought -0.080, inside that interval" in page and "(lower is better)" in page
+    (axis,) = curve_figure(result).axes
+    assert axis.get_ylim()[0] < 0.6 and axis.get_ylim()[1] > 1.0
+
+
 def points(*scores: Sequence[float]) -> tuple[CurvePoint, ...]:
     from tasks.base.outcomes import CurveRun
     from tasks.studies.seeds import spread
@@ -188,6 +203,8 @@ def test_first_seed_with_all_rows_is_the_plain_run() -> None:
     limited = validated({"seed": 4, "data": {"max_train_rows": 800}})
     assert part_config(limited, 4, 800, 800) == limited
     assert part_config(limited, 5, 100, 800).data.draw_seed == 1
+    registered = validated({"seed": 4, "tracking": {"registered_model": "reviews"}})
+    assert part_config(registered, 4, 800, 800) == config
 
 
 def test_numbers_of_rows_are_an_eighth_to_all_of_the_training_rows(tmp_path: Path) -> None:

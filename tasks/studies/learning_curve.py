@@ -40,13 +40,11 @@ def rows_of_curve(config: RunConfig, source: Source) -> tuple[int, ...]:
     import numpy as np
 
     splits = patient(read_splits)(source, config.data)
-    labels, kinds = (
-        labels_of(splits.datasets["train"]),
-        "classes" if objective(splits.task).one_class else "kinds of labels",
-    )
-    present = len(np.unique(objective(splits.task).strata(labels)))
+    labels, task = labels_of(splits.datasets["train"]), objective(splits.task)
+    present = len(np.unique(task.strata(labels)))
     counts, least = tuple(len(labels) // part for part in PARTS), max(LEAST_ROWS, present)
     if counts[0] < least:
+        kinds = "classes" if task.one_class else "kinds of labels"
         why = f", one of each of the {present} {kinds}" if present > LEAST_ROWS else ""
         raise InputError(
             f"data: a learning curve needs at least {least} rows in an eighth of the training rows{why}: "
