@@ -293,8 +293,12 @@ def curve_figure(result: LearningCurveResult) -> "Figure":
     ticks = [*rows, *([result.next.rows] if not result.next.unknown else [])]
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
-    margin = max(0.15 * (max(ends) - min(ends)), 0.002)
-    axis.set_ylim(max(metric.least, min(ends) - margin), min(metric.most, max(ends) + margin))
+    span = max(max(ends) - min(ends), 0.01)
+    low, high = min(m.low for m in means), max(m.high for m in means)
+    # the band of two runs can be ten times as wide as the curve is high: it may leave the picture
+    low, high = (max(low, min(ends) - span / 2), min(high, max(ends) + span / 2))
+    margin = 0.1 * span
+    axis.set_ylim(max(metric.least, min(low, *ends) - margin), min(metric.most, max(high, *ends) + margin))
     axis.set_xlabel("training rows")
     axis.set_ylabel(f"{metric.title}{direction(metric)} on {result.rows:,} test rows")
     legend_below(figure, 2)
