@@ -96,6 +96,14 @@ class DataConfig(Config):
         "see the same rows.",
     )
 
+    draw_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="Seed of the training rows that max_train_rows draws; validation and test stay as they are. None: "
+        "split_seed.",
+    )
+
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
         columns, field = (
