@@ -17,10 +17,11 @@ from tasks.settings.config import LearningCurveConfig, RunConfig
 from tasks.settings.loading import checked
 from tasks.studies.learning_curve import check_sentence, next_sentence, rows_of_curve, summarize_curve
 from tasks.tracking.address import run_url
-from tasks.tracking.flow import flow_tags, link_to_mlflow, live
+from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
 
 
+@first_sign_of_life
 def flow_run_name() -> str:
     return whole(checked(LearningCurveConfig, runtime.flow_run.parameters)).run_name()
 
