@@ -11,7 +11,7 @@ from tasks.base.verdict import capital
 from tasks.base.words import markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.wording import caution, direction, headline, ladder_table, leak_sentence, step_sentence, title_of
+from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence, title_of
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
@@ -126,7 +126,7 @@ def comparison_page(
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
         slice_table(result),
-        f"{capital(metric.title)}{direction(metric)} before is that of the foundation model, after that of the "
+        f"{capital(metric.title)}{metric.direction} before is that of the foundation model, after that of the "
         f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the "
         f"{task.test} test of each slice by itself; of twenty slices without any difference, one is expected under "
         f"0.05.{note}",

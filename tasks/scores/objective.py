@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from tasks.base.records import Interval
 from tasks.base.words import ends, shown_share
 from tasks.settings.rivals import SHORT_TITLES, TITLES, in_a_sentence
+from tasks.settings.sections import TaskName
 
 ClassWeights = Literal["none", "balanced"] | dict[str, float]
 
@@ -41,11 +42,24 @@ class Metric(NamedTuple):
     def is_share(self) -> bool:
         return (self.least, self.most) == (0, 1)
 
+    @property
+    def direction(self) -> str:
+        """What a reader must know beside its title."""
+        return "" if self.higher_is_better else " (lower is better)"
+
     def shown(self, value: float) -> str:
         return shown_share(value) if self.is_share else f"{value:.3f}"
 
     def ends(self, interval: Interval) -> tuple[str, str]:
         return ends(interval) if self.is_share else (f"{interval.low:.3f}", f"{interval.high:.3f}")
+
+    def limits(self, values: Sequence[float]) -> tuple[float, float]:
+        """Of an axis with these on it: zoomed, but never until noise looks like a gain."""
+        low, high = min(values), max(values)
+        least = 0.1 if self.is_share else 0.1 * max(abs(low), abs(high), 1e-9)
+        margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+        edge = least / 10  # room for a point that lies on the end
+        return max(self.least - edge, low - margin), min(self.most + edge, high + margin)
 
     def bounds(self, interval: Interval) -> str:
         return f"{self.shown(interval.value)} ({'-'.join(self.ends(interval))})"
@@ -243,3 +257,10 @@ def objective(task: str) -> Objective:
     """The one of tasks/scores/objectives/TASK.py."""
     found: Objective = import_module(f"tasks.scores.objectives.{task}").OBJECTIVE
     return found
+
+
+@cache
+def first_metrics() -> Mapping[str, Metric]:
+    """By name, the metric that decides of each task there is."""
+    tasks = [objective(name) for name in get_args(TaskName) if name != "auto"]
+    return {task.metrics[0].name: task.metrics[0] for task in tasks}
