@@ -111,9 +111,7 @@ def test_model_without_versions_or_runs_has_a_history(workplace: Path) -> None:
     assert "| 1 " in history_text(history_of("bare"))
 
 
-NUMBERS = [
-    {"tuned/mae": value, "tuned/mae_low": value - 64, "tuned/mae_high": value + 64} for value in (840.0, 712.5)
-]
+NUMBERS = [{"tuned/mae": value, "tuned/mae_low": value - 64, "tuned/mae_high": value + 64} for value in (840.0, 712.5)]
 
 
 def test_score_is_that_of_the_task_with_its_direction(workplace: Path) -> None:

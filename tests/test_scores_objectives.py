@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn import metrics
 
-from tasks.scores.conformal import conformal_quantile
+from tasks.scores.conformal import COVERAGE, conformal_quantile
 from tasks.scores.objective import Objective, objective
 from tasks.scores.objectives.multi_label import randomization_p_value
-from tasks.scores.objectives.regression import COVERAGE
 from tasks.scores.statistics import bootstrap, difference, score_intervals
 
 LABELS, NUMBERS = objective("multi_label"), objective("regression")
@@ -210,3 +209,23 @@ def test_intervals_of_new_rows_hold_what_they_promise() -> None:
         known, new = abs(generator.standard_t(4, size=(2, 200)))
         held.append((new <= conformal_quantile(known, COVERAGE)).mean())
     assert COVERAGE - 0.005 <= np.mean(held) <= COVERAGE + 1 / 201 + 0.005
+
+
+def test_sets_of_classes_hold_what_they_promise() -> None:
+    """Of three classes, fitted on 200 rows and tried on 200 others."""
+    generator, task, shares = np.random.default_rng(0), objective("single_label"), []
+    for _ in range(100):
+        labels = generator.choice(3, 400, p=(0.6, 0.3, 0.1))
+        logits = generator.normal(size=(400, 3)) + 1.2 * np.eye(3)[labels]
+        fitted = task.fit(logits[:200], labels[:200], {})
+        table = softmax(logits[200:] / fitted["temperature"], axis=1)
+        shares.append(task.calibration(table, labels[200:], fitted, 0.95)["coverage"])
+    assert COVERAGE - 0.005 <= np.mean(shares) <= COVERAGE + 1 / 201 + 0.005
+
+
+def test_few_validation_rows_promise_no_sets() -> None:
+    fitted = objective("single_label").fit(np.eye(2)[[0, 1] * 4], np.array([0, 1] * 4), {})
+    assert fitted["surprise"] is None
+    table, labels = np.eye(2), np.array([0, 1])
+    assert "coverage" not in objective("single_label").calibration(table, labels, fitted, 0.95)
+    assert objective("single_label").sets_by_label(table, labels, fitted, 0.95) == {}

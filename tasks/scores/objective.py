@@ -217,6 +217,12 @@ class Objective(Protocol):
     def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         """For programs, measures of each label as lists; empty where there are no labels to tell apart."""
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        """The same of sets of labels that hold the true one as often as promised, with the rows that have each label:
+        `coverage`, the ends of its interval, and `set_size`, None where no row has the label; empty without sets."""
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         """The first metric of the best answer that is always the same, and what that is, in words."""
 

@@ -274,6 +274,11 @@ class MultiLabel:
             "calibration_error": [gap(binned(*pair)) for pair in zip(probability.T, truth.T, strict=True)],
         }
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        return {}
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         return None
 

@@ -5,19 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
 from tasks.base.words import bounds, counted
-from tasks.scores.conformal import conformal_quantile
+from tasks.scores.conformal import COVERAGE, PROMISE, conformal_quantile, coverage, coverage_of
 from tasks.scores.linear import ridge
 from tasks.scores.objective import ClassWeights, Metric
-from tasks.scores.statistics import wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tasks.scores.objective import Objective, Weighted
-
-
-COVERAGE = 0.9
-"""Of the prediction intervals."""
 
 
 class Regression:
@@ -227,6 +222,11 @@ class Regression:
     def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         return {}
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        return {}
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         return None
 
@@ -234,10 +234,8 @@ class Regression:
         self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
     ) -> dict[str, float]:
         """Half the width of the intervals, and how many of the rows have their number in them."""
-        within = int((self.errors(table, labels) <= half_width(fitted)).sum())
-        share = wilson_interval(within, len(labels), confidence)
-        ends = {"coverage": share.value, "coverage_low": share.low, "coverage_high": share.high}
-        return {"half_width": half_width(fitted), **ends}
+        width = half_width(fitted)
+        return {"half_width": width, **coverage_of(self.errors(table, labels) <= width, confidence)}
 
     def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         return ("intervals", "half width", "share of the test rows in them"), [
@@ -267,14 +265,6 @@ class Regression:
 def half_width(fitted: Mapping[str, Any]) -> float:
     """Of the intervals; endless where validation had too few rows for them."""
     return float("inf") if fitted["half_width"] is None else float(fitted["half_width"])
-
-
-PROMISE = f"{100 * COVERAGE:g} %"
-
-
-def coverage(calibration: Mapping[str, float]) -> Interval:
-    low, high = calibration["coverage_low"], calibration["coverage_high"]
-    return Interval(value=calibration["coverage"], low=low, high=high)
 
 
 def span(numbers: "np.ndarray") -> str:
