@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.data.duplicates import describe_conflicts, describe_sharing
 from tasks.data.targets import labels_of, reader
+from tasks.scores.objective import objective
 from tasks.settings.sections import DataConfig
 from tests.test_data_labels import labelled, refusal
 from tests.test_data_splits import film_reviews, fingerprint_of, read, write
@@ -133,13 +135,21 @@ def test_empty_cells_are_rows_without_a_label_where_the_task_is_given(tmp_path: 
 
 
 def test_the_same_text_with_other_labels_is_a_warning_and_not_a_refusal(tmp_path: Path) -> None:
-    from tasks.data.duplicates import describe_conflicts
-
     frame = tickets()
     frame.loc[1, "text"] = frame.loc[0, "text"]
     splits = read(write(frame, tmp_path / "tickets.jsonl"))
-    (told,) = describe_conflicts(splits.same_texts, splits.label_words)
-    assert "1 text has more than one label" in told and "'battery'" in told and "'battery, price'" in told
+    (told,) = describe_conflicts(splits.same_texts, splits.label_words, objective(splits.task).conflict)
+    assert "1 text has different sets of labels (" in told and "'battery'" in told and "'battery, price'" in told
+
+
+def test_the_same_text_with_other_numbers_is_told_with_them(tmp_path: Path) -> None:
+    frame = film_reviews(10).assign(label=lambda rows: [1_000_000 + row / 8 for row in range(len(rows))])
+    frame.loc[1, "text"] = frame.loc[0, "text"]
+    splits = read(write(frame, tmp_path / "reviews.parquet"))
+    told = describe_sharing(splits.same_texts, splits.label_words, objective(splits.task).conflict)
+    assert any(
+        "1 text has different numbers (" in one and "'1000000'" in one and "'1000000.125'" in one for one in told
+    )
 
 
 # --- numbers

@@ -160,6 +160,8 @@ class Objective(Protocol):
     """What an adapter does, before the names of its labels."""
     head_taken_as: str
     """How the head that came with a foundation model is understood, before the same."""
+    conflict: str
+    """What a text has whose rows do not agree about it."""
     label_word: str
     """What one of the labels is called."""
     loss_title: str

@@ -174,6 +174,7 @@ class MultiLabel:
     titles: Mapping[str, str] = {"majority": "label frequencies"}
     purpose = "gives text any number of the labels"
     head_taken_as = "its labels were taken to be, in this order,"
+    conflict = "different sets of labels"
     label_word = "label"
     loss_title = "binary cross-entropy (nats)"
     score_title = "micro-F1"

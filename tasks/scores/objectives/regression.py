@@ -32,7 +32,7 @@ class Regression:
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
-        return [f"{label:.6g}" for label in labels]
+        return [f"{label:.15g}" for label in labels]
 
     def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
         import numpy as np
@@ -140,6 +140,7 @@ class Regression:
     titles: Mapping[str, str] = {"majority": "mean of train", "tfidf": "TF-IDF + ridge regression"}
     purpose = "predicts, from text, the number"
     head_taken_as = "its output was taken to be, standardised,"
+    conflict = "different numbers"
     label_word = "number"
     loss_title = "squared error (standardised)"
     score_title = "MAE"

@@ -144,6 +144,7 @@ class SingleLabel:
     titles: Mapping[str, str] = {}
     purpose = "classifies text into"
     head_taken_as = "its classes were taken to be, in this order,"
+    conflict = "more than one label"
     label_word = "class"
     loss_title = "cross-entropy (nats)"
     score_title = "accuracy (share of rows)"
