@@ -86,8 +86,8 @@ class DataConfig(Config):
         None,
         ge=2,
         le=10**9,
-        description="Use at most this many training rows, drawn stratified: by class, by set of labels, or by tenths of "
-        "the numbers. None: all.",
+        description="Use at most this many training rows, drawn stratified: by class, by set of labels, or by tenths "
+        "of the numbers. None: all.",
     )
     max_test_rows: int | None = Field(
         None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. None: all."
