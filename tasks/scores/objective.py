@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from tasks.base.records import Interval
-from tasks.base.words import ends, shown_share
+from tasks.base.words import decimals, ends, shown_share
 from tasks.settings.rivals import SHORT_TITLES, TITLES, in_a_sentence
 from tasks.settings.sections import TaskName
 
@@ -32,6 +32,8 @@ class Metric(NamedTuple):
     most: float = 1.0
     """The ends beyond which it cannot be."""
     higher_is_better: bool = True
+    in_units: bool = False
+    """Of the labels: it can be of any size."""
 
     @property
     def sign(self) -> int:
@@ -48,10 +50,17 @@ class Metric(NamedTuple):
         return "" if self.higher_is_better else " (lower is better)"
 
     def shown(self, value: float) -> str:
-        return shown_share(value) if self.is_share else f"{value:.3f}"
+        return shown_share(value) if self.is_share else f"{value:,.{self.digits(value)}f}"
+
+    def digits(self, value: float) -> int:
+        """After the point, of this value and of what is shown beside it."""
+        return decimals(value) if self.in_units else 3
 
     def ends(self, interval: Interval) -> tuple[str, str]:
-        return ends(interval) if self.is_share else (f"{interval.low:.3f}", f"{interval.high:.3f}")
+        if self.is_share:
+            return ends(interval)
+        digits = self.digits(interval.value)
+        return f"{interval.low:,.{digits}f}", f"{interval.high:,.{digits}f}"
 
     def limits(self, values: Sequence[float]) -> tuple[float, float]:
         """Of an axis with these on it: zoomed, but never until noise looks like a gain."""
@@ -128,9 +137,6 @@ class Objective(Protocol):
 
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         """What the answers come down to, (rows, ...), in the form of the labels."""
-
-    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-        """Whether each answer is right, (rows,)."""
 
     def scores(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
         """By metric, in their order."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Regression:
     name = "regression"
     metrics: tuple[Metric, ...] = (
-        Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False),
-        Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False),
+        Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False, in_units=True),
+        Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False, in_units=True),
         Metric("r2", "R²", "R²", least=float("-inf")),
         Metric("spearman", "Spearman's rank correlation", "Spearman", least=-1),
         Metric("quadratic_kappa", "quadratic-weighted kappa", "kappa", least=-1),
@@ -72,11 +72,6 @@ class Regression:
         self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
     ) -> "list[np.ndarray]":
         return ridge(known, labels, asked, grid, seed)
-
-    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-        """Whether the nearest whole number is the label."""
-        right: np.ndarray = self.decide(table).round() == labels
-        return right
 
     def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
         return table
