@@ -279,6 +279,10 @@ def noise(result: SeedsResult) -> str:
     return f"±{result.noise:,.{objective(result.task).metrics[0].digits(result.noise)}f}"
 
 
+def lead(run: SeedRun) -> str:
+    return signed(Interval(value=run.lead, low=run.lead, high=run.lead))[0]
+
+
 def runs_table(result: SeedsResult) -> str:
     metric = objective(result.task).metrics[0]
     return markdown_table(
@@ -294,7 +298,7 @@ def runs_table(result: SeedsResult) -> str:
                 f"{run.seed}",
                 run.verdict,
                 metric.shown(run.score),
-                signed(Interval(value=run.lead, low=run.lead, high=run.lead))[0],
+                lead(run),
                 run.run_id,
             )
             for run in result.runs
