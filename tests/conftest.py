@@ -562,7 +562,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     tables = {name: made_up_classifier(labels, accuracy, 2, i) for i, (name, accuracy) in enumerate(accuracies.items())}
     tables["majority"] = np.full((240, 2), 0.5, np.float32)
     work = tmp_path_factory.mktemp("judged")
-    return judged_anew(work, "single_label", ("bad", "good"), labels, tables, {"temperature": 1.5})
+    return judged_anew(work, "single_label", ("bad", "good"), labels, tables, {"temperature": 1.5, "surprise": 0.7})
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn import metrics
 
-from tasks.scores.conformal import conformal_quantile
+from tasks.base.records import Interval
+from tasks.scores.conformal import COVERAGE, conformal_quantile
 from tasks.scores.objective import Objective, objective
 from tasks.scores.objectives.multi_label import randomization_p_value
-from tasks.scores.objectives.regression import COVERAGE
 from tasks.scores.statistics import bootstrap, difference, score_intervals
 
 LABELS, NUMBERS = objective("multi_label"), objective("regression")
@@ -106,7 +106,7 @@ def test_wrong_answers_are_those_that_are_not_right(task: Objective, population:
     errors = task.errors(table, labels)
     assert errors.shape == (200,) and (errors >= 0).all()
     if task is LABELS:
-        assert np.array_equal(errors == 0, task.is_right(table, labels))
+        assert np.array_equal(errors == 0, (task.decide(table) == labels).all(1))
     better, weight = task.flips(table, other, labels)
     fixed, broken, _ = task.compared(table, other, labels)
     assert ((better > 0).sum(), (better < 0).sum()) == (fixed, broken) and weight.shape == (200,)
@@ -210,3 +210,39 @@ def test_intervals_of_new_rows_hold_what_they_promise() -> None:
         known, new = abs(generator.standard_t(4, size=(2, 200)))
         held.append((new <= conformal_quantile(known, COVERAGE)).mean())
     assert COVERAGE - 0.005 <= np.mean(held) <= COVERAGE + 1 / 201 + 0.005
+
+
+def test_sets_of_classes_hold_what_they_promise() -> None:
+    """Of three classes, fitted on 200 rows and tried on 200 others."""
+    generator, task, shares = np.random.default_rng(0), objective("single_label"), []
+    for _ in range(100):
+        labels = generator.choice(3, 400, p=(0.6, 0.3, 0.1))
+        logits = generator.normal(size=(400, 3)) + 1.2 * np.eye(3)[labels]
+        fitted = task.fit(logits[:200], labels[:200], {})
+        table = softmax(logits[200:] / fitted["temperature"], axis=1)
+        shares.append(task.calibration(table, labels[200:], fitted, 0.95)["coverage"])
+    assert COVERAGE - 0.005 <= np.mean(shares) <= COVERAGE + 1 / 201 + 0.005
+
+
+def test_few_validation_rows_promise_no_sets() -> None:
+    fitted = objective("single_label").fit(np.eye(2)[[0, 1] * 4], np.array([0, 1] * 4), {})
+    assert fitted["surprise"] is None
+    table, labels = np.eye(2), np.array([0, 1])
+    assert "coverage" not in objective("single_label").calibration(table, labels, fitted, 0.95)
+    assert objective("single_label").sets_by_label(table, labels, fitted, 0.95) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (0.0004, 0.00035, 0.00046, "0.000400 (0.000350-0.000460)"),
+        (0.70149, 0.65, 0.7512, "0.701 (0.650-0.751)"),
+        (12345.678, 11800.2, 12900.4, "12,346 (11,800-12,900)"),
+        (9.99, 9.5, 10.44, "9.99 (9.50-10.44)"),
+        (0.0, 0.0, 0.0, "0 (0-0)"),
+    ],
+)
+def test_error_in_units_of_the_labels_shows_three_digits(value: float, low: float, high: float, expected: str) -> None:
+    mae, r2 = NUMBERS.metrics[0], NUMBERS.metrics[2]
+    assert mae.bounds(Interval(value=value, low=low, high=high)) == expected
+    assert r2.shown(0.0004) == "0.000" and r2.shown(-1.23456) == "-1.235"

@@ -78,7 +78,8 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     if text_faults or target.faults:
         # all at once, and what else would be found: the file is repaired in one go
         rows, words = told_rows(task, encoded, target.names, config)
-        sharing = describe_conflicts(rows, words) if config.test_file else describe_sharing(rows, words)
+        describe = describe_conflicts if config.test_file else describe_sharing
+        sharing = describe(rows, words, objective(task).conflict)
         where = (*files_by_row(source, config), *formulas_in(source, config))
         raise InputError(". ".join((*text_faults, *target.faults, *sharing, *where)))
     kept_out = {}

@@ -33,10 +33,6 @@ def short_title(result: Judged, name: str) -> str:
     return short_reference_title(objective(result.task), name)
 
 
-def direction(metric: Metric) -> str:
-    return "" if metric.higher_is_better else " (lower is better)"
-
-
 def headline(config: RunConfig, result: Comparison) -> str:
     """What the verdict rests on: the adapter and the reference that it is about."""
     lead, percent = result.lead(result.against), f"{100 * config.evaluation.confidence:g} %"
@@ -44,7 +40,7 @@ def headline(config: RunConfig, result: Comparison) -> str:
     ours, theirs = (metric.shown(result.rung(name).primary.value) for name in ("tuned", result.against))
     strongest = ", the strongest reference" if result.against == result.rivals[0] else ""
     return (
-        f"{capital(metric.title)}{direction(metric)} on {counted(result.rows, 'test row')} is {ours}: "
+        f"{capital(metric.title)}{metric.direction} on {counted(result.rows, 'test row')} is {ours}: "
         f"{shown(lead.primary, f'{percent} interval ')} against "
         f"{name_of(result, result.against)} with {theirs}{strongest} "
         f"({task.test} p {format_p(lead.p_value)})."
@@ -174,4 +170,4 @@ def column_note(task: Objective, percent: str) -> str:
     first = task.metrics[0]
     other_words = [metric for metric in task.metrics if metric.short_title != metric.title]
     named = "".join(f"{metric.short_title}: {metric.title}; " for metric in other_words)
-    return f"{named}adapter minus it: {first.title}{direction(first)}, with its {percent} interval; p: {task.test}."
+    return f"{named}adapter minus it: {first.title}{first.direction}, with its {percent} interval; p: {task.test}."

@@ -3,10 +3,20 @@
 Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (2005).
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from tasks.base.records import Interval
+from tasks.scores.statistics import wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+COVERAGE = 0.9
+"""Of the prediction sets and intervals whose coverage on test is reported."""
+
+PROMISE = f"{100 * COVERAGE:g} %"
 
 
 def conformal_quantile(scores: "np.ndarray", coverage: float) -> float | None:
@@ -36,3 +46,14 @@ def prediction_sets(table: "np.ndarray", surprise: float) -> "np.ndarray":
     inside: np.ndarray = 1 - table.astype(float) <= surprise + 1e-6  # as exact as the probabilities that people see
     inside[np.arange(len(table)), table.argmax(1)] = True
     return inside
+
+
+def coverage_of(held: "np.ndarray", confidence: float) -> dict[str, float]:
+    """How many rows have their truth in what was predicted, (rows,) each, with the interval of that share."""
+    share = wilson_interval(int(held.sum()), len(held), confidence)
+    return {"coverage": share.value, "coverage_low": share.low, "coverage_high": share.high}
+
+
+def coverage(found: Mapping[str, float]) -> Interval:
+    """From what `coverage_of` gives."""
+    return Interval(value=found["coverage"], low=found["coverage_low"], high=found["coverage_high"])

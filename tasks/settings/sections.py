@@ -83,7 +83,11 @@ class DataConfig(Config):
     )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
-        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. None: all."
+        None,
+        ge=2,
+        le=10**9,
+        description="Use at most this many training rows, drawn stratified: by class, by set of labels, or by tenths "
+        "of the numbers. None: all.",
     )
     max_test_rows: int | None = Field(
         None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. None: all."

@@ -15,7 +15,6 @@ from tasks.base.words import counted, markdown_table, shown
 from tasks.base.work import RunFolder
 from tasks.data.splits import read_splits
 from tasks.data.targets import labels_of
-from tasks.evaluation.wording import direction
 from tasks.scores.extrapolation import fall_of_doubling
 from tasks.scores.objective import Metric, objective
 from tasks.settings.config import RunConfig
@@ -222,7 +221,7 @@ def check_sentence(result: LearningCurveResult) -> str:
 def points_table(result: LearningCurveResult) -> str:
     metric, percent = metric_of(result), f"{100 * result.confidence:g} %"
     return markdown_table(
-        ("training rows", metric.title + direction(metric), f"{percent} interval of the mean", "± single runs", "runs"),
+        ("training rows", metric.title + metric.direction, f"{percent} interval of the mean", "± single runs", "runs"),
         [
             (
                 f"{point.rows:,}",
@@ -300,6 +299,6 @@ def curve_figure(result: LearningCurveResult) -> "Figure":
     margin = 0.1 * span
     axis.set_ylim(max(metric.least, min(low, *ends) - margin), min(metric.most, max(high, *ends) + margin))
     axis.set_xlabel("training rows")
-    axis.set_ylabel(f"{metric.title}{direction(metric)} on {result.rows:,} test rows")
+    axis.set_ylabel(f"{metric.title}{metric.direction} on {result.rows:,} test rows")
     legend_below(figure, 2)
     return figure
