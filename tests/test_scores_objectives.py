@@ -9,7 +9,7 @@ from scipy.special import expit, softmax
 from sklearn import metrics
 
 from tasks.base.records import Interval
-from tasks.scores.conformal import COVERAGE, conformal_quantile
+from tasks.scores.conformal import COVERAGE, conformal_quantile, expected_coverage, kept
 from tasks.scores.objective import Objective, objective
 from tasks.scores.objectives.multi_label import randomization_p_value
 from tasks.scores.statistics import bootstrap, difference, score_intervals
@@ -222,6 +222,18 @@ def test_sets_of_classes_hold_what_they_promise() -> None:
         table = softmax(logits[200:] / fitted["temperature"], axis=1)
         shares.append(task.calibration(table, labels[200:], fitted, 0.95)["coverage"])
     assert COVERAGE - 0.005 <= np.mean(shares) <= COVERAGE + 1 / 201 + 0.005
+
+
+@pytest.mark.parametrize(("validation", "test"), [(150, 700), (40, 100), (2000, 200)])
+def test_coverage_of_a_promise_that_is_kept_is_as_expected(validation: int, test: int) -> None:
+    generator, within = np.random.default_rng(0), []
+    for _ in range(400):
+        known, new = generator.exponential(size=validation), generator.exponential(size=test)
+        width = conformal_quantile(known, COVERAGE)
+        assert width is not None
+        expected = expected_coverage({"validation_rows": validation}, test, 0.95)
+        within.append(kept({"coverage": float((new <= width).mean()), **expected}))
+    assert 0.93 <= np.mean(within) <= 0.99
 
 
 def test_few_validation_rows_promise_no_sets() -> None:

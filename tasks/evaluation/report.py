@@ -13,7 +13,7 @@ from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence, title_of
 from tasks.evaluation.zero_shot import question_note
-from tasks.scores.conformal import COVERAGE, PROMISE, coverage
+from tasks.scores.conformal import COVERAGE, PROMISE, coverage, expected_words
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
@@ -263,8 +263,9 @@ def set_section(word: str, classes: Mapping[str, Any], result: Comparison) -> li
     return [
         "## Prediction sets",
         f"With `predict --coverage {COVERAGE:g}` each row gets a set that should hold its {word} in {PROMISE} of the "
-        f"cases, by the validation rows. Of all test rows the sets hold {bounds(coverage(result.calibration))}; this "
-        f"is promised for all rows together, and not for those of each {word}:",
+        f"cases, by the validation rows. Of all test rows the sets hold {bounds(coverage(result.calibration))}; "
+        f"{expected_words(result.calibration)} was to be expected from so many validation rows. It is promised for all "
+        f"rows together, and not for those of each {word}:",
         markdown_table(header, rows),
     ]
 

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
 from tasks.base.words import bounds, counted
-from tasks.scores.conformal import COVERAGE, PROMISE, conformal_quantile, coverage, coverage_of
+from tasks.scores.conformal import (
+    COVERAGE,
+    PROMISE,
+    conformal_quantile,
+    coverage,
+    coverage_of,
+    expected_coverage,
+    expected_words,
+    kept,
+)
 from tasks.scores.linear import ridge
 from tasks.scores.objective import ClassWeights, Metric
 
@@ -54,7 +63,8 @@ class Regression:
         self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
     ) -> dict[str, Any]:
         predicted = logits[:, 0].astype(float) * scaling["std"] + scaling["mean"]
-        return {**scaling, "half_width": conformal_quantile(abs(predicted - labels), COVERAGE)}
+        width = conformal_quantile(abs(predicted - labels), COVERAGE)
+        return {**scaling, "half_width": width, "validation_rows": len(labels)}
 
     def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
         return None
@@ -231,11 +241,12 @@ class Regression:
     ) -> dict[str, float]:
         """Half the width of the intervals, and how many of the rows have their number in them."""
         width = half_width(fitted)
-        return {"half_width": width, **coverage_of(self.errors(table, labels) <= width, confidence)}
+        found = {"half_width": width, **coverage_of(self.errors(table, labels) <= width, confidence)}
+        return found if width == float("inf") else found | expected_coverage(fitted, len(labels), confidence)
 
     def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return ("intervals", "half width", "share of the test rows in them"), [
-            (PROMISE, f"{calibration['half_width']:.4g}", bounds(coverage(calibration)))
+        return ("intervals", "half width", "share of the test rows in them", "to be expected"), [
+            (PROMISE, f"{calibration['half_width']:.4g}", bounds(coverage(calibration)), expected_words(calibration))
         ]
 
     def calibration_words(self, calibration: Mapping[str, float]) -> str:
@@ -248,11 +259,11 @@ class Regression:
         )
 
     def calibration_cautions(self, calibration: Mapping[str, float]) -> list[str]:
-        found = coverage(calibration)
         if calibration["half_width"] == float("inf"):
             return [f"validation has too few rows for {PROMISE} intervals"]
-        told = f"the {PROMISE} intervals hold {bounds(found)} of the test rows"
-        return [] if found.low <= COVERAGE <= found.high else [told]
+        expected = expected_words(calibration)
+        told = f"the {PROMISE} intervals hold {bounds(coverage(calibration))} of the test rows, not {expected}"
+        return [] if kept(calibration) else [told]
 
     def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"number = logits[0, 0].item() * {fitted['std']!r} + {fitted['mean']!r}"

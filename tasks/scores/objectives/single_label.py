@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import Interval
 from tasks.base.words import counted, shown_share
 from tasks.scores.classes import class_table, confusion, log_loss, suspicion
-from tasks.scores.conformal import COVERAGE, coverage_of, prediction_sets, surprise_of
+from tasks.scores.conformal import COVERAGE, coverage_of, expected_coverage, prediction_sets, surprise_of
 from tasks.scores.linear import logistic
 from tasks.scores.objective import ClassWeights, Metric
 from tasks.scores.statistics import (
@@ -64,7 +64,8 @@ class SingleLabel:
 
         temperature = fit_temperature(logits, labels)
         table = softmax(logits.astype(float) / temperature, axis=1)
-        return {"temperature": temperature, "surprise": surprise_of(table, labels, COVERAGE)}
+        surprise = surprise_of(table, labels, COVERAGE)
+        return {"temperature": temperature, "surprise": surprise, "validation_rows": len(labels)}
 
     def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
         """Of each class; balanced, all rows of a class together weigh the same: King and Zeng, Political Analysis 9
@@ -246,6 +247,7 @@ class SingleLabel:
         sets, surprise = dict[str, float](), fitted.get("surprise")
         if surprise is not None:
             sets = coverage_of(prediction_sets(table, surprise)[range(len(labels)), labels], confidence)
+            sets |= expected_coverage(fitted, len(labels), confidence)
         before = without_temperature(table, fitted["temperature"])
         return {
             "temperature": fitted["temperature"],
