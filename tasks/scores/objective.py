@@ -32,6 +32,8 @@ class Metric(NamedTuple):
     most: float = 1.0
     """The ends beyond which it cannot be."""
     higher_is_better: bool = True
+    by_log_odds: bool = False
+    """Whether its interval is better symmetric in log-odds than the middle of the resamples."""
     in_units: bool = False
     """Of the labels: it can be of any size."""
 

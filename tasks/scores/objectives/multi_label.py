@@ -35,7 +35,7 @@ class MultiLabel:
         Metric("macro_f1", "macro-F1", "macro-F1"),
         Metric("exact_match", "exact match", "exact"),
         Metric("hamming_loss", "Hamming loss", "Hamming", higher_is_better=False),
-        Metric("average_precision", "mean average precision", "mAP"),
+        Metric("average_precision", "mean average precision", "mAP", by_log_odds=True),
         Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
     )
     test = "paired randomization"
