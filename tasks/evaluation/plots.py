@@ -87,7 +87,7 @@ def learning_curves(trained: TrainedAdapter, task: Objective) -> "Figure":
 def ladder(data: PreparedData, result: Comparison) -> "Figure":
     """Every classifier, best first, beside an answer that is always the same, where one can be said to be best."""
     task, metric = objective(result.task), objective(result.task).metrics[0]
-    title = f"{capital(result.verdict)}: {metric.title} {signed(result.lead(result.against).primary)[0]}"
+    title = f"{capital(result.verdict)}: {metric.short_title} {signed(result.lead(result.against).primary)[0]}"
     title += f" against {name_of(result, result.against)}" if result.verdict.startswith("better") else ""
     figure, (axis,) = new_figure(title, 2 + 0.5 * len(result.ladder))
     values: list[str] = []
