@@ -437,7 +437,7 @@ def test_the_words_asked_are_on_the_page(judged: Judged) -> None:
 
     result, (config, data, _, trained, predictions, _) = with_zero_shot(judged), judged
     config = other(config, evaluation={"zero_shot_words": {"bad": "awful*"}, "zero_shot_template": TEMPLATE})
-    rest = class_report(data, predictions, trained), analysis_tables(data, predictions, trained, result)
+    rest = class_report(data, predictions, trained, 0.95), analysis_tables(data, predictions, trained, result)
     page = comparison_page(config, data, trained, result, *rest)
     assert "Zero-shot asked “{text} it is {label} from end”" in page
     assert "bad as “awful" in page and "good as “good”." in page and "awful*" not in page
