@@ -45,7 +45,7 @@ def choice_of(config: PredictionConfig, adapter: Path, settings: dict[str, Any])
         thresholds[name] = found.value
         told.append(
             f"{name} is given from a probability of {found.value:.4g} on: on the validation rows its precision is "
-            f"{found.precision:.3f} and its recall {found.recall:.3f} there"
+            f"{found.precision:.3f} and its recall {found.recall:.3f}"
         )
     return Choice(thresholds=thresholds, surprise=surprise(config, adapter, settings), told=tuple(told))
 
