@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from flows.summary import introduce, summarize, summarize_seeds, where_to_browse
-from tasks.settings.config import PredictionConfig, RetrainConfig, RunConfig
+from flows.summary import introduce, summarize, summarize_curve, summarize_seeds, where_to_browse
+from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig
 from tasks.settings.fields import InputError, check_text
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import load_config
 
 if TYPE_CHECKING:
-    from tasks.base.outcomes import PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
     from tasks.base.records import RunResult
     from tasks.tracking.decision import Decision
 
@@ -64,6 +64,35 @@ def run_finetune(options: Namespace) -> int:
             answer = results.model_dump_json()
     if options.json:
         print(answer)
+    return DONE
+
+
+def run_learning_curve(options: Namespace) -> int:
+    config = load_config(options.config, overrides(options), LearningCurveConfig)
+
+    from tasks.base import environment  # before the libraries that read it
+    from tasks.sources.reading import check_early
+
+    check_early(config.data)
+
+    from tasks.base.fresh_process import reload_at_hand
+    from tasks.data.prepare import check_input
+    from tasks.studies.learning_curve import rows_of_curve
+
+    with reload_at_hand():
+        with environment.without_collection():
+            run = config.run_config()
+            data, _ = check_input(run)
+            rows_of_curve(run, data)
+            introduce(run)
+            with prefect_starting():
+                from flows.learning_curve import learning_curve
+
+                get_ready_to_train()
+        result: LearningCurveResult = learning_curve(**dict(config))
+    summarize_curve(run, result, sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(result.model_dump_json())
     return DONE
 
 

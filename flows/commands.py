@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows import actions
-from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig
+from tasks.settings.config import LearningCurveConfig, PredictionConfig, RerunConfig, RetrainConfig, RunConfig
 from tasks.settings.fields import Config
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import sections
@@ -90,6 +90,17 @@ COMMANDS = (
         ),
         RunConfig,
         flows=("finetune", "finetune-seeds"),
+    ),
+    Command(
+        "learning-curve",
+        "train with ever more of the rows and say what twice as many would bring",
+        "Train with 1/8, 1/4, 1/2 and all of the training rows, with each once for each of several seeds, and say what "
+        "twice the rows would bring, or that it cannot be told. Validation and test rows stay the same; no model is "
+        "registered.",
+        actions.run_learning_curve,
+        (CONFIG_FILE, JSON_AT_END),
+        LearningCurveConfig,
+        flows=("learning-curve",),
     ),
     Command(
         "retrain",

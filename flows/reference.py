@@ -13,7 +13,14 @@ from pydantic.fields import FieldInfo
 
 from flows.cli import EPILOG, bounds, shown
 from flows.commands import COMMANDS, Argument, Command
-from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
+from tasks.settings.config import (
+    LearningCurveConfig,
+    PredictionConfig,
+    RerunConfig,
+    RetrainConfig,
+    RunConfig,
+    SeedsConfig,
+)
 from tasks.settings.fields import Config
 from tasks.settings.loading import choices, sections
 from tasks.settings.sections import GateConfig
@@ -42,6 +49,8 @@ def configuration() -> str:
         table(RunConfig, ("seed", "offline")),
         "## Several seeds: `finetune --seeds N`, the deployment `finetune-seeds`",
         table(SeedsConfig, ("seeds",)),
+        "## More data or not: `learning-curve`",
+        table(LearningCurveConfig, ("seeds",)),
         "## Retraining: `retrain`",
         text_of(RetrainConfig, "tracking") + " `tracking.registered_model` is `peft-flow` unless you name another.",
         "### gate",

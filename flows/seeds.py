@@ -43,7 +43,7 @@ def finetune_seeds(**given: Any) -> SeedsResult:
     work = work_folder(together, *found_input(config, together))
     with tracked_run(together, work, flow_tags()):
         link_to_mlflow(work)
-        results = tuple(run_one(one) for one in configs)
+        results = tuple(run_one(one, f"seed {one.seed}") for one in configs)
         result = summarize_seeds(work, config, results)
         logger.info("%s. %s %s", capital(result.verdict), headline(result), noise_sentence(result))
         if result.cautions:
@@ -67,11 +67,11 @@ def named(config: RunConfig, suffix: str) -> RunConfig:
     return config.model_copy(update={"tracking": tracking})
 
 
-def run_one(config: RunConfig) -> RunResult:
-    """The plain flow; a failure says which seed it was."""
+def run_one(config: RunConfig, part: str) -> RunResult:
+    """The plain flow; a failure says which `part` of the whole it was."""
     try:
         return finetune(**dict(config))
     except InputError:
         raise
     except Exception as error:
-        raise RuntimeError(f"seed {config.seed} failed: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{part} failed: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from tasks.settings.config import RunConfig
 from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
 
 if TYPE_CHECKING:
-    from tasks.base.outcomes import SeedsResult
+    from tasks.base.outcomes import LearningCurveResult, SeedsResult
     from tasks.base.records import RunResult
 
 
@@ -65,6 +65,26 @@ def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> No
     ]
     print(
         "\n\n".join(filter(None, parts)) + "\n\n"
+        f"run       {result.run_id}\n"
+        f"browse    {where_to_browse(result.run_id)}\n"
+        f"took      {result.seconds:.0f} s",
+        file=stream,
+    )
+
+
+def summarize_curve(config: RunConfig, result: "LearningCurveResult", stream: Any) -> None:
+    """What twice the rows would bring, the curve, and every run."""
+    from tasks.studies.learning_curve import check_sentence, next_sentence, points_table, runs_table
+
+    parts = [
+        f"\n{result.verdict.upper()}  {config.name_of(f'learning curve, {len(result.points[0].runs)} seeds')}",
+        next_sentence(result),
+        check_sentence(result),
+        points_table(result),
+        runs_table(result),
+    ]
+    print(
+        "\n\n".join(parts) + "\n\n"
         f"run       {result.run_id}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
         f"took      {result.seconds:.0f} s",

@@ -25,6 +25,7 @@ os.environ.pop("PREFECT_API_URL", None)
 from tasks.base import environment  # noqa: F401  isort: skip
 
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadFileScheduling
 
 from tasks.base import fresh_process
@@ -561,7 +562,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     tables = {name: made_up_classifier(labels, accuracy, 2, i) for i, (name, accuracy) in enumerate(accuracies.items())}
     tables["majority"] = np.full((240, 2), 0.5, np.float32)
     work = tmp_path_factory.mktemp("judged")
-    return judged_anew(work, "single_label", ("bad", "good"), labels, tables, {"temperature": 1.5})
+    return judged_anew(
+        work,
+        "single_label",
+        ("bad", "good"),
+        labels,
+        tables,
+        {"temperature": 1.5, "surprise": 0.7, "validation_rows": 50},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -587,7 +595,7 @@ def judged_numbers(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     errors = {"tuned": 0.6, "baseline": 3.0, "majority": 0.0, "tfidf": 0.9, "probe": 1.1}
     tables = {name: made_up_numbers(labels, error, i) for i, (name, error) in enumerate(errors.items())}
     tables["majority"] = np.full((240, 1), labels.mean(), np.float32)
-    fitted = {"mean": float(labels.mean()), "std": float(labels.std()), "half_width": 1.0}
+    fitted = {"mean": float(labels.mean()), "std": float(labels.std()), "half_width": 1.0, "validation_rows": 50}
     return judged_anew(tmp_path_factory.mktemp("judged_numbers"), "regression", ("stars",), labels, tables, fitted)
 
 
@@ -739,13 +747,17 @@ class Hub:
 
 @pytest.fixture(scope="session")
 def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in's repositories: GPT-2 in real shape and tiny, the real Rotten Tomatoes; MiniLM where installed."""
-    root = tmp_path_factory.mktemp("hub")
-    subprocess.run(
-        [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--make-only"],
-        check=True,
-        capture_output=True,
-    )
+    """The stand-in's repositories: GPT-2 in real shape and tiny, the real Rotten Tomatoes; MiniLM where installed.
+
+    Made once for all workers: it takes half a minute.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "hub"
+    make = [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--make-only"]
+    with FileLock(f"{root}.lock"):
+        if not (made := Path(f"{root}.made")).exists():
+            subprocess.run(make, check=True, capture_output=True)
+            made.touch()
     return root
 
 

@@ -166,7 +166,7 @@ class Stack:
         return ""
 
     def deployment(self, name: str) -> dict[str, Any]:
-        flow = name if name in ("finetune-seeds", "retrain") else "finetune"
+        flow = name if name in ("finetune-seeds", "learning-curve", "retrain") else "finetune"
         answer: dict[str, Any] = self.call("GET", f"/deployments/name/{flow}/{name}")
         return answer
 

@@ -15,6 +15,7 @@ from tasks.data import datacheck, duplicates, splits
 from tasks.data.datacheck import (
     balance_warnings,
     check_data,
+    check_page,
     histogram,
     label_warnings,
     length_edges,
@@ -272,6 +273,20 @@ def test_power_sentence_says_what_it_assumes(configure: Callable[..., RunConfig]
     # who differs by 45 points disagrees on as many
     assert "disagree on 45 %" in power_sentence(data, check.model_copy(update={"detectable": 0.45}), config)
     assert "can show no difference" in power_sentence(data, check.model_copy(update={"detectable": None}), config)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_nothing_is_said_about_what_cannot_be_known_before_it_is_measured(
+    task: str, configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    labels = [["a|b", "a", "b"][row % 3] if task == "multi_label" else row / 8 for row in range(60)]
+    path = write(film_reviews(5).assign(label=labels), tmp_path / "reviews.csv")
+    config = configure(path, task=task)
+    data, check = run_check(config, tmp_path / "work")
+    assert power_sentence(data, check, config) == ""
+    assert not any("test set" in warning or "difference" in warning for warning in check.warnings)
+    page = check_page("reviews", check.warnings, "", "tables")
+    assert "\n\n\n" not in page and page.endswith("\n\ntables")
 
 
 def test_small_test_set_is_warned_of_after_leakage(

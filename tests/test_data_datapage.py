@@ -54,7 +54,7 @@ def test_page_of_clean_data_says_so(foundation: Any, tmp_path: Path) -> None:
     frame = film_reviews(10)
     page = page_of(tmp_path, foundation, frame[:72], frame[72:96])
     assert "None: no text is there twice" in page
-    assert "\n\nNothing to warn of.\n\n" in check_page("films", (), "", "")
+    assert check_page("films", (), "", "").endswith("\n\nNothing to warn of.")
 
 
 def test_texts_cannot_break_out_of_their_table(foundation: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tasks.data.duplicates import (
 )
 from tasks.settings.fields import InputError
 
+CONFLICT = "more than one label"
 NAMES = ("bad", "good")
 
 
@@ -117,7 +118,7 @@ def test_sentences_name_rows_worst_first() -> None:
         validation=[("a play", 1), ("a book", 0)],
         test=[("a film", 0), ("a book", 0), ("a song", 1)],
     )
-    assert describe_sharing(rows, NAMES) == [
+    assert describe_sharing(rows, NAMES, CONFLICT) == [
         "Leakage: the text of 1 of 3 test rows is also in train (test row 100; train row 100)",
         "1 text has more than one label (train row 100 'bad', train row 102 'good')",
         "The text of 1 of 2 validation rows is also in train (validation row 100; train row 101)",
@@ -127,7 +128,12 @@ def test_sentences_name_rows_worst_first() -> None:
 
 
 def test_clean_rows_give_no_sentence() -> None:
-    assert describe_sharing(table(train=[("a film", 0), ("a play", 1)], test=[("a song", 1)]), NAMES) == []
+    assert (
+        describe_sharing(
+            table(train=[("a film", 0), ("a play", 1)], test=[("a song", 1)]), NAMES, "more than one label"
+        )
+        == []
+    )
 
 
 def test_ten_rows_are_named_and_the_others_counted() -> None:
@@ -135,7 +141,7 @@ def test_ten_rows_are_named_and_the_others_counted() -> None:
     assert named_rows("test", range(10)) == "test rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert named_rows("test", range(2000)) == "test rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,990 more"
     films = [(f"film {n}", 0) for n in range(25)]
-    (leak,) = describe_sharing(table(train=films, test=films), NAMES)
+    (leak,) = describe_sharing(table(train=films, test=films), NAMES, CONFLICT)
     assert "the text of 25 of 25 test rows" in leak
     assert leak.count("and 15 more") == 2
 

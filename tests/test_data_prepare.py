@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ import pytest
 from tasks.base.records import PreparedData
 from tasks.data import prepare as data
 from tasks.data.datacheck import read_check
-from tasks.data.prepare import prepare
+from tasks.data.prepare import check_training, prepare
+from tasks.data.splits import Splits
 from tasks.models import foundation as model
 from tasks.models.serving import model_rows
 from tasks.settings.config import RunConfig
@@ -85,6 +87,50 @@ def test_ready_configuration_for_local_files_prepares_what_its_comments_describe
     prepared = prepare(config, workplace / "work")
     assert prepared.class_counts == {"train": (54, 54), "validation": (6, 6), "test": (12, 12)}
     assert len(prepared.notes) == 2 and "no validation split" in prepared.notes[1]
+
+
+# what the task of these rows does not have
+
+ROWS: dict[str, Any] = {"single_label": [0, 1], "multi_label": [[1, 0], [0, 1]], "regression": [1.5, 2.0]}
+
+
+def check_task(task: str, values: dict[str, Any]) -> None:
+    rows = datasets.DatasetDict(train=datasets.Dataset.from_dict({"label": ROWS[task]}))
+    names = ("stars",) if task == "regression" else ("bad", "good")
+    check_training(Splits(rows, task, names, (), pd.DataFrame(), names, (), {}), validated(values))
+
+
+@pytest.mark.parametrize("field", ["training.class_weights", "evaluation.zero_shot_words"])
+@pytest.mark.parametrize(("name", "says"), [("goood", "did you mean good?"), ("zebra", "there are bad, good")])
+def test_unknown_class_is_refused_with_those_that_there_are(field: str, name: str, says: str) -> None:
+    section, _, option = field.partition(".")
+    given = {"class_weights": {name: 2}, "zero_shot_words": {name: "two"}}[option]
+    with pytest.raises(InputError, match=re.escape(f"{field}: there is no class '{name}'; {says}")):
+        check_task("single_label", {section: {option: given}})
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"references": ["majority", "zero_shot"]},
+        {"zero_shot_template": "{text} It is {label}."},
+        {"zero_shot_words": {"bad": "awful"}},
+    ],
+)
+def test_zero_shot_asked_for_is_refused_where_a_text_has_not_one_class(task: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as refused:
+        check_task(task, {"evaluation": asked})
+    says = f"zero_shot is for single_label, and these rows are for {task}; leave it out"
+    assert str(refused.value) == f"evaluation.{next(iter(asked))}: {says}"
+    check_task("single_label", {"evaluation": asked})
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_references_that_nobody_chose_are_refused_to_no_task(task: str) -> None:
+    check_task(task, {})
+    check_task(task, RunConfig().model_dump())  # as a run done again has them, and the form
+    check_task(task, {"evaluation": {"references": ["majority"]}})
 
 
 # kept and reused

@@ -303,6 +303,18 @@ def test_row_limits_are_exact_stratified_seeded_and_noted(tmp_path: Path) -> Non
     assert rows_of(read(path, split_seed=1, max_train_rows=40))["train"] != rows_of(limited)["train"]
 
 
+def test_draw_seed_draws_other_training_rows_and_leaves_the_other_splits(tmp_path: Path) -> None:
+    path = write(film_reviews(20), tmp_path / "reviews.csv")
+    plain, other = (read(path, max_train_rows=40, max_test_rows=8, draw_seed=seed) for seed in (None, 5))
+    assert rows_of(plain)["train"] != rows_of(other)["train"]
+    assert [rows_of(plain)[role] for role in ("validation", "test")] == [
+        rows_of(other)[role] for role in ("validation", "test")
+    ]
+    assert any("train: 40 of " in note and note.endswith("draw seed 5") for note in other.notes)
+    more = read(path, max_train_rows=80, max_test_rows=8, draw_seed=5)
+    assert set(rows_of(other)["train"]) < set(rows_of(more)["train"])
+
+
 def test_limit_above_the_number_of_rows_changes_nothing(tmp_path: Path) -> None:
     path = write(film_reviews(), tmp_path / "reviews.csv")
     assert rows_of(read(path, max_train_rows=1000, max_test_rows=1000)) == rows_of(read(path))

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.data.duplicates import describe_conflicts, describe_sharing
 from tasks.data.targets import labels_of, reader
+from tasks.scores.objective import objective
 from tasks.settings.sections import DataConfig
 from tests.test_data_labels import labelled, refusal
 from tests.test_data_splits import film_reviews, fingerprint_of, read, write
@@ -88,6 +90,36 @@ def test_label_columns_of_anything_but_0_and_1_are_refused(tmp_path: Path) -> No
     assert "has no column 'weight'" in refusal(tmp_path / "ones.csv", label_columns=("battery", "weight"))
 
 
+def test_label_column_without_a_1_in_train_is_refused_whatever_test_has(tmp_path: Path) -> None:
+    frame = columns_of(tickets()).assign(weight=0, colour="no")
+    path = write(frame, tmp_path / "ones.csv")
+    said = refusal(path, label_columns=(*NAMES, "weight"))
+    assert "no training row has a 1 in 'weight'" in said and "take it out of data.label_columns" in said
+    assert "in 'weight', 'colour'" in refusal(path, label_columns=(*NAMES, "weight", "colour"))
+
+
+def test_label_column_whose_name_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    frame = columns_of(tickets()).rename(columns={"price": "pri\u200bce"})
+    said = refusal(write(frame, tmp_path / "ones.parquet"), label_columns=("battery", "pri\u200bce"))
+    assert r"data.label_columns: the class 'pri\u200bce' is not a name to show in tables (it holds '\u200b')" in said
+
+
+@pytest.mark.parametrize("task", ["auto", "multi_label"])
+def test_whole_numbers_among_several_labels_lose_their_point_as_classes_do(task: str, tmp_path: Path) -> None:
+    frame = tickets().assign(label=["1.0|2.0", "3.0", "1.0|3.0", "2.0|3.0", "10.0", "1"] * 20)
+    splits = read(write(frame, tmp_path / "train.csv"), task=task)
+    assert (splits.task, splits.label_names) == ("multi_label", ("1", "2", "3", "10"))
+    for split in splits.datasets.values():
+        for given, row in zip(labels_of(split), split["row"], strict=True):
+            names = {splits.label_names[i] for i in given.nonzero()[0]}
+            assert names == {part.removesuffix(".0") for part in frame["label"][row].split("|")}
+
+
+def test_numbers_beside_words_keep_their_point(tmp_path: Path) -> None:
+    frame = tickets().assign(label=["1.0|b", "b|c", "c", "1.0|c", "b", "1.0"] * 20)
+    assert read(write(frame, tmp_path / "train.csv")).label_names == ("1.0", "b", "c")
+
+
 def test_label_that_training_lacks_is_refused_with_its_row(tmp_path: Path) -> None:
     write(tickets(), tmp_path / "train.jsonl")
     new = tickets(12).assign(text=lambda rows: "new " + rows["text"])
@@ -103,13 +135,21 @@ def test_empty_cells_are_rows_without_a_label_where_the_task_is_given(tmp_path: 
 
 
 def test_the_same_text_with_other_labels_is_a_warning_and_not_a_refusal(tmp_path: Path) -> None:
-    from tasks.data.duplicates import describe_conflicts
-
     frame = tickets()
     frame.loc[1, "text"] = frame.loc[0, "text"]
     splits = read(write(frame, tmp_path / "tickets.jsonl"))
-    (told,) = describe_conflicts(splits.same_texts, splits.label_words)
-    assert "1 text has more than one label" in told and "'battery'" in told and "'battery, price'" in told
+    (told,) = describe_conflicts(splits.same_texts, splits.label_words, objective(splits.task).conflict)
+    assert "1 text has different sets of labels (" in told and "'battery'" in told and "'battery, price'" in told
+
+
+def test_the_same_text_with_other_numbers_is_told_with_them(tmp_path: Path) -> None:
+    frame = film_reviews(10).assign(label=lambda rows: [1_000_000 + row / 8 for row in range(len(rows))])
+    frame.loc[1, "text"] = frame.loc[0, "text"]
+    splits = read(write(frame, tmp_path / "reviews.parquet"))
+    told = describe_sharing(splits.same_texts, splits.label_words, objective(splits.task).conflict)
+    assert any(
+        "1 text has different numbers (" in one and "'1000000'" in one and "'1000000.125'" in one for one in told
+    )
 
 
 # --- numbers

@@ -319,6 +319,10 @@ def test_share_is_1_or_0_only_where_it_is_that_exactly(value: float, low: float,
         (-0.0, -0.0, 0.0, "+0.000 (+0.000 to +0.000)"),
         (-0.0004, -0.0007, -0.0002, "-0.0004 (-0.0007 to -0.0002)"),  # worse, and to be seen as that
         (0.034, 0.007, 0.062, "+0.034 (+0.007 to +0.062)"),
+        (-1.234, -2.5, 0.0041, "-1.23 (-2.50 to +0.00)"),
+        (-123.456, -1234.5, -23.4, "-123 (-1,234 to -23)"),
+        (-1e-5, -4.4e-5, 2e-5, "-0.00001 (-0.00004 to +0.00002)"),  # of a small unit
+        (60.0, 0.2, 150.0, "+60.0 (+0.2 to +150.0)"),
     ],
 )
 def test_difference_is_never_minus_nothing(value: float, low: float, high: float, expected: str) -> None:

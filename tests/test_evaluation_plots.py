@@ -105,7 +105,24 @@ MANY = pytest.mark.endurance
 
 @pytest.mark.parametrize("classes", [2, pytest.param(5, marks=MANY), pytest.param(10, marks=MANY), 20, 150])
 def test_nothing_that_is_written_overlaps_or_is_cut_off_or_tiny(classes: int, run: Judged) -> None:
-    for name, figure in pictures(run if classes == 2 else with_classes(run, classes)).items():
+    check_writing(run if classes == 2 else with_classes(run, classes))
+
+
+def test_pictures_of_the_other_tasks_are_as_readable(judged_labels: Judged, judged_numbers: Judged) -> None:
+    check_writing(judged_labels)
+    check_writing(judged_numbers)
+
+
+def test_title_of_many_words_has_two_lines() -> None:
+    words = "Better than every reference: mean absolute error -0.134 against linear probe"
+    figure, _ = drawing.new_figure(words, 4)
+    figure.draw_without_rendering()
+    assert figure.get_suptitle().replace("\n", " ") == words and "\n" in figure.get_suptitle()
+    assert figure._suptitle.get_window_extent().x0 > 0  # type: ignore[attr-defined]
+
+
+def check_writing(run: Judged) -> None:
+    for name, figure in pictures(run).items():
         figure.draw_without_rendering()
         texts = visible_texts(figure)
         boxes = {text: text.get_window_extent() for text in texts}

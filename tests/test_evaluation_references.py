@@ -45,7 +45,7 @@ from tasks.tracking.versions import Champion, find_champion
 from tests.conftest import Trained, sentences, tracked
 
 FAMILIES = ("gpt2", "llama", "bert", "roberta", "distilbert")
-CHEAP: tuple[Any, ...] = ("majority", "tfidf", "probe")
+CHEAP: tuple[Any, ...] = ("majority", "tfidf", "probe", "zero_shot")
 
 SINGLE = objective("single_label")
 
@@ -90,7 +90,7 @@ def test_every_reference_is_the_same_every_time(name: Any, trained: Trained, tmp
 def test_references_and_adapter_are_about_the_same_rows(trained: Trained, measured: Evaluation, tmp_path: Path) -> None:
     results = {name: measure(name, trained.config, trained.data, tmp_path) for name in CHEAP}
     files = {name: result.predictions for name, result in results.items()}
-    assert len(paired_predictions({"tuned": measured.predictions, **files}).tables) == 4
+    assert len(paired_predictions({"tuned": measured.predictions, **files}).tables) == 1 + len(CHEAP)
 
 
 def test_the_reviews_can_be_learned_from_words_and_from_the_frozen_model(trained: Trained, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_class_that_training_lacks_has_a_column_of_its_own(trained: Trained, t
     data = trained.data.model_copy(
         update={"label_names": ("bad", "good", "odd"), "class_counts": {"train": (24, 24, 0), "test": (6, 6, 0)}}
     )
-    for name in CHEAP:
+    for name in ("majority", "tfidf", "probe"):
         result = measure(name, trained.config, data, tmp_path / name)
         _, _, table = read_predictions(result.predictions)
         assert table.shape == (12, 3) and (table[:, 2] == 0).all() and table.sum(1) == pytest.approx(1)
@@ -362,7 +362,7 @@ def test_a_row_without_finite_features_is_named(small_config: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "shared"),
     [
-        ({"seed": 1}, {"majority", "tfidf", "probe"}),
+        ({"seed": 1}, {*CHEAP}),
         ({"training": {"learning_rate": 0.5, "epochs": 9}, "adapter": {"r": 2}}, {*CHEAP, "baseline"}),
         ({"evaluation": {"bootstrap_samples": 777}, "offline": True}, {*CHEAP, "baseline"}),
         ({"data": {"max_length": 16}}, {"majority", "tfidf"}),
@@ -385,7 +385,7 @@ def test_runs_share_what_does_not_depend_on_their_difference(
     }
 
 
-@pytest.mark.parametrize("name", ["baseline", "majority", "tfidf", "probe", "champion"])
+@pytest.mark.parametrize("name", ["baseline", *CHEAP, "champion"])
 def test_what_other_packages_or_code_gave_is_measured_again(
     name: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,7 +414,7 @@ def test_what_is_measured_again_when_the_content_changes(trained: Trained) -> No
     config, data = trained.config, trained.data
     newer = data.model_copy(update={"model": data.model.model_copy(update={"revision": "new"})})
     changed = data.model_copy(update={"fingerprint": "0" * 64})
-    for name in ("baseline", "probe"):
+    for name in ("baseline", "probe", "zero_shot"):
         assert measurement_key(name, config, data) != measurement_key(name, config, newer)
     for name in (*CHEAP, "baseline"):
         assert measurement_key(name, config, data) != measurement_key(name, config, changed)
@@ -431,7 +431,7 @@ def test_a_cached_result_is_of_one_place_and_one_classifier(trained: Trained) ->
         for work in ("a", "b")
         for name in ("baseline", *CHEAP)
     }
-    assert len(keys) == 8
+    assert len(keys) == 2 * len(("baseline", *CHEAP))
 
 
 def test_the_task_hands_on_plain_values(trained: Trained, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tasks.evaluation.report import (
     comparison_page,
     confusion_section,
     row_table,
+    set_section,
     slice_table,
     write_report,
 )
@@ -76,7 +77,7 @@ def test_calibration_is_told_before_and_after() -> None:
 def classes_of(predictions: Predictions, names: tuple[str, ...]) -> Any:
     """The class report of these predictions."""
     data = PreparedData.model_construct(task="single_label", label_names=names)
-    return class_report(data, predictions, TrainedAdapter.model_construct(fitted={"temperature": 1.0}))
+    return class_report(data, predictions, TrainedAdapter.model_construct(fitted={"temperature": 1.0}), 0.95)
 
 
 @pytest.fixture
@@ -140,7 +141,8 @@ def test_page_begins_with_the_verdict_and_has_every_section(judged: Judged) -> N
     assert text.startswith("# Not shown better than TF-IDF: ")
     assert ladder_table(judged.result) in text
     assert "**Leakage**: 1 of 240 test rows is in train" in text
-    sections = ("Slices", "Calibration", "Flips", "Most confident mistakes", "Likely label errors", "By class", "Conf")
+    sections = ("Slices", "Calibration", "Flips", "Most confident mistakes", "Likely label errors", "By class")
+    sections += ("Prediction sets", "Confusion matrices")
     places = [text.index(f"## {section}") for section in sections]
     assert places == sorted(places)
     assert "head is untrained" in text
@@ -190,7 +192,7 @@ def test_adapter_without_a_mistake_has_a_page_too(judged: Judged) -> None:
     perfect = np.eye(2)[judged.predictions.labels].astype(np.float32)
     predictions = judged.predictions._replace(tables={**judged.predictions.tables, "tuned": perfect})
     frames = {name: frame.iloc[:0] for name, frame in tables(judged).items()}
-    classes = class_report(judged.data, predictions, judged.trained)
+    classes = class_report(judged.data, predictions, judged.trained, 0.95)
     text = comparison_page(judged.config, judged.data, judged.trained, judged.result, classes, frames)
     assert "The adapter has every test row right." in text
 
@@ -207,6 +209,32 @@ def test_class_report_is_the_tables_for_programs(judged: Judged) -> None:
         assert report[name]["recall"] == pytest.approx(np.diag(counts) / counts.sum(1))
         assert report[name]["precision"] == pytest.approx(np.diag(counts) / counts.sum(0))
         assert np.mean(report[name]["f1"]) == pytest.approx(score(table, labels)["macro_f1"])
+
+
+def test_prediction_sets_are_told_by_class_with_their_rows(judged: Judged) -> None:
+    table, labels = judged.predictions.tables["tuned"].astype(float), judged.predictions.labels
+    sets = 1 - table <= 0.7 + 1e-6
+    sets[np.arange(240), table.argmax(1)] = True
+    held = sets[np.arange(240), labels]
+    text = page(judged).split("## Prediction sets")[1].split("\n## ")[0]
+    assert f"Of all test rows the sets hold {held.mean():.3f} (" in text
+    for line, label in zip(cells("\n".join(text.strip().splitlines()[2:])), (0, 1), strict=True):
+        mine = labels == label
+        assert line[:2] == [judged.data.label_names[label], f"{mine.sum()}"]
+        assert line[2].startswith(f"{held[mine].mean():.3f} (") and line[3] == f"{sets[mine].sum(1).mean():.2f}"
+    assert judged.result.calibration["coverage"] == held.mean()
+    assert 0.7 < held.mean() < 1 and sets.sum(1).max() > 1
+
+
+def test_class_without_test_rows_has_no_coverage_and_no_sets_have_no_section(uneven: Predictions) -> None:
+    data = PreparedData.model_construct(task="single_label", label_names=("a", "b", "c"))
+    trained = TrainedAdapter.model_construct(fitted={"temperature": 1.0, "surprise": 0.5})
+    missing = uneven._replace(labels=np.array([1, 1, 1, 2, 2, 2]))
+    tuned = class_report(data, missing, trained, 0.95)["tuned"]
+    assert tuned["coverage"] == [None, pytest.approx(2 / 3), pytest.approx(2 / 3)]
+    assert json.loads(json.dumps(tuned)) == tuned
+    assert "coverage" not in classes_of(uneven, ("a", "b", "c"))["tuned"]
+    assert "Prediction sets" not in "".join(set_section("class", classes_of(uneven, ("a", "b", "c")), None))  # type: ignore[arg-type]
 
 
 def test_page_and_card_have_the_cautions_beside_the_verdict(judged: Judged) -> None:

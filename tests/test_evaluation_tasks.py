@@ -249,11 +249,17 @@ def test_constant_reference_is_called_what_it_is(judged_numbers: Judged, judged_
 
 @pytest.mark.parametrize(
     ("half_width", "expected"),
-    [(1.0, ""), (0.3, "the 90 % intervals hold "), (float("inf"), "validation has too few rows for 90 % intervals")],
+    [
+        (1.0, ""),
+        (0.3, "the 90 % intervals hold "),
+        (9.0, "the 90 % intervals hold 1.000 "),
+        (float("inf"), "validation has too few rows for 90 % intervals"),
+    ],
 )
 def test_coverage_off_its_promise_is_a_caution(half_width: float, expected: str, judged_numbers: Judged) -> None:
     task, predictions = objective("regression"), judged_numbers.predictions
-    found = task.calibration(predictions.tables["tuned"], predictions.labels, {"half_width": half_width}, 0.95)
+    fitted = {"half_width": half_width, "validation_rows": 200}
+    found = task.calibration(predictions.tables["tuned"], predictions.labels, fitted, 0.95)
     within = (abs(predictions.tables["tuned"][:, 0].astype(float) - predictions.labels) <= half_width).mean()
     assert found["coverage"] == within and found["coverage_low"] <= within <= found["coverage_high"]
     told = task.calibration_cautions(found)

@@ -80,6 +80,7 @@ def client(run: Run) -> Any:
 TASKS = [
     "find input",
     "prepare data", "check data", "evaluate baseline", "evaluate majority", "evaluate tfidf", "evaluate probe",
+    "evaluate zero_shot",
     "train adapter", "evaluate adapter", "compare", "record",
 ]  # fmt: skip
 
@@ -109,7 +110,7 @@ def test_result_has_exactly_the_promised_keys(finished: Run) -> None:
     ]  # fmt: skip
     assert set(result["baseline"]) == set(result["tuned"]) == {"accuracy", "macro_f1", "log_loss"}
     assert set(result["delta"]) == {"accuracy", "low", "high", "p_value", "fixed", "broken"}
-    assert set(result["references"]) == {"majority", "tfidf", "probe"}
+    assert set(result["references"]) == {"majority", "tfidf", "probe", "zero_shot"}
     assert result["references"]["majority"] == pytest.approx(
         {"accuracy": 0.5, "macro_f1": 1 / 3, "log_loss": 0.693}, abs=1e-3
     )
@@ -286,7 +287,7 @@ def test_metrics_are_tied_to_the_logged_model(finished: Run) -> None:
 def test_baseline_and_references_are_cached_the_second_time(finished: Run) -> None:
     flow_run, tasks = prefect_runs(finished)
     assert flow_run.state.is_completed()
-    cached = {"evaluate baseline", "evaluate majority", "evaluate tfidf", "evaluate probe"}
+    cached = {"evaluate baseline", "evaluate majority", "evaluate tfidf", "evaluate probe", "evaluate zero_shot"}
     states = {task.name: task.state.name for task in tasks}
     assert states == {name: "Cached" if name in cached else "Completed" for name in TASKS}
 
@@ -485,6 +486,8 @@ def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
     result = RunResult.model_validate_json(done.stdout)
     assert 0.4 <= result.baseline["accuracy"] <= 0.6
     assert result.tuned["accuracy"] >= 0.9
+    assert list(result.references) == ["probe", "tfidf", "majority", "zero_shot"], "best first"
+    assert 0.4 <= result.references["zero_shot"]["accuracy"] <= 0.55, "its model has never read the classes' names"
     assert result.verdict == "better than every reference"
     assert "embedded demo" in done.stderr
     # `peft-flow up` needs the folder of prefect.yaml

@@ -14,6 +14,7 @@ import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
 from tasks.inference.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
+from tasks.inference.portable import usage
 from tasks.models import serving
 from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
@@ -262,3 +263,22 @@ def test_export_that_fails_leaves_the_folder_as_it_was(workplace: Path) -> None:
             (partial / "model").touch()
             raise RuntimeError
     assert sorted(path.name for path in workplace.rglob("*")) == [".new.partial", "there"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "imported"), [("softmax", {"softmax"}), ("sigmoid", {"expit"}), ("scale", set())]
+)
+def test_onnx_snippet_imports_what_it_uses(activation: str, imported: set[str]) -> None:
+    import ast
+
+    settings = {"temperature": 1.5, "thresholds": [0.5, 0.4], "mean": 3.0, "std": 1.0, "max_length": 32}
+    (snippet,) = usage(settings | {"activation": activation}, merged=False, onnx=True)
+    tree = ast.parse(snippet.strip("`").removeprefix("python"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    found = {
+        one.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "scipy.special"
+        for one in node.names
+    }
+    assert found == imported and imported <= names

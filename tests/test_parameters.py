@@ -7,12 +7,20 @@ import pytest
 
 from flows.parameters import parameters_of
 from tasks.servers.deployments import FLOWS
-from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig, RunConfig, SeedsConfig
+from tasks.settings.config import (
+    LearningCurveConfig,
+    PredictionConfig,
+    RerunConfig,
+    RetrainConfig,
+    RunConfig,
+    SeedsConfig,
+)
 from tasks.settings.fields import Config
 
 
 def flows() -> dict[str, tuple[Any, type[Config]]]:
     from flows.finetune import finetune
+    from flows.learning_curve import learning_curve
     from flows.predict import predict
     from flows.rerun import rerun
     from flows.retrain import retrain
@@ -21,6 +29,7 @@ def flows() -> dict[str, tuple[Any, type[Config]]]:
     return {
         "finetune": (finetune, RunConfig),
         "finetune-seeds": (finetune_seeds, SeedsConfig),
+        "learning-curve": (learning_curve, LearningCurveConfig),
         "retrain": (retrain, RetrainConfig),
         "predict": (predict, PredictionConfig),
         "rerun": (rerun, RerunConfig),

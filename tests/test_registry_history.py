@@ -59,7 +59,7 @@ def test_every_version_has_its_score_its_test_rows_and_what_was_decided() -> Non
     assert [version.version for version in found.versions] == ["1", "2", "3", "4"]
     assert found.champion == "1"
     assert [version.test_rows for version in found.versions] == ["A", "A", "A", "B"]
-    assert found.versions[2].accuracy == Interval(value=0.875, low=0.8125, high=0.9375)
+    assert found.versions[2].score == Interval(value=0.875, low=0.8125, high=0.9375)
     assert [decision.action for decision in found.decisions] == ["promoted", "kept", "promoted", "rolled back"]
     assert [(change.previous, change.version) for change in found.changes] == [(None, "1"), ("1", "3"), ("3", "1")]
     assert [len(version.decisions) for version in found.versions] == [2, 1, 2, 0]
@@ -107,8 +107,29 @@ def test_model_without_versions_or_runs_has_a_history(workplace: Path) -> None:
     register(workplace, "bare", 1)
     api.delete_run(api.get_model_version("bare", "1").run_id)
     (version,) = history_of("bare").versions
-    assert version.accuracy is None and version.test_rows == ""
+    assert version.score is None and version.test_rows == ""
     assert "| 1 " in history_text(history_of("bare"))
+
+
+NUMBERS = [{"tuned/mae": value, "tuned/mae_low": value - 64, "tuned/mae_high": value + 64} for value in (840.0, 712.5)]
+
+
+def test_score_is_that_of_the_task_with_its_direction(workplace: Path) -> None:
+    register(workplace, "prices", 2, NUMBERS)
+    found = history_of("prices")
+    assert [version.metric for version in found.versions] == ["mae", "mae"]
+    assert found.scores["2"] == Interval(value=712.5, low=648.5, high=776.5)
+    assert "| mean absolute error (lower is better) |" in history_text(found)
+    assert "data:image/png" in publishing.page(found)
+
+
+def test_scores_of_another_task_are_named_and_not_drawn_among_the_new_ones(workplace: Path) -> None:
+    register(workplace, "mixed", 1, SCORES)
+    register(workplace, "mixed", 1, NUMBERS)
+    found = history_of("mixed")
+    assert found.metric and found.metric.name == "mae" and list(found.scores) == ["2"]
+    text = history_text(found)
+    assert "accuracy 0.750 (0.688-0.812)" in text and "accuracy 71" not in text
 
 
 def test_letters_tell_any_number_of_test_rows_apart() -> None:

@@ -10,6 +10,7 @@ from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from tasks.base.drawing import STYLE
+from tasks.base.records import Interval
 from tasks.registry.history import History, VersionHistory, letters_of
 from tasks.registry.timeline import LOOKS, draw, slots_of, timeline
 from tasks.scores.statistics import wilson_interval
@@ -18,7 +19,7 @@ from tasks.tracking.decision import Decision
 from tests.test_evaluation_plots import visible_texts
 
 
-def life(count: int, rows_change: int = 20) -> History:
+def life(count: int, rows_change: int = 20, metric: str = "accuracy") -> History:
     """`count` weekly versions: each fifth one is promoted, the second promotion is rolled back the day after, and new
     test rows come every `rows_change` versions."""
     import random
@@ -53,23 +54,30 @@ def life(count: int, rows_change: int = 20) -> History:
                 run_id=f"{number:032x}",
                 run_name="",
                 url="",
-                accuracy=accuracy,
+                metric=metric,
+                score=score,
                 confidence=0.95,
                 test_fingerprint=rows,
                 test_rows=letters[rows],
                 aliases=(),
                 decisions=(),
             )
-            for number, at, accuracy, rows in versions
+            for number, at, score, rows in versions
         ),
         decisions=tuple(decisions),
     )
 
 
-@pytest.mark.parametrize(("count", "rows_change"), [(1, 20), (2, 1), (12, 20), (12, 1), (24, 8), (60, 20), (60, 6)])
-def test_nothing_that_is_written_overlaps_or_is_cut_off(count: int, rows_change: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "rows_change", "metric"),
+    [
+        (1, 20, "accuracy"), (2, 1, "accuracy"), (12, 20, "accuracy"), (12, 1, "micro_f1"), (12, 20, "mae"),
+        (24, 8, "accuracy"), (60, 20, "accuracy"), (60, 6, "mae"),
+    ],
+)  # fmt: skip
+def test_nothing_that_is_written_overlaps_or_is_cut_off(count: int, rows_change: int, metric: str) -> None:
     with matplotlib.rc_context(STYLE):
-        figure = timeline(life(count, rows_change))
+        figure = timeline(life(count, rows_change, metric))
         figure.draw_without_rendering()
         boxes = {text: text.get_window_extent() for text in visible_texts(figure)}
     assert len(boxes) > 5
@@ -87,8 +95,18 @@ def test_every_version_is_drawn_with_its_interval() -> None:
     assert len(bars) == 12
     for bar, version in zip(bars, history.versions, strict=True):
         (segment,) = bar[2][0].get_segments()
-        assert version.accuracy
-        assert segment[:, 1].tolist() == pytest.approx([version.accuracy.low, version.accuracy.high])
+        assert version.score
+        assert segment[:, 1].tolist() == pytest.approx([version.score.low, version.score.high])
+
+
+def test_axis_says_the_score_and_which_way_is_better() -> None:
+    assert timeline(life(2)).axes[0].get_ylabel() == "accuracy, 95 % interval"
+    axis = timeline(prices := life(2, metric="mae")).axes[0]
+    assert axis.get_ylabel() == "MAE (lower is better), 95 % interval"
+    large = Interval(value=8000.0, low=7900.0, high=8100.0)
+    versions = tuple(version.model_copy(update={"score": large}) for version in prices.versions)
+    low, high = timeline(prices.model_copy(update={"versions": versions})).axes[0].get_ylim()
+    assert low < 7900 and high > 8100 and 500 < high - low < 2000
 
 
 def test_line_of_the_champion_steps_as_the_alias_moved() -> None:
@@ -96,7 +114,7 @@ def test_line_of_the_champion_steps_as_the_alias_moved() -> None:
     champions = [slot.champion for slot in slots_of(history)]
     assert champions == [*"11111", "6", "1", *"11111"[:4], "11", "11"]
     (line,) = (line for line in timeline(history).axes[0].lines if line.get_label() == "champion")
-    scores = {version.version: version.accuracy for version in history.versions}
+    scores = {version.version: version.score for version in history.versions}
     expected = [interval.value for name in champions if name and (interval := scores[name])]
     assert line.get_ydata()[:-1].tolist() == pytest.approx(expected)
 
@@ -127,8 +145,8 @@ def test_same_history_draws_the_same_bytes(tmp_path: Path) -> None:
         assert 880 <= picture.width <= 1100 and 400 <= picture.height <= 800
 
 
-def test_history_without_an_accuracy_cannot_be_drawn() -> None:
+def test_history_without_a_score_cannot_be_drawn() -> None:
     history = life(2)
-    bare = tuple(version.model_copy(update={"accuracy": None}) for version in history.versions)
-    with pytest.raises(InputError, match="reviews has no version with a test accuracy"):
+    bare = tuple(version.model_copy(update={"metric": None, "score": None}) for version in history.versions)
+    with pytest.raises(InputError, match="reviews has no version with a test score"):
         draw(history.model_copy(update={"versions": bare}))

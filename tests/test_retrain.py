@@ -230,6 +230,36 @@ def test_failed_search_for_data_is_a_failed_run(empty_place: Place) -> None:
     assert only_run(Path.cwd()).info.status == "FAILED"
 
 
+# other tasks
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "metric"),
+    [
+        ("multi_label", {"bad": "complaint|film", "good": "praise"}, "micro-F1"),
+        ("regression", {"bad": 120.5, "good": 480.0}, "mean absolute error"),
+    ],
+)
+def test_worse_challenger_of_another_task_is_not_promoted(
+    task: str, label: dict[str, Any], metric: str, empty_place: Place
+) -> None:
+    """The first is made champion; the second has learned nothing. Its error is larger, which is worse."""
+    place = empty_place
+    for file in place.data.glob("*.csv"):
+        frame = pd.read_csv(file)
+        frame.assign(label=frame["label"].map(label)).to_csv(file, index=False)
+    first = place.retrain(data={"task": task}, force=True)
+    worse = place.retrain(data={"task": task}, **UNTRAINED)
+    assert (first.action, first.champion) == ("promoted", "1")
+    assert (worse.action, worse.version, worse.champion) == ("kept", "2", "1")
+    assert worse.reason.startswith(f"significantly worse than the champion: {metric} "), worse.reason
+    assert worse.gate and worse.gate.task == task and worse.gate.rows == 180
+    found = history_of(NAME)
+    assert found.champion == "1" and found.metric and found.metric.title == metric
+    better, other = (found.scores[version].value for version in ("1", "2"))
+    assert found.metric.sign * (better - other) > 0
+
+
 # a year of made-up classifiers
 
 

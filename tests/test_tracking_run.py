@@ -19,9 +19,9 @@ from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.tracking import opening, runlist, sending, versions
 from tasks.tracking import run as tracking
-from tasks.tracking.address import experiment_url, public_uri, serve_command, tracking_uri, ui
+from tasks.tracking.address import FLOW_RUN_TAG, experiment_url, public_uri, serve_command, tracking_uri, ui
 from tasks.tracking.journal import HEAD, LINES, Head, Journal, journal_of, now, waits
-from tests.conftest import Trained, only_run, tracked
+from tests.conftest import Trained, only_run, register, tracked
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,16 @@ def test_view_of_the_run_list_is_made_once_and_then_left_to_people(workplace: Pa
     with tracked():
         pass
     assert mlflow.get_experiment_by_name("peft-flow").tags[name] == "somebody's own"
+
+
+def test_event_of_a_run_has_the_score_of_its_task(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = register(workplace, "prices", 1, [{"tuned/mae": 0.5, "delta/mae": -0.25}])
+    run_id = api.get_model_version("prices", "1").run_id
+    api.set_tag(run_id, FLOW_RUN_TAG, "f-1")
+    said: list[dict[str, str]] = []
+    monkeypatch.setattr(sending, "announce", lambda *facts: said.append(facts[-1]))
+    sending.end_run(api, run_id, "FINISHED", 1)
+    assert said[0].items() >= {"tuned_mae": "0.5000", "delta_mae": "-0.2500"}.items()
 
 
 def test_stop_is_not_called_a_failure_when_something_else_breaks_on_the_way_out(workplace: Path) -> None:

@@ -26,6 +26,17 @@ def test_tag_holds_the_columns_in_order() -> None:
     assert set(state["selectedColumns"]) < set(state["columnWidths"]) < set(state["columnOrder"])
 
 
+def test_each_task_has_a_column_and_charts_of_its_own_score() -> None:
+    state = unpacked(runlist.saved_view())
+    drawn = {chart.get("metricKey") or chart["selectedMetrics"][0] for chart in state["compareRunCharts"]}
+    for name in ("accuracy", "micro_f1", "mae"):
+        assert {f"metrics.`{group}/{name}`" for group in ("tuned", "reference/tfidf", "reference/probe")} <= set(
+            state["selectedColumns"]
+        )
+        assert {f"{group}/{name}" for group in ("tuned", "delta", "validation")} <= drawn
+    assert state["hideEmptyCharts"], "runs without a task have no empty charts of it"
+
+
 def test_tags_fit_what_mlflow_stores() -> None:
     tags = runlist.experiment_tags("1" * 18)
     assert all(len(value) < 5000 for value in tags.values())

@@ -1,6 +1,7 @@
 """What all pictures share: colours, sizes, names that fit."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
@@ -36,6 +37,9 @@ STYLE: Any = {
     "text.parse_math": False,  # a class may be called $a$
 }
 
+TITLE_CHARACTERS = 66
+"""In one line of a title as wide as WIDTH."""
+
 MOST_CLASSES, MOST_SLICES, NAME_CHARACTERS = 20, 30, 26
 """What a picture can hold and stay readable."""
 
@@ -45,7 +49,8 @@ def new_figure(title: str, height: float, width: float = WIDTH, **grid: Any) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title)
+    characters = round(TITLE_CHARACTERS * width / WIDTH)
+    figure.suptitle("\n".join(fill(line, characters) for line in title.splitlines()))
     return figure, list(figure.subplots(squeeze=False, **grid).flat)
 
 

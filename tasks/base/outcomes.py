@@ -218,6 +218,59 @@ class SeedsResult(Record):
         return next(rung for rung in self.ladder if rung.name == name)
 
 
+class CurveRun(Record):
+    """One run of a learning curve, in the metric that decides."""
+
+    seed: int
+    run_id: str
+    verdict: str
+    score: float
+    adapter_path: str
+
+
+class CurvePoint(Record):
+    """What the same configuration scored with so many training rows."""
+
+    rows: int
+    score: Spread
+    runs: tuple[CurveRun, ...]
+
+
+class Doubling(Record):
+    """What twice as many training rows change in the metric that decides, after a power law through smaller numbers."""
+
+    rows: int
+    """The larger number."""
+    change: Interval | None
+    """Of the mean over seeds; None where not even an interval can be had."""
+    unknown: str
+    """Why it cannot be told; empty where it can."""
+
+
+class LearningCurveResult(Record):
+    """What `peft-flow learning-curve --json` prints."""
+
+    run_id: str
+    """The parent of all runs."""
+    experiment: str
+    status: str
+    verdict: str
+    """What twice the rows would bring, in few words."""
+    task: str
+    confidence: float
+    rows: int
+    """Test rows of each run."""
+    points: tuple[CurvePoint, ...]
+    """Fewest training rows first; the last has all of them."""
+    next: Doubling
+    """From all rows to twice as many."""
+    check: Doubling
+    """What the same fit says, without the last point, about the step to the last point."""
+    data_fingerprint: str
+    """Of the first run with all rows."""
+    seconds: float
+
+
 class PredictionResult(Record):
     """What `peft-flow predict --json` prints."""
 

@@ -258,6 +258,8 @@ class Comparison(Record):
     slices: tuple[Slice, ...]
     untrained_head: bool = True
     """The foundation model's, which then is right by chance alone."""
+    chance: float | None = None
+    """The metric that decides, of the best answer that is always the same; None where that is not known."""
     cautions: tuple[str, ...] = ()
     """What a reader of the verdict must know besides."""
     names: dict[str, str] = {}
@@ -276,6 +278,13 @@ class Comparison(Record):
     def gain(self) -> Difference:
         """The step from the foundation model: the adapter minus it. The verdict is not about this."""
         return self.lead("baseline")
+
+    @property
+    def knew_before(self) -> bool:
+        """Whether the foundation model, asked in words before training, was surely better than chance."""
+        if "zero_shot" not in self.rivals or self.chance is None:
+            return False
+        return self.rung("zero_shot").primary.low > self.chance
 
     @property
     def rivals(self) -> tuple[str, ...]:

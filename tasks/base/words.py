@@ -28,10 +28,19 @@ def shown(gain: Interval, title: str = "", middle: str = " to ") -> str:
 
 
 def signed(gain: Interval) -> list[str]:
-    """A difference and its ends; with as many digits as it takes to see that these leave out 0, where they do."""
-    nearest = 0.0 if gain.low <= 0 <= gain.high else min(abs(gain.low), abs(gain.high))
-    digits = 3 if not nearest or round(nearest, 3) else -math.floor(math.log10(nearest))
-    return [f"{number:+z.{digits}f}" for number in (gain.value, gain.low, gain.high)]
+    """A difference and its ends; with as many digits as it takes to see that these leave out 0, where they do. Of
+    differences above 1, which no share has, with three digits."""
+    largest = max(abs(gain.low), abs(gain.high))
+    smallest = largest if gain.low <= 0 <= gain.high else min(abs(gain.low), abs(gain.high))
+    digits = 3 if largest <= 1 else decimals(largest)
+    if smallest and not round(smallest, digits):
+        digits = -math.floor(math.log10(smallest))
+    return [f"{number:+z,.{digits}f}" for number in (gain.value, gain.low, gain.high)]
+
+
+def decimals(value: float) -> int:
+    """How many it takes to see three digits of `value`; digits before the point are never rounded away."""
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value and math.isfinite(value) else 0
 
 
 def format_p(p_value: float) -> str:

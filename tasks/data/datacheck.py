@@ -67,7 +67,7 @@ def check_data(config: RunConfig, data: PreparedData, work: str) -> DataCheck:
     for warning in check.warnings:
         logger.warning("%s", warning)
     sentence = power_sentence(data, check, config)
-    if not any(sentence in warning for warning in check.warnings):
+    if sentence and not any(sentence in warning for warning in check.warnings):
         logger.info("%s", sentence)
     tables = (Path(data.folder) / PAGE_FILE).read_text(encoding="utf-8")
     page = check_page(config.data.name, check.warnings, sentence, tables)
@@ -86,16 +86,16 @@ def read_check(config: RunConfig, data: PreparedData) -> DataCheck:
     task = objective(data.task)
     detectable = task.detectable(data.rows("test"), config.evaluation.confidence)
     check, warnings = check.model_copy(update={"detectable": detectable}), list(check.warnings)
-    if task.one_class and (detectable is None or detectable > USEFUL_DIFFERENCE):
+    if task.power_known and (detectable is None or detectable > USEFUL_DIFFERENCE):
         small = f"The test set is too small to say much: {power_sentence(data, check, config)}"
         warnings.insert(1 if check.leaked["test"] else 0, small)
     return check.model_copy(update={"warnings": tuple(warnings)})
 
 
 def power_sentence(data: PreparedData, check: DataCheck, config: RunConfig) -> str:
-    """What the test rows can show, in one sentence."""
-    if not objective(data.task).one_class:
-        return f"{counted(data.rows('test'), 'test row')}; how much they can show is known once they were measured"
+    """What the test rows can show, in one sentence; nothing where nobody can say it before they are measured."""
+    if not objective(data.task).power_known:
+        return ""
     rows, confidence = counted(data.rows("test"), "test row"), f"{100 * config.evaluation.confidence:g} % confidence"
     if check.detectable is None:
         return f"{rows} can show no difference of accuracy with 80 % power ({confidence})"
@@ -133,7 +133,7 @@ def make_check(splits: "Splits", lengths: Mapping[str, "np.ndarray"], config: Da
         length_edges=tuple(edges),
         detectable=None,
         warnings=(
-            *describe_sharing(rows, splits.label_words),
+            *describe_sharing(rows, splits.label_words, task.conflict),
             *balance_warnings(counts, sizes, names),
             *twin_warnings(splits.datasets, has, names),
             *label_warnings(counts, names, task.one_class),

@@ -21,7 +21,7 @@ TEXTS_SHOWN = 50
 def check_page(name: str, warnings: Sequence[str], power: str, tables: str) -> str:
     """The whole check of the data set `name`: warnings, what the test rows can show, and `tables_page`'s tables."""
     points = "\n".join(f"- {html.escape(warning, quote=False)}" for warning in warnings)
-    return "\n\n".join((f"# Data check: {name}", points or "Nothing to warn of.", power, tables))
+    return "\n\n".join(filter(None, (f"# Data check: {name}", points or "Nothing to warn of.", power, tables)))
 
 
 def tables_page(

@@ -109,12 +109,13 @@ def conflicts(rows: "pd.DataFrame") -> "pd.DataFrame":
     return firsts[firsts["text"].duplicated(keep=False)]
 
 
-def describe_sharing(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
-    """What shared texts do to the data, a sentence each, worst first; with the rows to look at."""
+def describe_sharing(rows: "pd.DataFrame", label_names: Sequence[str], conflict: str) -> list[str]:
+    """What shared texts do to the data, a sentence each, worst first; with the rows to look at. `conflict` is what a
+    text has whose rows do not agree, in words."""
     told = []
     if leak := describe_leak(rows, "test", "train"):
         told.append(f"Leakage: {leak}")
-    told += describe_conflicts(rows, label_names)
+    told += describe_conflicts(rows, label_names, conflict)
     for split, other in (("validation", "train"), ("test", "validation")):
         if leak := describe_leak(rows, split, other):
             told.append(f"T{leak[1:]}")
@@ -135,7 +136,7 @@ def describe_leak(rows: "pd.DataFrame", split: str, other: str) -> str:
     return f"the text of {len(leaked):,} of {total:,} {split} rows is also in {other} ({where})"
 
 
-def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list[str]:
+def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str], conflict: str) -> list[str]:
     """At most one sentence."""
     found = conflicts(rows)
     if found.empty:
@@ -146,7 +147,7 @@ def describe_conflicts(rows: "pd.DataFrame", label_names: Sequence[str]) -> list
     named = "; ".join(", ".join(places) for places in list(texts.values())[:ROW_EXAMPLES])
     more = f"; and {len(texts) - ROW_EXAMPLES:,} more" if len(texts) > ROW_EXAMPLES else ""
     have = "has" if len(texts) == 1 else "have"
-    return [f"{counted(len(texts), 'text')} {have} more than one label ({named}{more})"]
+    return [f"{counted(len(texts), 'text')} {have} {conflict} ({named}{more})"]
 
 
 def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str], one_class: bool = True) -> None:
@@ -161,7 +162,7 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str], one_class:
         raise InputError(f"data.text_columns: all {len(train):,} training texts are the same; is it the right column?")
     unclear = train[train["text"].isin(conflicts(train)["text"])]
     if one_class and 2 * len(unclear) > len(train):
-        (texts,) = describe_conflicts(train, label_names)
+        (texts,) = describe_conflicts(train, label_names, "more than one label")
         raise InputError(
             f"data.label_column: {len(unclear):,} of {len(train):,} training rows have a text that also has another "
             f"label, so that nothing can be learned: {texts}; give each text one label"
@@ -169,6 +170,6 @@ def refuse_hopeless(rows: "pd.DataFrame", label_names: Sequence[str], one_class:
     leaked = leaked_rows(rows, "test")
     if len(leaked) == (rows["split"] == "test").sum():
         raise InputError(
-            f"data: {describe_leak(rows, 'test', 'train')}; an accuracy on them would say nothing about new texts: "
+            f"data: {describe_leak(rows, 'test', 'train')}; a score on them would say nothing about new texts: "
             "take them out of train or test, and where test is cut from train, rows that are there twice"
         )

@@ -91,8 +91,12 @@ def as_label(value: object) -> str | None:
 
 
 def class_names_of(column: Labels) -> tuple[str, ...]:
-    """The classes of a column, in order; whole numbers, where there is nothing else, without `.0`."""
-    names = {name for name in column.names if name is not None}
+    """The classes of a column, in order."""
+    return in_order({name for name in column.names if name is not None})
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Whole numbers, where there is nothing else, without `.0`; `number_of` then finds both."""
     if all(WHOLE.fullmatch(name) for name in names):
         names = set(map(plain_number, names))
     return tuple(sorted(names, key=numbers_first))
@@ -224,13 +228,14 @@ def shortened(words: Sequence[str]) -> str:
 
 def check_names(names: Sequence[str], config: DataConfig) -> None:
     """The labels of the training rows must be at least two classes, with names."""
+    field = "data.label_columns" if config.label_columns else "data.label_column"
     if len(names) < 2:
-        raise InputError(f"data.label_column: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
+        raise InputError(f"{field}: '{config.label_column}' has only one class, {names[0]!r}; two are needed")
     for name in names:
         strange = next((f" (it holds {letter!r})" for letter in name if is_strange(letter)), "")
         if len(name) > MOST_LETTERS or strange:
             raise InputError(
-                f"data.label_column: the class {name!r:.80} is not a name to show in tables{strange}; use a word or "
+                f"{field}: the class {name!r:.80} is not a name to show in tables{strange}; use a word or "
                 f"two of at most {MOST_LETTERS} letters"
             )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.words import named_rows
-from tasks.data.labels import as_label, check_names, numbers_first, parts_of, read_labels, says_nothing, shortened
+from tasks.data.labels import as_label, check_names, in_order, number_of, parts_of, read_labels, says_nothing, shortened
 from tasks.data.targets import Target
 from tasks.settings.fields import InputError
 from tasks.settings.sections import DataConfig
@@ -30,6 +30,7 @@ def by_column(chosen: "DatasetDict", config: DataConfig) -> "tuple[tuple[str, ..
     import numpy as np
 
     names, faults, labels = config.label_columns, list[str](), {}
+    check_names(names, config)
     for role, split in chosen.items():
         columns = []
         for name in names:
@@ -43,6 +44,12 @@ def by_column(chosen: "DatasetDict", config: DataConfig) -> "tuple[tuple[str, ..
             columns.append(np.asarray(found, np.int8)[column.places])
         table = np.stack(columns, axis=1)
         labels[role] = np.where(np.any(table < 0, axis=1)[:, None], np.int8(-1), table)
+    if never := [repr(name) for name, has in zip(names, (labels["train"] == 1).any(0), strict=True) if not has]:
+        them = "it" if len(never) == 1 else "them"
+        faults.append(
+            f"data.label_columns: no training row has a 1 in {shortened(never)}, and what is never seen cannot be "
+            f"learned; add training rows with it, or take {them} out of data.label_columns"
+        )
     return names, labels, faults
 
 
@@ -60,8 +67,7 @@ def in_one_column(
     columns = {role: read_labels(split, config.label_column) for role, split in chosen.items()}
     coded = inner_names(chosen["train"], config.label_column)
     sets = {role: [labels_in(value, coded, config) for value in column.values] for role, column in columns.items()}
-    found = {name for one in sets["train"] for name in one or ()}
-    names = coded or tuple(sorted(found, key=numbers_first))
+    names = coded or in_order({name for one in sets["train"] for name in one or ()})
     faults = [fault for role, column in columns.items() for fault in unreadable(role, column, sets[role])]
     if len(names) < 2 and not faults:
         only = f"only the label {names[0]!r}" if names else "no label"
@@ -70,7 +76,7 @@ def in_one_column(
         check_names(names, config)
     place, labels = {name: i for i, name in enumerate(names)}, {}
     for role, column in columns.items():
-        unknown = sorted({name for one in sets[role] for name in one or () if name not in place})
+        unknown = sorted({name for one in sets[role] for name in one or () if number_of(name, place) < 0})
         if unknown:
             bad = [i for i, one in enumerate(sets[role]) if one and set(unknown).intersection(one)]
             faults.append(
@@ -80,7 +86,7 @@ def in_one_column(
         table = np.zeros((len(column.values), len(names)), np.int8)
         for i, one in enumerate(sets[role]):
             table[i] = -1 if one is None else 0
-            table[i, [place[name] for name in one or () if name in place]] = 1
+            table[i, [at for name in one or () if (at := number_of(name, place)) >= 0]] = 1
         labels[role] = table[column.places]
     return names, labels, faults
 
@@ -124,7 +130,7 @@ def check(labels: "Mapping[str, np.ndarray]", rows: "Mapping[str, np.ndarray]", 
         if len(new := np.flatnonzero(np.any(part, axis=0) & ~known)):
             row = rows[role][int(part[:, new[0]].argmax())]
             raise InputError(
-                f"data.label_column: label {names[new[0]]!r} in {role} never appears in train ({role} row {row}); add "
+                f"data: label {names[new[0]]!r} in {role} never appears in train ({role} row {row}); add "
                 f"training rows with it, or remove it from {role}"
             )
     if not known.any():

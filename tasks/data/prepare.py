@@ -25,7 +25,7 @@ from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_DATA, SPLITS
-from tasks.settings.loading import nearest_name
+from tasks.settings.loading import did_you_mean
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
 from tasks.tracking.flow import flow_tags
@@ -146,11 +146,15 @@ def check_training(splits: Splits, config: RunConfig) -> None:
     for field, asked in (("class_weights", training.class_weights != "none"), ("focal_gamma", training.focal_gamma)):
         if asked and not has_labels:
             raise InputError(f"training.{field}: a number has no classes; leave it out")
-    if isinstance(weights := training.weights(), dict):
-        for name in sorted(set(weights).difference(splits.label_names)):
-            nearest = nearest_name(name, splits.label_names)
-            hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(splits.label_names)}"
-            raise InputError(f"training.class_weights: there is no class '{name}'; {hint}")
+    if (fields := config.evaluation.asking_zero_shot) and not task.one_class:
+        raise InputError(
+            f"evaluation.{fields[0]}: zero_shot is for single_label, and these rows are for {task.name}; leave it out"
+        )
+    weights, words = training.weights(), config.evaluation.zero_shot_words
+    weighted = weights if isinstance(weights, dict) else {}
+    for field, named in (("training.class_weights", set(weighted)), ("evaluation.zero_shot_words", set(words))):
+        for name in sorted(named.difference(splits.label_names)):
+            raise InputError(f"{field}: there is no class '{name}'; {did_you_mean(name, splits.label_names)}")
 
 
 def find_data(config: RunConfig) -> Source:

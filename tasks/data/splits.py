@@ -78,7 +78,8 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
     if text_faults or target.faults:
         # all at once, and what else would be found: the file is repaired in one go
         rows, words = told_rows(task, encoded, target.names, config)
-        sharing = describe_conflicts(rows, words) if config.test_file else describe_sharing(rows, words)
+        describe = describe_conflicts if config.test_file else describe_sharing
+        sharing = describe(rows, words, objective(task).conflict)
         where = (*files_by_row(source, config), *formulas_in(source, config))
         raise InputError(". ".join((*text_faults, *target.faults, *sharing, *where)))
     kept_out = {}
@@ -162,16 +163,18 @@ def why_cut(role: str, config: DataConfig) -> str:
 
 
 def limit_rows(chosen: "DatasetDict", config: DataConfig, task: str) -> tuple["DatasetDict", list[str]]:
-    """At most max_train_rows and max_test_rows of each split, stratified and seeded."""
+    """At most max_train_rows and max_test_rows of each split, stratified and seeded; of the same seed, fewer rows are
+    among the more."""
     import numpy as np
 
     notes, seed = [], config.split_seed
+    seeds = {"train": seed if config.draw_seed is None else config.draw_seed, "validation": seed + 1, "test": seed + 2}
     limits = {
         "train": config.max_train_rows,
         "validation": config.max_test_rows,
         "test": config.max_test_rows,
     }
-    for offset, (role, limit) in enumerate(limits.items()):
+    for role, limit in limits.items():
         if limit is not None and limit < len(chosen[role]):
             strata = objective(task).strata(labels_of(chosen[role]))
             present, one_class = len(np.unique(strata)), objective(task).one_class
@@ -181,8 +184,10 @@ def limit_rows(chosen: "DatasetDict", config: DataConfig, task: str) -> tuple["D
             if limit < present:
                 field = "max_train_rows" if role == "train" else "max_test_rows"
                 raise InputError(f"data.{field}: {limit} rows cannot hold the {present} classes; use more")
-            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, {how}, split seed {seed}")
-            rows = stratified_rows(strata, int(strata.max()) + 1, limit, seed + offset)
+            own = role == "train" and config.draw_seed is not None
+            told = f"draw seed {config.draw_seed}" if own else f"split seed {seed}"
+            notes.append(f"{role}: {limit} of {len(chosen[role])} rows, {how}, {told}")
+            rows = stratified_rows(strata, int(strata.max()) + 1, limit, seeds[role])
             chosen[role] = chosen[role].select(rows)
     return chosen, notes
 

@@ -68,8 +68,9 @@ def too_few_rows(result: Comparison) -> Iterator[str]:
 
 
 def learned(result: Comparison) -> set[str]:
-    """The references that have learned from texts; the others guess."""
-    return set(result.rivals) & {*learning_from_train(), "champion", *([] if result.untrained_head else ["baseline"])}
+    """The references that have learned from texts; the others guess, as a model does whose words say it nothing."""
+    before = {"baseline": not result.untrained_head, "zero_shot": result.knew_before}
+    return set(result.rivals) & {*learning_from_train(), "champion", *(name for name in before if before[name])}
 
 
 def only_chance(result: Comparison) -> Iterator[str]:

@@ -22,7 +22,7 @@ from tasks.base.verdict import capital
 from tasks.base.words import signed
 from tasks.evaluation.answer_plots import PICTURES
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.wording import direction, name_of, title_of
+from tasks.evaluation.wording import name_of, title_of
 from tasks.scores.objective import Objective, objective
 from tasks.settings.fixed import SPLITS
 
@@ -56,14 +56,11 @@ def draw_all(
 
 
 def score_rows(axis: "Axes", names: Sequence[str], shown: Sequence[float], result: Comparison) -> None:
-    """One named row per classifier or slice, first on top; zoomed, but never until noise looks like a gain."""
-    metric, (low, high) = objective(result.task).metrics[0], (min(shown), max(shown))
-    least = 0.1 if metric.is_share else 0.1 * max(abs(low), abs(high), 1e-9)
-    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
-    edge = least / 10  # room for a point that lies on the end
-    axis.set_xlim(max(metric.least - edge, low - margin), min(metric.most + edge, high + margin))
+    """One named row per classifier or slice, first on top."""
+    metric = objective(result.task).metrics[0]
+    axis.set_xlim(*metric.limits(shown))
     axis.set_xlabel(
-        f"{metric.title}{direction(metric)} on {result.rows:,} test rows, {100 * result.confidence:g} % interval"
+        f"{metric.title}{metric.direction} on {result.rows:,} test rows, {100 * result.confidence:g} % interval"
     )
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_yticks(range(len(names)), names)
@@ -77,7 +74,7 @@ def learning_curves(trained: TrainedAdapter, task: Objective) -> "Figure":
     loss.plot(*zip(*final_points(trained.history, "train/loss"), strict=True), color=NEUTRAL, label="train")
     for axis, name, unit in (
         (loss, "validation/loss", task.loss_title),
-        (score, f"validation/{metric.name}", task.score_title + direction(metric)),
+        (score, f"validation/{metric.name}", task.score_title + metric.direction),
     ):
         if points := final_points(trained.history, name):
             axis.plot(*zip(*points, strict=True), color=AFTER, marker="o", label="validation")
@@ -90,7 +87,7 @@ def learning_curves(trained: TrainedAdapter, task: Objective) -> "Figure":
 def ladder(data: PreparedData, result: Comparison) -> "Figure":
     """Every classifier, best first, beside an answer that is always the same, where one can be said to be best."""
     task, metric = objective(result.task), objective(result.task).metrics[0]
-    title = f"{capital(result.verdict)}: {metric.title} {signed(result.lead(result.against).primary)[0]}"
+    title = f"{capital(result.verdict)}: {metric.short_title} {signed(result.lead(result.against).primary)[0]}"
     title += f" against {name_of(result, result.against)}" if result.verdict.startswith("better") else ""
     figure, (axis,) = new_figure(title, 2 + 0.5 * len(result.ladder))
     values: list[str] = []

@@ -1,9 +1,10 @@
 """Measure what the adapter has to beat on the same test rows: the untouched foundation model, and references.
 
 References are classifiers that cost little: the majority class, TF-IDF with logistic regression, a linear probe on
-the frozen foundation model, and the champion, which is the adapter in use so far.
+the frozen foundation model, its language head asked in words, and the champion, which is the adapter in use so far.
 """
 
+import logging
 import re
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from tasks.base.records import Evaluation, PreparedData, digest
 from tasks.data.splits import stratified_rows
 from tasks.evaluation.champion import ChampionLeftOut, ask_champion
 from tasks.evaluation.predictions import write_evaluation
+from tasks.evaluation.zero_shot import ZeroShotLeftOut, ask_zero_shot
 from tasks.models import foundation as models
 from tasks.registry.decisions import settle
 from tasks.scores.objective import objective
@@ -70,6 +72,8 @@ def evaluate_references(config: RunConfig, data: PreparedData, work: str) -> dic
     """Those of `evaluation.references` that there are for this run, by name."""
     found: dict[str, Evaluation] = {}
     for name in config.evaluation.references:
+        if name == "zero_shot" and not objective(data.task).one_class:
+            continue
         try:
             champion = current_champion(config.tracking.registered_model) if name == "champion" else None
             if name == "champion" and not champion:
@@ -137,6 +141,10 @@ def evaluate(
     except ChampionLeftOut as reason:
         get_run_logger().warning("The champion is not compared: %s", reason)
         return None
+    except ZeroShotLeftOut as reason:
+        level = logging.WARNING if config.evaluation.asking_zero_shot else logging.INFO
+        get_run_logger().log(level, "zero_shot is left out: %s", reason)
+        return None
 
 
 def measurement_key(name: str, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
@@ -158,6 +166,12 @@ def on_the_model(config: RunConfig, data: PreparedData, champion: Champion | Non
 
 def on_the_model_and_its_head(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
     return [*on_the_model(config, data, champion), config.seed]
+
+
+def on_the_question(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
+    asked = config.evaluation
+    words = [asked.zero_shot_template, asked.zero_shot_words, config.data.max_length]
+    return [*on_the_model(config, data, champion), data.label_names, *words]
 
 
 def on_the_champion(config: RunConfig, data: PreparedData, champion: Champion | None) -> list[Any]:
@@ -361,5 +375,6 @@ MEASURES: dict[str, Measure] = {
     "majority": Measure(lambda config, data, champion: ask_majority(data)),
     "tfidf": Measure(lambda config, data, champion: ask_tfidf(config, data)),
     "probe": Measure(lambda config, data, champion: ask_probe(config, data), on_the_model),
+    "zero_shot": Measure(lambda config, data, champion: ask_zero_shot(config, data), on_the_question),
     "champion": Measure(lambda config, data, champion: ask_champion(config, data, champion), on_the_champion),
 }

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.files import write_text
 from tasks.base.records import Comparison, Interval, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
-from tasks.base.words import markdown_table, plain, short_p, shown_share
+from tasks.base.words import bounds, markdown_table, plain, short_p, shown_share
 from tasks.evaluation import error_analysis
 from tasks.evaluation.predictions import Predictions
-from tasks.evaluation.wording import caution, direction, headline, ladder_table, leak_sentence, step_sentence, title_of
+from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence, title_of
+from tasks.evaluation.zero_shot import question_note
+from tasks.scores.conformal import COVERAGE, PROMISE, coverage, expected_words
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
@@ -36,7 +38,7 @@ def write_report(
         if shares:  # how many digits other numbers need, only who knows them can say
             frame = frame.round({column: 4 for column in frame.select_dtypes(float) if column != "p_value"})
         write_text(folder / f"tables/{name}.json", frame.to_json(orient="split", index=False, double_precision=15))
-    classes = class_report(data, predictions, trained)
+    classes = class_report(data, predictions, trained, result.confidence)
     if classes:
         write_text(folder / "classes.json", json.dumps(classes, indent=1) + "\n")
     write_text(folder / "comparison.md", comparison_page(config, data, trained, result, classes, tables))
@@ -92,15 +94,19 @@ def slice_frame(result: Comparison) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=[*columns, "fixed", "broken", "p_value"])
 
 
-def class_report(data: PreparedData, predictions: Predictions, trained: TrainedAdapter) -> dict[str, Any]:
+def class_report(
+    data: PreparedData, predictions: Predictions, trained: TrainedAdapter, confidence: float
+) -> dict[str, Any]:
     """Both classifiers by class or label, for programs: lists in the order of `label_names`, confusion as (true,
-    predicted); of the adapter also the thresholds that it has for each. Empty where there are none."""
+    predicted); of the adapter also the thresholds that it has for each, and what its prediction sets hold. Empty where
+    there are none."""
     task = objective(data.task)
     found = {name: task.by_label(predictions.tables[name], predictions.labels) for name in ("baseline", "tuned")}
     if not found["tuned"]:
         return {}
     if "thresholds" in trained.fitted:
         found["tuned"]["threshold"] = trained.fitted["thresholds"]
+    found["tuned"] |= task.sets_by_label(predictions.tables["tuned"], predictions.labels, trained.fitted, confidence)
     return {"label_names": list(data.label_names), **found}
 
 
@@ -122,11 +128,12 @@ def comparison_page(
         step_sentence(result),
         "The foundation model's head is untrained: its scores are chance, not skill." if trained.fresh_modules else "",
         ladder_table(result),
+        question_note(config, data, result.knew_before) if "zero_shot" in result.rivals else "",
         *(f"*{plain(capital(note))}.*" for note in data.notes),
         f"**Leakage**: {leak_sentence(result)}." if result.leaked else "",
         "## Slices of the test rows",
         slice_table(result),
-        f"{capital(metric.title)}{direction(metric)} before is that of the foundation model, after that of the "
+        f"{capital(metric.title)}{metric.direction} before is that of the foundation model, after that of the "
         f"adapter. Slices of fewer than {error_analysis.SMALL} rows are marked as few: they say little. p is the "
         f"{task.test} test of each slice by itself; of twenty slices without any difference, one is expected under "
         f"0.05.{note}",
@@ -139,6 +146,7 @@ def comparison_page(
         task.suspicion_note,
         row_table(tables["label_errors"]) or "None.",
         *class_section(task.label_word, classes),
+        *set_section(task.label_word, classes, result),
         *confusion_section(classes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -238,6 +246,27 @@ def class_rows(classes: Mapping[str, Any], columns: Sequence[Sequence[float]]) -
     names, rows = classes["label_names"], classes["tuned"]["rows"]
     return [
         (plain(name), f"{rows[i]}", *(shown_share(column[i]) for column in columns)) for i, name in enumerate(names)
+    ]
+
+
+def set_section(word: str, classes: Mapping[str, Any], result: Comparison) -> list[str]:
+    """What the prediction sets are worth for each class; nothing where there are none."""
+    if "coverage" not in classes.get("tuned", {}):
+        return []
+    names, found = classes["label_names"], classes["tuned"]
+    rows = []
+    for i, name in enumerate(names):
+        one = {key: found[key][i] for key in ("coverage", "coverage_low", "coverage_high", "set_size")}
+        told = ("", "") if one["coverage"] is None else (bounds(coverage(one)), f"{one['set_size']:.2f}")
+        rows.append((plain(name), f"{found['rows'][i]}", *told))
+    header = (word, "rows", f"in their set ({100 * result.confidence:g} %)", f"{word} in a set, on average")
+    return [
+        "## Prediction sets",
+        f"With `predict --coverage {COVERAGE:g}` each row gets a set that should hold its {word} in {PROMISE} of the "
+        f"cases, by the validation rows. Of all test rows the sets hold {bounds(coverage(result.calibration))}; "
+        f"{expected_words(result.calibration)} was to be expected from so many validation rows. It is promised for all "
+        f"rows together, and not for those of each {word}:",
+        markdown_table(header, rows),
     ]
 
 

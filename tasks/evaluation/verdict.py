@@ -42,6 +42,7 @@ def judge(
         calibration=task.calibration(predictions.tables["tuned"], predictions.labels, trained.fitted, confidence),
         slices=error_analysis.find_slices(data, test, predictions, confidence),
         untrained_head=bool(trained.fresh_modules),
+        chance=(task.chance(data.class_counts) or (None,))[0],
         names={name: in_a_sentence(title) for name, title in task.titles.items()},
     )
     return result.model_copy(update={"cautions": find_cautions(result, data, predictions)})

@@ -33,10 +33,6 @@ def short_title(result: Judged, name: str) -> str:
     return short_reference_title(objective(result.task), name)
 
 
-def direction(metric: Metric) -> str:
-    return "" if metric.higher_is_better else " (lower is better)"
-
-
 def headline(config: RunConfig, result: Comparison) -> str:
     """What the verdict rests on: the adapter and the reference that it is about."""
     lead, percent = result.lead(result.against), f"{100 * config.evaluation.confidence:g} %"
@@ -44,18 +40,27 @@ def headline(config: RunConfig, result: Comparison) -> str:
     ours, theirs = (metric.shown(result.rung(name).primary.value) for name in ("tuned", result.against))
     strongest = ", the strongest reference" if result.against == result.rivals[0] else ""
     return (
-        f"{capital(metric.title)}{direction(metric)} on {counted(result.rows, 'test row')} is {ours}: "
+        f"{capital(metric.title)}{metric.direction} on {counted(result.rows, 'test row')} is {ours}: "
         f"{shown(lead.primary, f'{percent} interval ')} against "
         f"{name_of(result, result.against)} with {theirs}{strongest} "
         f"({task.test} p {format_p(lead.p_value)})."
     )
 
 
+def start_of(result: Comparison) -> str:
+    """The rung from which tuning moved the model."""
+    return "zero_shot" if result.untrained_head and result.knew_before else "baseline"
+
+
 def step_sentence(result: Comparison) -> str:
-    """How far it is from the foundation model, which with an untrained head is from chance."""
-    gain, head = result.gain, " with an untrained head" if result.untrained_head else ""
+    """How far it is from what the foundation model knew: with an untrained head, which knows nothing, what it said when
+    it was asked in words. Where that was chance too, or could not be measured, it is only how far chance is."""
+    start = start_of(result)
+    gain, head = result.lead(start), " with an untrained head" if result.untrained_head else ""
+    if start == "zero_shot":
+        head = " asked in words (zero-shot)"
     task, metric = objective(result.task), objective(result.task).metrics[0]
-    before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
+    before, after = (metric.shown(result.rung(name).primary.value) for name in (start, "tuned"))
     return (
         f"From the foundation model{head} {metric.title} went from {before} to {after}: {shown(gain.primary)}. "
         f"The adapter {task.flip_words(gain.fixed, gain.broken)} "
@@ -73,15 +78,17 @@ def description(result: Comparison) -> str:
 
     They are short: MLflow shows about 90 characters of five lines, and hides the rest.
     """
-    lead, gain = result.lead(result.against).primary, result.gain
+    start = start_of(result)
+    lead, gain = result.lead(result.against).primary, result.lead(start)
+    origin = "the foundation model" if start == "baseline" else short_title(result, start)
     task, metric = objective(result.task), objective(result.task).metrics[0]
-    before, after = (metric.shown(result.rung(name).primary.value) for name in ("baseline", "tuned"))
+    before, after = (metric.shown(result.rung(name).primary.value) for name in (start, "tuned"))
     about = f" against {short_title(result, result.against)}" if result.verdict.startswith("better") else ""
     lines = [
         f"**{capital(result.verdict)}**: {metric.title} {after}, {shown(lead)}{about}",
         "Ladder: "
         + ", ".join(f"{short_title(result, rung.name)} {metric.shown(rung.primary.value)}" for rung in result.ladder),
-        f"From the foundation model: {before} to {after}, {shown(gain.primary)}, p {format_p(gain.p_value)}",
+        f"From {origin}: {before} to {after}, {shown(gain.primary)}, p {format_p(gain.p_value)}",
         f"Data: {'; '.join([leak_sentence(result, ['tuned']), *detectable_sentence(result)])}",
         f"{task.calibration_words(result.calibration)}; weakest slice: {plain(weakest_slice(result))}",
     ]
@@ -163,4 +170,4 @@ def column_note(task: Objective, percent: str) -> str:
     first = task.metrics[0]
     other_words = [metric for metric in task.metrics if metric.short_title != metric.title]
     named = "".join(f"{metric.short_title}: {metric.title}; " for metric in other_words)
-    return f"{named}adapter minus it: {first.title}{direction(first)}, with its {percent} interval; p: {task.test}."
+    return f"{named}adapter minus it: {first.title}{first.direction}, with its {percent} interval; p: {task.test}."

@@ -9,7 +9,7 @@ from tasks.scores.conformal import prediction_sets, surprise_of
 from tasks.scores.thresholds import Threshold, threshold_for
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import nearest_name
+from tasks.settings.loading import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +35,7 @@ def choice_of(config: PredictionConfig, adapter: Path, settings: dict[str, Any])
     for asked in config.threshold:
         name, value = (part.strip() for part in asked.rsplit("=", 1))
         if name not in settings["label_names"]:
-            nearest = nearest_name(name, settings["label_names"])
-            known = f"did you mean {nearest}?" if nearest else f"there are {', '.join(settings['label_names'])}"
+            known = did_you_mean(name, settings["label_names"])
             raise InputError(f"threshold: {config.model} has no label '{name}'; {known}")
         kind, _, number = value.rpartition(" ")
         if not kind:
@@ -46,7 +45,7 @@ def choice_of(config: PredictionConfig, adapter: Path, settings: dict[str, Any])
         thresholds[name] = found.value
         told.append(
             f"{name} is given from a probability of {found.value:.4g} on: on the validation rows its precision is "
-            f"{found.precision:.3f} and its recall {found.recall:.3f} there"
+            f"{found.precision:.3f} and its recall {found.recall:.3f}"
         )
     return Choice(thresholds=thresholds, surprise=surprise(config, adapter, settings), told=tuple(told))
 

@@ -129,7 +129,7 @@ def usage(settings: dict[str, Any], merged: bool, onnx: bool) -> list[str]:
     """How to get answers, as snippets of markdown."""
     activation = settings.get("activation", "softmax")
     return [
-        text.format(**settings, answers=answers[activation].format(**settings))
+        text.format(**settings, imports=ONNX_IMPORTS[activation], answers=answers[activation].format(**settings))
         for text, answers, given in (
             (TRANSFORMERS_USAGE, TRANSFORMERS_ANSWERS, merged),
             (ONNX_USAGE, ONNX_ANSWERS, onnx),
@@ -151,6 +151,12 @@ ONNX_ANSWERS = {
     "scale": "numbers = logits[:, 0] * {std!r} + {mean!r}",
 }
 
+ONNX_IMPORTS = {
+    "softmax": "from scipy.special import softmax\n",
+    "sigmoid": "from scipy.special import expit\n",
+    "scale": "",
+}
+
 
 TRANSFORMERS_USAGE = """```python
 import torch
@@ -164,8 +170,7 @@ inputs = tokenizer(["a text"], truncation=True, max_length={max_length}, padding
 
 ONNX_USAGE = """```python
 import onnxruntime
-from scipy.special import expit, softmax
-from transformers import AutoTokenizer
+{imports}from transformers import AutoTokenizer
 
 session = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")

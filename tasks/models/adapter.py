@@ -21,7 +21,7 @@ from tasks.models.options import check_attached, check_options, listed
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import nearest_name
+from tasks.settings.loading import did_you_mean
 from tasks.settings.methods import METHODS, Shape
 from tasks.settings.sections import AdapterConfig
 
@@ -178,8 +178,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
             if option == theirs:
                 raise InputError(f"adapter.options: '{option}' has a field of its own, adapter.{ours}")
         if option not in fields:
-            nearest = nearest_name(option, sorted(fields))
-            hint = f"did you mean {nearest}?" if nearest else f"see peft's {method.config}"
+            hint = did_you_mean(option, sorted(fields), f"see peft's {method.config}")
             raise InputError(f"adapter.options: {method.config} has no field '{option}'; {hint}")
         options[option] = typed(option, options[option], get_type_hints(kind)[option])
     values: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": list(fresh) or None}

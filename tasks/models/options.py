@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.models.blocks import find_blocks
 from tasks.settings.fields import InputError
-from tasks.settings.loading import nearest_name
+from tasks.settings.loading import did_you_mean
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 
@@ -148,10 +148,8 @@ def compiled(option: str, pattern: str) -> str:
 def hint(wanted: str, names: Sequence[str]) -> str:
     """What may have been meant: the most similar last name, else the last names of all parts without parts."""
     known, owners = ({name.rpartition(".")[place] for name in names} for place in (2, 0))
-    nearest = nearest_name(wanted.rpartition(".")[2], sorted(known))
-    if nearest:
-        return f"; did you mean {nearest}?"
-    return f"; there are {', '.join(sorted({name.rpartition('.')[2] for name in names if name not in owners}))}"
+    leaves = ", ".join(sorted({name.rpartition(".")[2] for name in names if name not in owners}))
+    return f"; {did_you_mean(wanted.rpartition('.')[2], sorted(known), f'there are {leaves}')}"
 
 
 def check_blocks(model: Any, numbers: Any) -> None:

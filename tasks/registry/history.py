@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from tasks.base.records import Interval, Record
-from tasks.base.words import bounds, counted, markdown_table
+from tasks.base.words import counted, markdown_table
 from tasks.registry.decisions import settle
+from tasks.scores.objective import Metric, first_metrics
 from tasks.tracking.asking import RunFacts, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.decision import MOVES, Decision, holder, moment, outcome, recorded
@@ -24,8 +25,10 @@ class VersionHistory(Record):
     run_name: str
     url: str
     """Of the run in MLflow; empty where the run is gone."""
-    accuracy: Interval | None
-    """On the run's test rows; None where the run did not measure it."""
+    metric: str | None
+    """The one that decides, of the run's task; None where the run did not measure it."""
+    score: Interval | None
+    """That of the run's test rows."""
     confidence: float | None
     """Of the interval."""
     test_fingerprint: str | None
@@ -48,6 +51,24 @@ class History(Record):
     """All of them, in order."""
     gone: tuple[str, ...] = ()
     """What was deleted in MLflow, and what to do, in sentences."""
+
+    @property
+    def metric(self) -> Metric | None:
+        """That of the newest version with a score; None where there is none. Versions of another task have others."""
+        measured = [version.metric for version in self.versions if version.metric]
+        return first_metrics()[measured[-1]] if measured else None
+
+    @property
+    def scores(self) -> dict[str, Interval]:
+        """By version, as far as they are scores of `metric`."""
+        name = self.metric.name if self.metric else None
+        return {version.version: version.score for version in self.versions if version.score and version.metric == name}
+
+    @property
+    def confidence(self) -> float | None:
+        """That of the intervals of `scores`, where it is the same for all."""
+        found = {version.confidence for version in self.versions if version.version in self.scores}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def changes(self) -> list[Decision]:
@@ -98,8 +119,8 @@ def letters_of(fingerprints: Sequence[str | None]) -> dict[str | None, str]:
 
 def version_history(version: RegisteredVersion, run: RunFacts | None, letters: dict[str | None, str]) -> VersionHistory:
     metrics, tags = (run.metrics, run.tags) if run else ({}, {})
-    value = metrics.get("tuned/accuracy")
-    low, high = (metrics.get(f"tuned/accuracy_{end}", value) for end in ("low", "high"))
+    metric = next((name for name in first_metrics() if f"tuned/{name}" in metrics), None)
+    value, low, high = (metrics.get(f"tuned/{metric}{end}") for end in ("", "_low", "_high"))
     confidence = run.parameters.get("evaluation.confidence") if run else None
     return VersionHistory(
         version=version.version,
@@ -108,7 +129,10 @@ def version_history(version: RegisteredVersion, run: RunFacts | None, letters: d
         run_deleted=bool(version.run_id) and is_deleted(run),
         run_name=run.name if run else "",
         url=run.url if run else "",
-        accuracy=None if value is None or low is None or high is None else Interval(value=value, low=low, high=high),
+        metric=metric,
+        score=None
+        if value is None
+        else Interval(value=value, low=value if low is None else low, high=value if high is None else high),
         confidence=float(confidence) if confidence else None,
         test_fingerprint=tags.get("test_fingerprint"),
         test_rows=letters.get(tags.get("test_fingerprint"), ""),
@@ -125,8 +149,9 @@ def history_text(history: History, links: bool = False) -> str:
     champion = f"version {history.champion} is champion" if history.champion else "none is champion"
     parts = [f"{history.name}: {counted(len(history.versions), 'version')}, {champion}"]
     if history.versions:
-        header = ("version", "registered", "run", accuracy_title(history), "test rows", "alias", *DECIDED)
-        parts.append(markdown_table(header, [version_row(version, links) for version in history.versions]))
+        header = ("version", "registered", "run", score_title(history), "test rows", "alias", *DECIDED)
+        newest = history.metric
+        parts.append(markdown_table(header, [version_row(version, newest, links) for version in history.versions]))
     if len({version.test_rows for version in history.versions if version.test_rows}) > 1:
         parts.append("Versions with different letters were measured on different test rows: do not compare them.")
     if changes := history.changes:
@@ -144,21 +169,30 @@ MOST_CHARACTERS = 200
 """Of a reason in a table; MLflow and --json have all of it."""
 
 
-def accuracy_title(history: History) -> str:
+def score_title(history: History) -> str:
     """With the intervals' confidence, where it is the same for all."""
-    found = {version.confidence for version in history.versions if version.accuracy}
-    (confidence,) = found if len(found) == 1 else (None,)
-    return f"accuracy ({100 * confidence:g} %)" if confidence else "accuracy"
+    if not history.metric:
+        return "score"
+    title = f"{history.metric.title}{history.metric.direction}"
+    return f"{title} ({100 * history.confidence:g} %)" if history.confidence else title
 
 
-def version_row(version: VersionHistory, links: bool) -> tuple[str, ...]:
+def score_cell(version: VersionHistory, newest: Metric | None) -> str:
+    """Of another metric than the newest, its name too."""
+    if not version.score or not version.metric:
+        return ""
+    metric = first_metrics()[version.metric]
+    return metric.bounds(version.score) if metric == newest else f"{metric.title} {metric.bounds(version.score)}"
+
+
+def version_row(version: VersionHistory, newest: Metric | None, links: bool) -> tuple[str, ...]:
     mark = " (deleted)" if version.run_deleted else ""
     run, last = version.run_id or "", version.decisions[-1] if version.decisions else None
     return (
         version.version,
         f"{datetime.fromtimestamp(version.registered / 1000, UTC):%Y-%m-%d %H:%M}",
         (f"[{run[:8]}]({version.url})" if links and version.url else run) + mark,
-        bounds(version.accuracy) if version.accuracy else "",
+        score_cell(version, newest),
         version.test_rows,
         ", ".join(version.aliases),
         *(decided(last, version.version, links) if last else ("", "", "")),

@@ -26,7 +26,7 @@ def page(history: History) -> str:
     from tasks.registry.timeline import draw
 
     picture = ""
-    if any(version.accuracy for version in history.versions):
+    if history.scores:
         picture = f"![History](data:image/png;base64,{base64.b64encode(draw(history)).decode()})\n\n"
     return f"# History of {history.name}\n\n{picture}{history_text(history, links=True)}\n"
 

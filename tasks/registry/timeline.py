@@ -1,12 +1,14 @@
-"""The picture of a registered model's life: the accuracy of each version, and which one was champion when."""
+"""The picture of a registered model's life: the score of each version, and which one was champion when."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.drawing import AFTER, BEFORE, NEUTRAL, STYLE, THIRD, legend_below, new_figure, reach, short
+from tasks.base.records import Interval
 from tasks.registry.history import History, VersionHistory
+from tasks.scores.objective import Metric
 from tasks.settings.fields import InputError
 from tasks.tracking.decision import Decision
 
@@ -40,11 +42,11 @@ class Slot(NamedTuple):
 
 
 def draw(history: History) -> bytes:
-    """A PNG file, the same bytes for the same history; InputError where no version has an accuracy."""
+    """A PNG file, the same bytes for the same history; InputError where no version has a score."""
     import matplotlib
 
-    if not any(version.accuracy for version in history.versions):
-        raise InputError(f"{history.name} has no version with a test accuracy to draw")
+    if not history.scores:
+        raise InputError(f"{history.name} has no version with a test score to draw")
     with matplotlib.rc_context(STYLE), io.BytesIO() as file:
         timeline(history).savefig(file, metadata={"Software": None})
         return file.getvalue()
@@ -71,18 +73,22 @@ def slots_of(history: History) -> list[Slot]:
 
 def timeline(history: History) -> "Figure":
     champion = f"champion: version {history.champion}" if history.champion else "no champion"
-    figure, (axis,) = new_figure(f"{short(history.name)}: test accuracy by version, {champion}", 4.8)
-    slots, scores = slots_of(history), {one.version: one.accuracy for one in history.versions}
+    metric = history.metric
+    assert metric
+    figure, (axis,) = new_figure(f"{short(history.name)}: test {metric.short_title} by version, {champion}", 4.8)
+    slots, scores = slots_of(history), history.scores
     draw_champion(axis, slots, scores)
     draw_versions(axis, slots, history)
     draw_changes(axis, slots, scores)
-    frame(axis, slots, history)
+    frame(axis, slots, scores, metric)
+    interval = f"{100 * history.confidence:g} % interval" if history.confidence else "with its interval"
+    axis.set_ylabel(f"{metric.short_title}{metric.direction}, {interval}")
     legend_below(figure, 4 if len(axis.get_legend_handles_labels()[1]) == 4 else 3)
     return figure
 
 
 def draw_champion(axis: "Axes", slots: Sequence[Slot], scores: Any) -> None:
-    """A line that steps to the accuracy of whichever version comes into use."""
+    """A line that steps to the score of whichever version comes into use."""
     values = [scores.get(slot.champion) for slot in slots]
     heights = [interval.value if interval else float("nan") for interval in values]
     look: Any = {"color": NEUTRAL, "alpha": 0.5, "linewidth": 6, "solid_capstyle": "butt", "label": "champion"}
@@ -91,21 +97,23 @@ def draw_champion(axis: "Axes", slots: Sequence[Slot], scores: Any) -> None:
 
 def draw_versions(axis: "Axes", slots: Sequence[Slot], history: History) -> None:
     """Filled where the version was ever promoted, hollow where it was not."""
-    rows = list(dict.fromkeys(version.test_rows for version in history.versions if version.accuracy))
+    scores = history.scores
+    rows = list(dict.fromkeys(version.test_rows for version in history.versions if version.version in scores))
     looks = dict(zip([name for name in rows if name][-len(LOOKS) :], LOOKS, strict=False))
     crowded = len(slots) > MOST_NUMBERS
     size: Any = {"markersize": 5, "linewidth": 1, "capsize": 0} if crowded else {"markersize": 8}
     used: dict[str, tuple[str, str]] = {}
     for x, slot in enumerate(slots):
         version = slot.version
-        if not version or not version.accuracy:
+        if not version or version.version not in scores:
             continue
+        score = scores[version.version]
         color, marker = looks.get(version.test_rows, OLD)
         name = f"test rows {version.test_rows}" if version.test_rows in looks else "other test rows"
         used[name if len(rows) > 1 else "promoted"] = (color, marker)
         fill = color if version.version in {change.version for change in history.changes} else "white"
         look = size | {"color": color, "marker": marker, "markerfacecolor": fill}
-        axis.errorbar(x, version.accuracy.value, reach([version.accuracy]), zorder=2, **look)
+        axis.errorbar(x, score.value, reach([score]), zorder=2, **look)
     for name, (color, marker) in used.items():
         axis.plot([], [], color=color, marker=marker, markersize=8, label=name)
     axis.plot([], [], color=NEUTRAL, marker="o", markersize=8, markerfacecolor="white", label="hollow: not promoted")
@@ -125,11 +133,9 @@ def draw_changes(axis: "Axes", slots: Sequence[Slot], scores: Any) -> None:
         axis.plot(x, to.value, color=BEFORE, marker=marker, markersize=10, linestyle="", label=label, zorder=4)
 
 
-def frame(axis: "Axes", slots: Sequence[Slot], history: History) -> None:
-    """Limits that never zoom until noise looks like a gain; numbers and days below."""
-    ends = [end for one in history.versions if one.accuracy for end in (one.accuracy.low, one.accuracy.high)]
-    margin = max(0.06 * (max(ends) - min(ends)), (0.1 - (max(ends) - min(ends))) / 2)
-    axis.set_ylim(max(-0.01, min(ends) - margin), min(1.01, max(ends) + margin))
+def frame(axis: "Axes", slots: Sequence[Slot], scores: Mapping[str, Interval], metric: Metric) -> None:
+    """Numbers and days below."""
+    axis.set_ylim(*metric.limits([end for score in scores.values() for end in (score.low, score.high)]))
     axis.set_xlim(-0.6, len(slots) - 0.4)
     labels = [slot.label() for slot in slots]
     numbered, dated = (range(0, len(slots), -(-len(slots) // most)) for most in (MOST_NUMBERS, MOST_DAYS))
@@ -140,6 +146,3 @@ def frame(axis: "Axes", slots: Sequence[Slot], history: History) -> None:
     days.tick_params(length=0, pad=22)
     again = "; → a version that became champion later" if any(slot.change for slot in slots) else ""
     days.set_xlabel(f"version, and the day it was registered (UTC){again}")
-    found = {one.confidence for one in history.versions if one.accuracy}
-    (confidence,) = found if len(found) == 1 else (None,)
-    axis.set_ylabel(f"accuracy, {100 * confidence:g} % interval" if confidence else "accuracy, with its interval")

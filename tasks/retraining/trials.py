@@ -94,6 +94,7 @@ def trial_of(
         challenger=predictions.tables["tuned"][inside],
         slices=[(title, part[inside]) for title, part in slices if part[inside].any()],
         left_out=int((~fresh).sum()),
+        task=data.task,
     )
 
 
@@ -149,6 +150,7 @@ def own_trial(
         champion=objective(data.task).among(table, known, names)[inside],
         challenger=answers.to_numpy()[inside],
         left_out=int((~fresh).sum()),
+        task=data.task,
     )
 
 

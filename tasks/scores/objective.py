@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from tasks.base.records import Interval
-from tasks.base.words import ends, shown_share
+from tasks.base.words import decimals, ends, shown_share
 from tasks.settings.rivals import SHORT_TITLES, TITLES, in_a_sentence
+from tasks.settings.sections import TaskName
 
 ClassWeights = Literal["none", "balanced"] | dict[str, float]
 
@@ -31,6 +32,10 @@ class Metric(NamedTuple):
     most: float = 1.0
     """The ends beyond which it cannot be."""
     higher_is_better: bool = True
+    by_log_odds: bool = False
+    """Whether its interval is better symmetric in log-odds than the middle of the resamples."""
+    in_units: bool = False
+    """Of the labels: it can be of any size."""
 
     @property
     def sign(self) -> int:
@@ -41,11 +46,31 @@ class Metric(NamedTuple):
     def is_share(self) -> bool:
         return (self.least, self.most) == (0, 1)
 
+    @property
+    def direction(self) -> str:
+        """What a reader must know beside its title."""
+        return "" if self.higher_is_better else " (lower is better)"
+
     def shown(self, value: float) -> str:
-        return shown_share(value) if self.is_share else f"{value:.3f}"
+        return shown_share(value) if self.is_share else f"{value:,.{self.digits(value)}f}"
+
+    def digits(self, value: float) -> int:
+        """After the point, of this value and of what is shown beside it."""
+        return decimals(value) if self.in_units else 3
 
     def ends(self, interval: Interval) -> tuple[str, str]:
-        return ends(interval) if self.is_share else (f"{interval.low:.3f}", f"{interval.high:.3f}")
+        if self.is_share:
+            return ends(interval)
+        digits = self.digits(interval.value)
+        return f"{interval.low:,.{digits}f}", f"{interval.high:,.{digits}f}"
+
+    def limits(self, values: Sequence[float]) -> tuple[float, float]:
+        """Of an axis with these on it: zoomed, but never until noise looks like a gain."""
+        low, high = min(values), max(values)
+        least = 0.1 if self.is_share else 0.1 * max(abs(low), abs(high), 1e-9)
+        margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+        edge = least / 10  # room for a point that lies on the end
+        return max(self.least - edge, low - margin), min(self.most + edge, high + margin)
 
     def bounds(self, interval: Interval) -> str:
         return f"{self.shown(interval.value)} ({'-'.join(self.ends(interval))})"
@@ -115,9 +140,6 @@ class Objective(Protocol):
     def decide(self, table: "np.ndarray") -> "np.ndarray":
         """What the answers come down to, (rows, ...), in the form of the labels."""
 
-    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-        """Whether each answer is right, (rows,)."""
-
     def scores(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
         """By metric, in their order."""
 
@@ -146,6 +168,8 @@ class Objective(Protocol):
     """What an adapter does, before the names of its labels."""
     head_taken_as: str
     """How the head that came with a foundation model is understood, before the same."""
+    conflict: str
+    """What a text has whose rows do not agree about it."""
     label_word: str
     """What one of the labels is called."""
     loss_title: str
@@ -203,6 +227,12 @@ class Objective(Protocol):
     def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         """For programs, measures of each label as lists; empty where there are no labels to tell apart."""
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        """The same of sets of labels that hold the true one as often as promised, with the rows that have each label:
+        `coverage`, the ends of its interval, and `set_size`, None where no row has the label; empty without sets."""
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         """The first metric of the best answer that is always the same, and what that is, in words."""
 
@@ -243,3 +273,10 @@ def objective(task: str) -> Objective:
     """The one of tasks/scores/objectives/TASK.py."""
     found: Objective = import_module(f"tasks.scores.objectives.{task}").OBJECTIVE
     return found
+
+
+@cache
+def first_metrics() -> Mapping[str, Metric]:
+    """By name, the metric that decides of each task there is."""
+    tasks = [objective(name) for name in get_args(TaskName) if name != "auto"]
+    return {task.metrics[0].name: task.metrics[0] for task in tasks}

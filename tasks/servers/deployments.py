@@ -207,7 +207,7 @@ def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapp
     return next((one for one in said if (one.get("slug") == slug if slug else one == schedule)), None)
 
 
-FLOWS = ("finetune", "finetune-seeds", "retrain", "predict", "rerun")
+FLOWS = ("finetune", "finetune-seeds", "learning-curve", "retrain", "predict", "rerun")
 """All that are ours, by the name that Prefect knows them by."""
 
 AUTOMATION = "peft-flow: runs without a sign of life"

@@ -106,6 +106,19 @@ class SeedsConfig(RunConfig):
     seeds: int = Field(3, ge=2, le=MOST_SEEDS, description="Train once for each of this many seeds, from `seed` on.")
 
 
+class LearningCurveConfig(RunConfig):
+    """Everything `learning-curve` is told: a run, and how often it is done with each number of training rows."""
+
+    command: ClassVar[str] = "learning-curve"
+
+    seeds: int = Field(
+        3,
+        ge=2,
+        le=MOST_SEEDS,
+        description="Train once for each of this many seeds, from `seed` on, with each number of training rows.",
+    )
+
+
 class RerunConfig(Config):
     """Everything `rerun` is told."""
 

@@ -7,6 +7,8 @@ DEMO_MODEL, DEMO_DATA = "demo-gpt2", "demo-reviews"
 DEMO_RATE = 3e-3
 """Learning rate for the demo's model, which is tiny."""
 
+ZERO_SHOT_TEMPLATE = "{text} Category: {label}."
+
 DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".feather", ".arrow")
 
 PACKED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip")

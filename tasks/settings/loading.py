@@ -110,7 +110,7 @@ def from_text(dotted: str, text: str) -> object:
     """A command-line value: lists, mappings and 'null' are read as YAML, all else is left to the field's type."""
     if text.strip().lower() in ("null", "none", ""):
         return None
-    if not text.lstrip().startswith(("{", "[")):
+    if not text.lstrip().startswith(("{", "[")) or text.lstrip().startswith("{text}"):  # a template
         return text
     try:
         return parse_yaml(text)
@@ -155,16 +155,21 @@ def unknown_field(dotted: str, kind: type[Config] = RunConfig) -> str:
         return (
             f"'{dotted}' is a section; its fields are {', '.join(f'{dotted}.{name}' for name in section.model_fields)}"
         )
-    nearest = nearest_name(dotted, field_names(kind))
-    advice = f"did you mean {nearest}?" if nearest else f"see peft-flow {kind.command} --help"
-    if nearest == dotted:  # it has no option of its own
-        advice = f"write it as an argument without a name; see peft-flow {kind.command} --help"
-    return f"unknown field '{dotted}'; {advice}"
+    names, manual = field_names(kind), f"see peft-flow {kind.command} --help"
+    if dotted in names:  # it has no option of its own
+        return f"unknown field '{dotted}'; write it as an argument without a name; {manual}"
+    return f"unknown field '{dotted}'; {did_you_mean(dotted, names, manual)}"
 
 
 def field_names(kind: type[Config] = RunConfig) -> list[str]:
     inner = [f"{name}.{field}" for name, section in sections(kind) for field in section.model_fields]
     return [*inner, *kind.model_fields]
+
+
+def did_you_mean(name: str, names: Sequence[str], otherwise: str | None = None) -> str:
+    """What may have been meant by `name`: the most similar of `names`, and where none is, which there are."""
+    nearest = nearest_name(name, names)
+    return f"did you mean {nearest}?" if nearest else otherwise or f"there are {', '.join(names)}"
 
 
 def nearest_name(name: str, names: Sequence[str]) -> str | None:

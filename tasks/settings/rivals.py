@@ -5,7 +5,7 @@ How each is measured says tasks/evaluation/references.py.
 
 from typing import Literal, NamedTuple
 
-ReferenceName = Literal["majority", "tfidf", "probe", "champion"]
+ReferenceName = Literal["majority", "tfidf", "probe", "zero_shot", "champion"]
 """Those that a run may be told to leave out."""
 
 
@@ -49,6 +49,7 @@ for each in (
     Reference("majority", "majority class", "majority"),
     Reference("tfidf", "TF-IDF + logistic regression", "TF-IDF", learns_from_train=True, must_be_beaten=True),
     Reference("probe", "linear probe", "probe", learns_from_train=True, must_be_beaten=True),
+    Reference("zero_shot", "zero-shot language model", "zero-shot"),
     Reference("champion", "champion", "champion"),
 ):
     add(each)

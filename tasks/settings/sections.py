@@ -8,7 +8,7 @@ import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tasks.settings.fields import Config, ModelName, Name, Revision
-from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL, DEMO_RATE, RESERVED_COLUMNS
+from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL, DEMO_RATE, RESERVED_COLUMNS, ZERO_SHOT_TEMPLATE
 from tasks.settings.methods import FEW_RATE, MATRICES_RATE
 from tasks.settings.rivals import ReferenceName
 
@@ -83,7 +83,11 @@ class DataConfig(Config):
     )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
-        None, ge=2, le=10**9, description="Use at most this many training rows, drawn stratified by class. None: all."
+        None,
+        ge=2,
+        le=10**9,
+        description="Use at most this many training rows, drawn stratified: by class, by set of labels, or by tenths "
+        "of the numbers. None: all.",
     )
     max_test_rows: int | None = Field(
         None, ge=2, le=10**9, description="Use at most this many rows of validation and of test, each. None: all."
@@ -94,6 +98,14 @@ class DataConfig(Config):
         lt=2**32,
         description="Seed of the splits that are cut and the rows that are drawn; runs that differ only in `seed` "
         "see the same rows.",
+    )
+
+    draw_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="Seed of the training rows that max_train_rows draws; validation and test stay as they are. None: "
+        "split_seed.",
     )
 
     @model_validator(mode="after")
@@ -253,12 +265,66 @@ class EvaluationConfig(Config):
     references: tuple[ReferenceName, ...] = Field(
         get_args(ReferenceName),
         description="What else is measured on the same test rows: the majority class, TF-IDF with logistic regression, "
-        "a linear probe on the frozen model, and the champion of tracking.registered_model where there is one.",
+        "a linear probe on the frozen model, its own language head asked in words before training, and the champion of "
+        "tracking.registered_model where there is one.",
+    )
+    zero_shot_template: str | None = Field(
+        None,
+        description="What zero_shot asks the model's language head: each class by how likely its words are at {label}, "
+        f"after the test row's text at {{text}}. None: {ZERO_SHOT_TEMPLATE}",
+    )
+    zero_shot_words: dict[str, str] = Field(
+        {},
+        description="Words for classes whose names say too little, for example {neg: terrible, pos: great}. The others "
+        "go by their names, underscores as spaces.",
     )
     bootstrap_samples: int = Field(
         2000, ge=200, le=1_000_000, description="Resamplings of the test rows behind each interval."
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the intervals and of the verdict.")
+
+    @property
+    def asking_zero_shot(self) -> list[str]:
+        """Fields that ask for it by name. That it is among the default references asks for nothing: it is left out
+        where it cannot be measured."""
+        by_name = "zero_shot" in self.references and set(self.references) != set(get_args(ReferenceName))
+        asked = {
+            "references": by_name,
+            "zero_shot_template": self.zero_shot_template,
+            "zero_shot_words": self.zero_shot_words,
+        }
+        return [field for field, given in asked.items() if given]
+
+    @field_validator("zero_shot_template")
+    @classmethod
+    def _asks_about_the_text(cls, template: str | None) -> str | None:
+        """A decoder has read only what stands before the label."""
+        if template is None:
+            return None
+        before, text, rest = template.partition("{text}")
+        between, label, after = rest.partition("{label}")
+        again = "{text}" in rest or "{label}" in before + after
+        if not (text and label and between.strip()) or again:
+            raise ValueError(
+                "must hold {text} and then {label}, once each, with words between, for example "
+                f"'{ZERO_SHOT_TEMPLATE}', not {template!r:.80}"
+            )
+        return template
+
+    @field_validator("zero_shot_words", mode="before")
+    @classmethod
+    def _names_are_words(cls, words: object) -> object:
+        """YAML reads a class that is called 1 as a number; nothing is no words."""
+        return {str(name): word for name, word in words.items()} if isinstance(words, dict) else words or {}
+
+    @field_validator("zero_shot_words")
+    @classmethod
+    def _words_differ(cls, words: dict[str, str]) -> dict[str, str]:
+        said = [word.strip() for word in words.values()]
+        for name, word in zip(words, said, strict=True):
+            if not word or said.count(word) > 1:
+                raise ValueError(f"class '{name}' must have a word of its own, not {word!r:.80}")
+        return dict(zip(words, said, strict=True))
 
 
 def check_tag(tag: str) -> str:

@@ -1,1 +1,1 @@
-"""Several runs together: seeds, two runs compared, a run done again. Does not know retraining."""
+"""Several runs together: seeds, a learning curve, two runs compared, a run done again. Does not know retraining."""

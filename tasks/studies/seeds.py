@@ -10,9 +10,9 @@ from prefect import task
 
 from tasks.base.files import write_text
 from tasks.base.outcomes import RungSpread, SeedRun, SeedsResult, Spread
-from tasks.base.records import Comparison, RunResult
+from tasks.base.records import Comparison, Interval, RunResult
 from tasks.base.verdict import Verdict, capital, standing
-from tasks.base.words import counted, listed, markdown_table, plain, shown
+from tasks.base.words import counted, listed, markdown_table, plain, shown, signed
 from tasks.base.work import RunFolder
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.recording import STRONGEST
@@ -233,7 +233,7 @@ def noise_sentence(result: SeedsResult) -> str:
     if result.noise == 0:
         return f"All seeds have the same {title}: these test rows show no seed noise. {told}"
     return (
-        f"Two runs that differ only by seed stay within ±{result.noise:.3f} of each other in {title} at "
+        f"Two runs that differ only by seed stay within {noise(result)} of each other in {title} at "
         f"{100 * result.confidence:g} %; a smaller difference between two single runs is seed noise. {told}"
     )
 
@@ -247,9 +247,9 @@ def seeds_table(result: SeedsResult) -> str:
         [
             (
                 title_of(result, rung.name),
-                plus_minus(rung.primary),
+                plus_minus(first, rung.primary),
                 " to ".join(first.ends(rung.primary.mean)),
-                *(plus_minus(rung.scores[metric.name]) for metric in others),
+                *(plus_minus(metric, rung.scores[metric.name]) for metric in others),
             )
             for rung in result.ladder
         ],
@@ -270,8 +270,17 @@ def ladder_means(result: SeedsResult) -> dict[str, list[Any]]:
     return {"columns": ["classifier", first, f"{first}_low", f"{first}_high", *others], "data": rows}
 
 
-def plus_minus(value: Spread) -> str:
-    return f"{value.mean.value:.3f} ± {value.deviation:.3f}"
+def plus_minus(metric: Metric, value: Spread) -> str:
+    digits = metric.digits(value.mean.value)
+    return f"{value.mean.value:,.{digits}f} ± {value.deviation:,.{digits}f}"
+
+
+def noise(result: SeedsResult) -> str:
+    return f"±{result.noise:,.{objective(result.task).metrics[0].digits(result.noise)}f}"
+
+
+def lead(run: SeedRun) -> str:
+    return signed(Interval(value=run.lead, low=run.lead, high=run.lead))[0]
 
 
 def runs_table(result: SeedsResult) -> str:
@@ -284,7 +293,16 @@ def runs_table(result: SeedsResult) -> str:
             f"minus {short_title(result, result.against)}",
             "run",
         ),
-        [(f"{run.seed}", run.verdict, metric.shown(run.score), f"{run.lead:+z.3f}", run.run_id) for run in result.runs],
+        [
+            (
+                f"{run.seed}",
+                run.verdict,
+                metric.shown(run.score),
+                lead(run),
+                run.run_id,
+            )
+            for run in result.runs
+        ],
     )
 
 
@@ -293,7 +311,7 @@ def description(result: SeedsResult) -> str:
     metric, percent = objective(result.task).metrics[0], f"{100 * result.confidence:g} %"
     lines = (
         f"**{capital(result.verdict)}** over {len(result.runs)} seeds: {metric.title} "
-        f"{plus_minus(result.rung('tuned').primary)}, "
+        f"{plus_minus(metric, result.rung('tuned').primary)}, "
         f"{shown(result.lead.mean)} against {short_title(result, result.against)}",
         plain(caution(result.cautions)) or verdict_sentence(result),
         "Ladder: "
@@ -301,7 +319,7 @@ def description(result: SeedsResult) -> str:
             f"{short_title(result, rung.name)} {metric.shown(rung.primary.mean.value)}" for rung in result.ladder
         ),
         f"Step from the foundation model: {shown(result.gain.mean)}",
-        f"Seed noise: two runs stay within ±{result.noise:.3f} at {percent}; {result.told_apart} of "
+        f"Seed noise: two runs stay within {noise(result)} at {percent}; {result.told_apart} of "
         f"{counted(result.pairs, 'pair')} differ significantly",
     )
     return "  \n".join(lines)  # two spaces: a line break in markdown

@@ -31,6 +31,9 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
     parameters, tags = run.data.params, run.data.tags
     if gone := what_is_gone(run_id):
         raise InputError(f"{gone}, or choose another run")
+    if "curve_rows" in parameters:
+        count = int(parameters["seeds"]) * len(parameters["curve_rows"].split(","))
+        raise InputError(f"run {run_id} stands for the {count} runs of a learning curve; name one of those")
     if "seeds" in parameters:
         raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
     if run.info.status != "FINISHED":

@@ -10,19 +10,23 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.scores.objective import first_metrics
+
 VIEW, TITLE = "peft-flow", "Comparison"
 """The view's id in addresses, and its name in the menu."""
 
 KIND = "workflowType=machine_learning"
 """Without it in an address MLflow shows its menu for LLM applications, which leads to empty pages."""
 
+FIRST = tuple(first_metrics())
+"""The metric that decides, of each task: a page of runs without one leaves out its columns and charts."""
+
 COLUMNS = (
     ("tags", "verdict"),
-    ("metrics", "tuned/accuracy"),
+    *(("metrics", f"tuned/{name}") for name in FIRST),
     ("metrics", "reference/strongest/gain"),
     ("metrics", "reference/strongest/gain_p_value"),
-    ("metrics", "reference/tfidf/accuracy"),
-    ("metrics", "reference/probe/accuracy"),
+    *(("metrics", f"reference/{rival}/{name}") for rival in ("tfidf", "probe") for name in FIRST),
     ("metrics", "tuned/log_loss"),
     ("metrics", "calibration/error_after"),
     ("params", "model.name"),
@@ -39,13 +43,13 @@ WIDE = {"verdict": 240, "reference/strongest/gain_p_value": 160, "model.name": 1
 """Pixels. A p-value needs room for all its digits: where 1.2e-61 does not fit, the page cuts off the exponent."""
 
 SETTINGS = ("training.learning_rate", "adapter.r", "seed")
-"""Where the lines of the parallel coordinates start; they end at the adapter's accuracy."""
+"""Where the lines of the parallel coordinates start; they end at the adapter's score."""
 
 CHARTS = (
-    ("BAR", "tuned/accuracy"),
+    *(("BAR", f"tuned/{name}") for name in FIRST),
     ("BAR", "reference/strongest/gain"),
-    ("BAR", "delta/accuracy"),
-    ("LINE", "validation/accuracy"),
+    *(("BAR", f"delta/{name}") for name in FIRST),
+    *(("LINE", f"validation/{name}") for name in FIRST),
     ("BAR", "tuned/log_loss"),
     ("BAR", "calibration/error_after"),
 )
@@ -89,13 +93,18 @@ def page_state() -> dict[str, Any]:
         "columnWidths": {RUN_NAME: 460, **dict(zip(columns, widths, strict=True))},
         "compareRunSections": [{"uuid": VIEW, "name": TITLE, "display": True, "isReordered": True}],
         "compareRunCharts": [
-            chart(
-                "PARALLEL", "settings", selectedParams=SETTINGS, selectedMetrics=["tuned/accuracy"], showAllRuns=True
-            ),
+            *(lines(name) for name in FIRST),
             *(chart(kind, metric, metricKey=metric) for kind, metric in CHARTS),
         ],
+        "hideEmptyCharts": True,
         "isAccordionReordered": True,
     }
+
+
+def lines(name: str) -> dict[str, Any]:
+    """The parallel coordinates that end at this metric."""
+    more = {"selectedParams": SETTINGS, "selectedMetrics": [f"tuned/{name}"], "showAllRuns": True}
+    return chart("PARALLEL", f"settings {name}", **more)
 
 
 def chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.events import announce
 from tasks.base.machine import public_version
+from tasks.scores.objective import first_metrics
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
 from tasks.tracking import runlist
@@ -29,7 +30,8 @@ def end_run(api: "MlflowClient", run_id: str, status: str, at: int) -> None:
     if not flow_run:  # not run by Prefect
         return
     facts = {"experiment": api.get_experiment(run.info.experiment_id).name, "url": run_url(run_id)}
-    for name in ("tuned/accuracy", "reference/strongest/gain", "delta/accuracy"):
+    decided = [f"{group}/{metric}" for metric in first_metrics() for group in ("tuned", "delta")]
+    for name in ("reference/strongest/gain", *decided):
         if name in run.data.metrics:
             facts[name.replace("/", "_")] = f"{run.data.metrics[name]:z.4f}"
     if "verdict" in run.data.tags:

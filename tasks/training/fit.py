@@ -20,6 +20,7 @@ from tasks.models.adapter import PROBE_ROWS
 from tasks.scores.objective import Metric
 from tasks.settings.config import RunConfig
 from tasks.tracking.run import describe, log, log_files
+from tasks.training import adalora
 from tasks.training.checkpoint import newest_step
 from tasks.training.dropout import quick_dropout
 from tasks.training.precision import quick_autocast, use_bfloat16
@@ -273,8 +274,10 @@ def build_trainer(
     from tasks.training.trainer import ResumableTrainer
 
     callbacks: list[TrainerCallback] = [progress_callback(watcher.report)]
+    loss, first_best = target.loss, 0
     if config.adapter.method == "adalora":
-        callbacks.append(adalora_callback())
+        callbacks.append(adalora.pruning_callback())
+        loss, first_best = adalora.with_penalty(loss, model), adalora.pruned_from(model)
     if config.training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(config.training.early_stopping_patience))
 
@@ -292,6 +295,7 @@ def build_trainer(
         folder,
         watcher.say,
         watcher.stop,
+        first_best,
         model=model,
         args=training_arguments(
             config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), target.metric
@@ -301,7 +305,7 @@ def build_trainer(
         eval_dataset=validation.select_columns(columns),
         processing_class=tokenizer,
         data_collator=collate,
-        compute_loss_func=target.loss,
+        compute_loss_func=loss,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,
@@ -360,15 +364,3 @@ def planned_steps(config: RunConfig, rows: int) -> int:
     batches = math.ceil(rows / training.batch_size)
     per_epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
     return training.max_steps or per_epoch * training.epochs
-
-
-def adalora_callback() -> "TrainerCallback":
-    from transformers import TrainerCallback
-
-    class AdaLoraCallback(TrainerCallback):
-        """AdaLoRA prunes between optimizer steps; nobody does it unless told."""
-
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            model.base_model.update_and_allocate(state.global_step)
-
-    return AdaLoraCallback()

@@ -42,16 +42,19 @@ from tasks.training.resume import (
 class ResumableTrainer(Trainer):
     """`go_on()` trains from the newest intact checkpoint in `folder`.
 
-    `best` are its best weights, `seconds` and `examples` count all attempts. Where `stop()` is true it writes a
-    checkpoint at the end of the step and raises KeyboardInterrupt. `say` is told what it finds. Raises
-    FloatingPointError where a loss or a weight stops being a number, NotContinued where a checkpoint does not give
-    back what was trained.
+    `best` are its best weights, those of step `first_best` or a later one; `seconds` and `examples` count all attempts.
+    Where `stop()` is true it writes a checkpoint at the end of the step and raises KeyboardInterrupt. `say` is told
+    what it finds. Raises FloatingPointError where a loss or a weight stops being a number, NotContinued where a
+    checkpoint does not give back what was trained.
     """
 
     state: TrainerState
 
-    def __init__(self, folder: Path, say: Callable[[str], None], stop: Callable[[], bool], **arguments: Any) -> None:
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], stop: Callable[[], bool], first_best: int, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
+        self.first_best = first_best
         self.folder, self.say, self.stop = folder, say, stop
         self.best = Best()
         self.latest: tuple[Any, Any] = (None, None)
@@ -237,7 +240,8 @@ class ResumableTrainer(Trainer):
         return f"{fault}{self.finite_loss}; try a lower training.learning_rate or a longer training.warmup_fraction"
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = bool(super()._determine_best_metric(metrics, trial))
+        may_be = self.state.global_step >= self.first_best
+        is_best = may_be and bool(super()._determine_best_metric(metrics, trial))
         if is_best or not self.best.step:
             best = self.best
             best.step, best.tensors = self.state.global_step, trained_tensors(self.model)

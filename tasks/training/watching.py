@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from tasks.base.progress import amount
 from tasks.base.records import Point
+from tasks.settings.sections import MetricName
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -20,10 +21,7 @@ CURVE_NAMES = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/gradient_norm",
-    "eval_loss": "validation/loss",
-    "eval_accuracy": "validation/accuracy",
-    "eval_macro_f1": "validation/macro_f1",
-    "eval_log_loss": "validation/log_loss",
+    **{f"eval_{name}": f"validation/{name}" for name in ("loss", *get_args(MetricName))},
 }
 """Trainer's names for what is worth a curve, and ours."""
 

@@ -35,7 +35,7 @@ class MultiLabel:
         Metric("macro_f1", "macro-F1", "macro-F1"),
         Metric("exact_match", "exact match", "exact"),
         Metric("hamming_loss", "Hamming loss", "Hamming", higher_is_better=False),
-        Metric("average_precision", "mean average precision", "mAP"),
+        Metric("average_precision", "mean average precision", "mAP", by_log_odds=True),
         Metric("log_loss", "log loss (nats)", "loss", most=float("inf"), higher_is_better=False),
     )
     test = "paired randomization"
@@ -174,6 +174,7 @@ class MultiLabel:
     titles: Mapping[str, str] = {"majority": "label frequencies"}
     purpose = "gives text any number of the labels"
     head_taken_as = "its labels were taken to be, in this order,"
+    conflict = "different sets of labels"
     label_word = "label"
     loss_title = "binary cross-entropy (nats)"
     score_title = "micro-F1"
@@ -273,6 +274,11 @@ class MultiLabel:
             "average_precision": ranked,
             "calibration_error": [gap(binned(*pair)) for pair in zip(probability.T, truth.T, strict=True)],
         }
+
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        return {}
 
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         return None

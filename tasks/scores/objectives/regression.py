@@ -5,10 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.records import Interval
 from tasks.base.words import bounds, counted
-from tasks.scores.conformal import conformal_quantile
+from tasks.scores.conformal import (
+    COVERAGE,
+    PROMISE,
+    conformal_quantile,
+    coverage,
+    coverage_of,
+    expected_coverage,
+    expected_words,
+    kept,
+)
 from tasks.scores.linear import ridge
 from tasks.scores.objective import ClassWeights, Metric
-from tasks.scores.statistics import wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,15 +24,11 @@ if TYPE_CHECKING:
     from tasks.scores.objective import Objective, Weighted
 
 
-COVERAGE = 0.9
-"""Of the prediction intervals."""
-
-
 class Regression:
     name = "regression"
     metrics: tuple[Metric, ...] = (
-        Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False),
-        Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False),
+        Metric("mae", "mean absolute error", "MAE", most=float("inf"), higher_is_better=False, in_units=True),
+        Metric("rmse", "root mean squared error", "RMSE", most=float("inf"), higher_is_better=False, in_units=True),
         Metric("r2", "R²", "R²", least=float("-inf")),
         Metric("spearman", "Spearman's rank correlation", "Spearman", least=-1),
         Metric("quadratic_kappa", "quadratic-weighted kappa", "kappa", least=-1),
@@ -37,7 +41,7 @@ class Regression:
     decided_on_validation = False
 
     def words(self, labels: "np.ndarray", names: Sequence[str]) -> list[str]:
-        return [f"{label:.6g}" for label in labels]
+        return [f"{label:.15g}" for label in labels]
 
     def indicator(self, labels: "np.ndarray", outputs: int) -> "np.ndarray":
         import numpy as np
@@ -59,7 +63,8 @@ class Regression:
         self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
     ) -> dict[str, Any]:
         predicted = logits[:, 0].astype(float) * scaling["std"] + scaling["mean"]
-        return {**scaling, "half_width": conformal_quantile(abs(predicted - labels), COVERAGE)}
+        width = conformal_quantile(abs(predicted - labels), COVERAGE)
+        return {**scaling, "half_width": width, "validation_rows": len(labels)}
 
     def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
         return None
@@ -77,11 +82,6 @@ class Regression:
         self, known: Any, labels: "np.ndarray", asked: Sequence[Any], outputs: int, grid: Sequence[float], seed: int
     ) -> "list[np.ndarray]":
         return ridge(known, labels, asked, grid, seed)
-
-    def is_right(self, table: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-        """Whether the nearest whole number is the label."""
-        right: np.ndarray = self.decide(table).round() == labels
-        return right
 
     def among(self, table: "np.ndarray", theirs: Sequence[str], ours: Sequence[str]) -> "np.ndarray":
         return table
@@ -145,6 +145,7 @@ class Regression:
     titles: Mapping[str, str] = {"majority": "mean of train", "tfidf": "TF-IDF + ridge regression"}
     purpose = "predicts, from text, the number"
     head_taken_as = "its output was taken to be, standardised,"
+    conflict = "different numbers"
     label_word = "number"
     loss_title = "squared error (standardised)"
     score_title = "MAE"
@@ -227,6 +228,11 @@ class Regression:
     def by_label(self, table: "np.ndarray", labels: "np.ndarray") -> dict[str, Any]:
         return {}
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        return {}
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         return None
 
@@ -234,14 +240,13 @@ class Regression:
         self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
     ) -> dict[str, float]:
         """Half the width of the intervals, and how many of the rows have their number in them."""
-        within = int((self.errors(table, labels) <= half_width(fitted)).sum())
-        share = wilson_interval(within, len(labels), confidence)
-        ends = {"coverage": share.value, "coverage_low": share.low, "coverage_high": share.high}
-        return {"half_width": half_width(fitted), **ends}
+        width = half_width(fitted)
+        found = {"half_width": width, **coverage_of(self.errors(table, labels) <= width, confidence)}
+        return found if width == float("inf") else found | expected_coverage(fitted, len(labels), confidence)
 
     def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return ("intervals", "half width", "share of the test rows in them"), [
-            (PROMISE, f"{calibration['half_width']:.4g}", bounds(coverage(calibration)))
+        return ("intervals", "half width", "share of the test rows in them", "to be expected"), [
+            (PROMISE, f"{calibration['half_width']:.4g}", bounds(coverage(calibration)), expected_words(calibration))
         ]
 
     def calibration_words(self, calibration: Mapping[str, float]) -> str:
@@ -254,11 +259,11 @@ class Regression:
         )
 
     def calibration_cautions(self, calibration: Mapping[str, float]) -> list[str]:
-        found = coverage(calibration)
         if calibration["half_width"] == float("inf"):
             return [f"validation has too few rows for {PROMISE} intervals"]
-        told = f"the {PROMISE} intervals hold {bounds(found)} of the test rows"
-        return [] if found.low <= COVERAGE <= found.high else [told]
+        expected = expected_words(calibration)
+        told = f"the {PROMISE} intervals hold {bounds(coverage(calibration))} of the test rows, not {expected}"
+        return [] if kept(calibration) else [told]
 
     def snippet(self, fitted: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"number = logits[0, 0].item() * {fitted['std']!r} + {fitted['mean']!r}"
@@ -267,14 +272,6 @@ class Regression:
 def half_width(fitted: Mapping[str, Any]) -> float:
     """Of the intervals; endless where validation had too few rows for them."""
     return float("inf") if fitted["half_width"] is None else float(fitted["half_width"])
-
-
-PROMISE = f"{100 * COVERAGE:g} %"
-
-
-def coverage(calibration: Mapping[str, float]) -> Interval:
-    low, high = calibration["coverage_low"], calibration["coverage_high"]
-    return Interval(value=calibration["coverage"], low=low, high=high)
 
 
 def span(numbers: "np.ndarray") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.base.records import Interval
 from tasks.base.words import counted, shown_share
 from tasks.scores.classes import class_table, confusion, log_loss, suspicion
+from tasks.scores.conformal import COVERAGE, coverage_of, expected_coverage, prediction_sets, surprise_of
 from tasks.scores.linear import logistic
 from tasks.scores.objective import ClassWeights, Metric
 from tasks.scores.statistics import (
@@ -57,7 +58,14 @@ class SingleLabel:
     def fit(
         self, logits: "np.ndarray", labels: "np.ndarray", scaling: dict[str, Any], calibrated: bool = True
     ) -> dict[str, Any]:
-        return {"temperature": fit_temperature(logits, labels) if calibrated else 1.0}
+        if not calibrated:
+            return {"temperature": 1.0}
+        from scipy.special import softmax
+
+        temperature = fit_temperature(logits, labels)
+        table = softmax(logits.astype(float) / temperature, axis=1)
+        surprise = surprise_of(table, labels, COVERAGE)
+        return {"temperature": temperature, "surprise": surprise, "validation_rows": len(labels)}
 
     def weights(self, labels: "np.ndarray", names: Sequence[str], asked: ClassWeights) -> list[float] | None:
         """Of each class; balanced, all rows of a class together weigh the same: King and Zeng, Political Analysis 9
@@ -137,6 +145,7 @@ class SingleLabel:
     titles: Mapping[str, str] = {}
     purpose = "classifies text into"
     head_taken_as = "its classes were taken to be, in this order,"
+    conflict = "more than one label"
     label_word = "class"
     loss_title = "cross-entropy (nats)"
     score_title = "accuracy (share of rows)"
@@ -209,6 +218,22 @@ class SingleLabel:
             "confusion": confusion(labels, table).tolist(),
         }
 
+    def sets_by_label(
+        self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
+    ) -> dict[str, Any]:
+        if fitted.get("surprise") is None:
+            return {}
+        sets = prediction_sets(table, fitted["surprise"])
+        held, sizes, found = sets[range(len(labels)), labels], sets.sum(1), dict[str, list[float | None]]()
+        for label in range(table.shape[1]):
+            of_class = labels == label
+            values: Mapping[str, float] = {}
+            if of_class.any():
+                values = {**coverage_of(held[of_class], confidence), "set_size": float(sizes[of_class].mean())}
+            for name in ("coverage", "coverage_low", "coverage_high", "set_size"):
+                found.setdefault(name, []).append(values.get(name))
+        return found
+
     def chance(self, class_counts: Mapping[str, Sequence[int]]) -> tuple[float, str] | None:
         train, test = class_counts["train"], class_counts["test"]
         least = test[train.index(max(train))] / sum(test)
@@ -217,7 +242,12 @@ class SingleLabel:
     def calibration(
         self, table: "np.ndarray", labels: "np.ndarray", fitted: Mapping[str, Any], confidence: float
     ) -> dict[str, float]:
-        """Expected calibration error and log loss before and after the logits are divided by the temperature."""
+        """Expected calibration error and log loss before and after the logits are divided by the temperature; and how
+        often the prediction sets hold the class, where validation had rows enough for them."""
+        sets, surprise = dict[str, float](), fitted.get("surprise")
+        if surprise is not None:
+            sets = coverage_of(prediction_sets(table, surprise)[range(len(labels)), labels], confidence)
+            sets |= expected_coverage(fitted, len(labels), confidence)
         before = without_temperature(table, fitted["temperature"])
         return {
             "temperature": fitted["temperature"],
@@ -225,6 +255,7 @@ class SingleLabel:
             "error_after": calibration_error(table, labels),
             "log_loss_before": log_loss(before, labels),
             "log_loss_after": log_loss(table, labels),
+            **sets,
         }
 
     def calibration_table(self, calibration: Mapping[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
