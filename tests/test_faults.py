@@ -61,9 +61,9 @@ def test_process_is_killed_at_the_call(point: str, tmp_path: Path) -> None:
 
 @pytest.mark.endurance
 def test_call_that_is_not_reached_kills_nothing_and_is_named(tmp_path: Path) -> None:
-    done = run("--kill", "tasks.sources.hub:find:2", *BAD, folder=tmp_path)
+    done = run("--kill", "tasks.sources.hub:find:3", *BAD, folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.endswith("tests.faults: never happened: --kill tasks.sources.hub:find:2; 1 calls\n")
+    assert done.stderr.endswith("tests.faults: never happened: --kill tasks.sources.hub:find:3; 2 calls\n")
 
 
 @pytest.mark.endurance

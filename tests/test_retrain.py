@@ -304,7 +304,7 @@ def answers(right: np.ndarray) -> np.ndarray:
 
 def against(champion: np.ndarray, challenger: np.ndarray) -> Gate:
     labels = np.zeros(len(champion), dtype=int)
-    return against_champion(GateConfig(), Trial(labels, champion, challenger), None, None, 300, seed=0)
+    return against_champion(GateConfig(), Trial("single_label", labels, champion, challenger), None, None, 300, seed=0)
 
 
 NOTHING_SHOWN = Gate(

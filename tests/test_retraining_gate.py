@@ -21,7 +21,7 @@ def answers(labels: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def trial(champion: np.ndarray, challenger: np.ndarray, **more: Any) -> Trial:
     labels = np.arange(len(champion)) % CLASSES
-    return Trial(labels, answers(labels, champion), answers(labels, challenger), **more)
+    return Trial("single_label", labels, answers(labels, champion), answers(labels, challenger), **more)
 
 
 def first(rows: int, count: int = ROWS) -> np.ndarray:

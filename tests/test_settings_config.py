@@ -13,9 +13,9 @@ from pydantic.fields import FieldInfo
 from tasks.settings.config import PredictionConfig, RetrainConfig, RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
-from tasks.settings.loading import field_names, load_config, nearest_name, sections, validated
+from tasks.settings.loading import choices, field_names, load_config, nearest_name, sections, validated
 from tasks.settings.methods import METHODS
-from tasks.settings.sections import AdapterMethod, DataConfig
+from tasks.settings.sections import AdapterMethod, DataConfig, EvaluationConfig, TrainingConfig
 from tests.conftest import ROOT, SHARED
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -397,3 +397,9 @@ def test_name_that_would_fail_after_the_training_is_refused_before_it(name: str)
 def test_blank_name_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=rf"^tracking\.{field}: must be a name that can be read"):
         validated({"tracking": {field: "  "}})
+
+
+def test_choices_of_a_field_that_may_be_left_empty_are_known() -> None:
+    assert choices(TrainingConfig, "selection_metric")[:2] == ("accuracy", "macro_f1")
+    assert choices(TrainingConfig, "scheduler")[0] == "linear"
+    assert choices(TrainingConfig, "epochs") == choices(EvaluationConfig, "references") == ()

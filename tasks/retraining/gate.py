@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Trial(NamedTuple):
     """Champion and challenger on the same rows, none of which either has learned from."""
 
+    task: str
     labels: "np.ndarray"
     """(rows,)"""
     champion: "np.ndarray"
@@ -27,7 +28,6 @@ class Trial(NamedTuple):
     """Title, and mask of its rows, (rows,)."""
     left_out: int = 0
     """Rows that one of the two has learned from."""
-    task: str = "single_label"
 
     @property
     def objective(self) -> Objective:

@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -191,6 +192,9 @@ def similarity(left: str, right: str) -> float:
 
 
 def choices(section: type[Config], field: str) -> tuple[str, ...]:
-    """The closed set of values a field allows, or nothing when it is open."""
+    """The closed set of values a field allows, besides None, or nothing when it is open."""
     annotation = section.model_fields[field].annotation
-    return tuple(get_args(annotation)) if str(annotation).startswith("typing.Literal") else ()
+    kinds = (
+        get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else (annotation,)
+    )
+    return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
