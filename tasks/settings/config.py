@@ -3,9 +3,10 @@
 Descriptions and bounds here are the command line's help and the form's labels; defaults are the embedded demo's.
 """
 
+import math
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -117,6 +118,70 @@ class LearningCurveConfig(RunConfig):
         le=MOST_SEEDS,
         description="Train once for each of this many seeds, from `seed` on, with each number of training rows.",
     )
+
+
+def check_budget(asked: str) -> str:
+    """`asked`, which says a length of time; ValueError for what cannot be understood."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", asked.strip())) or not float(found[1]):
+        raise ValueError(f"must be a time such as 90s, 45min or 2h, not '{asked}'")
+    return asked
+
+
+def check_storage(asked: str) -> str:
+    """`asked`, which is the address of a database; ValueError for one of no use, or with a password."""
+    kind, separator, rest = asked.partition("://")
+    if not separator or kind not in ("sqlite", "postgresql"):
+        raise ValueError(f"must be an address such as postgresql://user@host/database, not '{asked:.80}'")
+    if ":" in rest.rpartition("@")[0]:
+        raise ValueError(
+            "holds a password, and configurations are stored where others can read them; leave it out and set "
+            "PGPASSWORD, or write it into ~/.pgpass, on each machine"
+        )
+    return asked
+
+
+class SweepConfig(RunConfig):
+    """Everything `sweep` is told: a run, what varies in it, and for how long better values are looked for."""
+
+    command: ClassVar[str] = "sweep"
+
+    space: dict[str, Any] = Field(
+        description="What varies: fields by section, each with a list of choices, or low and high with log or step, "
+        "for example {training: {learning_rate: {low: 1e-4, high: 1e-2, log: true}}}. when, in a field, names the "
+        "values of another with which it varies.",
+    )
+    trials: int | None = Field(
+        None,
+        ge=2,
+        le=10_000,
+        description="Trials, the first with the configuration as given. None: 20, or all of a grid.",
+    )
+    parallel: int = Field(1, ge=1, le=256, description="Trials at the same time, each in a process of its own.")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="How values are chosen: by what was good so far, at random, or all combinations."
+    )
+    pruner: Literal["median", "halving", "none"] = Field(
+        "median",
+        description="Which trials end early by their validation loss after an epoch: those worse than the median, "
+        "those that successive halving drops, or none.",
+    )
+    budget: Annotated[str, AfterValidator(check_budget)] | None = Field(
+        None, description="No trial begins after this time, for example 90s, 45min or 2h. None: without end."
+    )
+    storage: Annotated[str, AfterValidator(check_storage)] | None = Field(
+        None,
+        description="Database that all machines reach, where trials run on several: postgresql://user@host/database, "
+        "the password in PGPASSWORD or ~/.pgpass. None: a file in mlruns/.",
+    )
+
+    @property
+    def budget_seconds(self) -> float:
+        """Infinite where there is no budget."""
+        if self.budget is None:
+            return math.inf
+        unit = {"s": 1, "min": 60, "h": 3600}
+        number, kind = re.findall(r"[\d.]+|[a-z]+", self.budget)
+        return float(number) * unit[kind]
 
 
 class RerunConfig(Config):
