@@ -5,22 +5,23 @@ import getpass
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from flows.summary import introduce, summarize, summarize_curve, summarize_seeds, where_to_browse
-from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig
+from flows.summary import introduce, summarize, summarize_curve, summarize_seeds, summarize_sweep, where_to_browse
+from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig, SweepConfig
 from tasks.settings.fields import InputError, check_text
 from tasks.settings.fixed import MOST_SEEDS
-from tasks.settings.loading import load_config
+from tasks.settings.loading import load_config, read_yaml
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
-    from tasks.base.records import RunResult
+    from tasks.base.records import RunResult, Source
+    from tasks.base.sweeps import SweepResult
     from tasks.tracking.decision import Decision
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
@@ -36,24 +37,14 @@ def run_finetune(options: Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
 
-    from tasks.base import environment  # before the libraries that read it
-    from tasks.sources.reading import check_early
-
-    check_early(config.data)
-
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
-    from tasks.data.prepare import check_input
 
+    stream = sys.stderr if options.json else sys.stdout
     with reload_at_hand():
-        with environment.without_collection():
-            check_input(config)  # what the user must change is said in seconds, before Prefect and MLflow start
-            introduce(config)
-            with prefect_starting():
-                from flows.finetune import finetune
-                from flows.seeds import finetune_seeds
-
-                get_ready_to_train()
-        stream = sys.stderr if options.json else sys.stdout
+        with ready_to_train(config):
+            from flows.finetune import finetune
+            from flows.seeds import finetune_seeds
         if seeds == 1:
             result: RunResult = finetune(**dict(config))
             summarize(config, result, stream)
@@ -70,25 +61,14 @@ def run_finetune(options: Namespace) -> int:
 def run_learning_curve(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), LearningCurveConfig)
 
-    from tasks.base import environment  # before the libraries that read it
-    from tasks.sources.reading import check_early
-
-    check_early(config.data)
-
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
-    from tasks.data.prepare import check_input
     from tasks.studies.learning_curve import rows_of_curve
 
+    run = config.run_config()
     with reload_at_hand():
-        with environment.without_collection():
-            run = config.run_config()
-            data, _ = check_input(run)
-            rows_of_curve(run, data)
-            introduce(run)
-            with prefect_starting():
-                from flows.learning_curve import learning_curve
-
-                get_ready_to_train()
+        with ready_to_train(run, lambda data: rows_of_curve(run, data)):
+            from flows.learning_curve import learning_curve
         result: LearningCurveResult = learning_curve(**dict(config))
     summarize_curve(run, result, sys.stderr if options.json else sys.stdout)
     if options.json:
@@ -96,24 +76,55 @@ def run_learning_curve(options: Namespace) -> int:
     return DONE
 
 
+def run_sweep(options: Namespace) -> int:
+    page: Path | None = options.page
+    if page and (page.suffix != ".md" or not page.absolute().parent.is_dir()):
+        raise InputError(f"--page must be a file NAME.md in a folder that is there, not {str(page)!r:.80}")
+    space = {"space": read_yaml(options.sweep)} if options.sweep else {}
+    config = load_config(options.config, overrides(options), SweepConfig, space)
+
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.studies.trials import check_sweep
+
+    check_sweep(config)
+    run = config.run_config()
+    with ready_to_train(run):
+        from flows.sweep import sweep
+    result: SweepResult = sweep(**dict(config))
+    summarize_sweep(run, result, sys.stderr if options.json else sys.stdout)
+    if page:
+        write_page(result.run_id, page)
+    if options.json:
+        print(result.model_dump_json())
+    return DONE
+
+
+def write_page(run_id: str, page: Path) -> None:
+    """The page of a sweep, with the pictures of its run beside it."""
+    from tasks.studies.sweep_result import PAGE, PICTURES
+    from tasks.tracking.asking import download
+
+    with TemporaryDirectory() as folder:
+        text = download(run_id, PAGE, Path(folder))
+        assert text
+        parts = [text.read_text(encoding="utf-8").rstrip()]
+        for name, title in PICTURES.items():
+            if picture := download(run_id, f"plots/{name}.png", Path(folder)):
+                target = page.with_name(f"{page.stem}-{name.replace('_', '-')}.png")
+                target.write_bytes(picture.read_bytes())
+                parts.append(f"![{title}]({target.name})")
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 def run_retrain(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.sources.reading import check_early
-
-    check_early(config.data)
-
-    from tasks.data.prepare import check_input
     from tasks.retraining.approval import check_approval
 
     check_approval(config)
-    check_input(config.run_config())
-    introduce(config)
-    with prefect_starting():
+    with ready_to_train(config.run_config()):
         from flows.retrain import retrain
-
-        get_ready_to_train()
     result: RetrainResult = retrain(**dict(config))
     if options.json:
         print(result.model_dump_json())
@@ -123,6 +134,28 @@ def run_retrain(options: Namespace) -> int:
     if result.run_id:
         print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
     return DONE
+
+
+@contextlib.contextmanager
+def ready_to_train(config: RunConfig, check: "Callable[[Source], object]" = lambda data: None) -> Iterator[None]:
+    """What the user must change is said in seconds, also by `check` of the data; then Prefect and MLflow start.
+
+    The body is for importing the flow.
+    """
+    from tasks.base import environment
+    from tasks.sources.reading import check_early
+
+    check_early(config.data)
+
+    from tasks.data.prepare import check_input
+
+    with environment.without_collection():
+        data, _ = check_input(config)
+        check(data)
+        introduce(config)
+        with prefect_starting():
+            yield
+            get_ready_to_train()
 
 
 @contextlib.contextmanager

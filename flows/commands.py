@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows import actions
-from tasks.settings.config import LearningCurveConfig, PredictionConfig, RerunConfig, RetrainConfig, RunConfig
+from tasks.settings.config import (
+    LearningCurveConfig,
+    PredictionConfig,
+    RerunConfig,
+    RetrainConfig,
+    RunConfig,
+    SweepConfig,
+)
 from tasks.settings.fields import Config
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import sections
@@ -101,6 +108,28 @@ COMMANDS = (
         (CONFIG_FILE, JSON_AT_END),
         LearningCurveConfig,
         flows=("learning-curve",),
+    ),
+    Command(
+        "sweep",
+        "look for better values of some fields, and say what that really brought",
+        "Train many trials with other values of the fields that SPACE.yaml names, pick the best by its validation "
+        "score, and then train it and the configuration as given in full: test rows say whether tuning helped. After "
+        "a kill the same command continues.",
+        actions.run_sweep,
+        (
+            CONFIG_FILE,
+            Argument(
+                "--sweep",
+                "What varies; see configs/sweeps/. Instead of --space.",
+                {"type": Path, "metavar": "SPACE.yaml"},
+            ),
+            Argument(
+                "--page", "Also write the page, and its pictures beside it.", {"type": Path, "metavar": "FILE.md"}
+            ),
+            JSON_AT_END,
+        ),
+        SweepConfig,
+        flows=("sweep",),
     ),
     Command(
         "retrain",

@@ -2,7 +2,7 @@
 
 from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
@@ -22,6 +22,8 @@ from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking.address import run_url
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @first_sign_of_life
@@ -62,7 +64,7 @@ def seed_configs(config: RunConfig, seeds: int) -> list[RunConfig]:
     ]
 
 
-def named(config: RunConfig, suffix: str) -> RunConfig:
+def named(config: C, suffix: str) -> C:
     tracking = config.tracking.model_copy(update={"run_name": config.name_of(suffix)})
     return config.model_copy(update={"tracking": tracking})
 

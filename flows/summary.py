@@ -11,6 +11,7 @@ from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, SeedsResult
     from tasks.base.records import RunResult
+    from tasks.base.sweeps import SweepResult
 
 
 def introduce(config: RunConfig) -> None:
@@ -88,6 +89,24 @@ def summarize_curve(config: RunConfig, result: "LearningCurveResult", stream: An
         f"run       {result.run_id}\n"
         f"browse    {where_to_browse(result.run_id)}\n"
         f"took      {result.seconds:.0f} s",
+        file=stream,
+    )
+
+
+def summarize_sweep(config: RunConfig, result: "SweepResult", stream: Any) -> None:
+    """Whether tuning helped, the best trials, and what to do next."""
+    from tasks.studies.sweep_page import headline, trials_table
+
+    parts = [
+        f"\n{result.verdict.upper()}  {config.name_of(f'sweep, {len(result.trials)} trials')}",
+        headline(result),
+        trials_table(result, 10),
+    ]
+    print(
+        "\n\n".join(parts) + "\n\n"
+        f"run       {result.run_id}\n"
+        f"best      {result.best_run}\n"
+        f"browse    {where_to_browse(result.run_id)}",
         file=stream,
     )
 

@@ -24,6 +24,7 @@ NAMES = (
     "mlflow.environment_variables._MLFLOW_IS_IN_SERVING_ENVIRONMENT",
     "mlflow.pyfunc.scoring_server.parse_csv_input",
     "mlflow.store.db.utils._initialize_tables",
+    "optuna.trial.FrozenTrial._trial_id",
     "peft.AdaLoraModel.rankallocator",
     "peft.tuners.adalora.RankAllocator.exp_avg_ipt",
     "peft.tuners.adalora.RankAllocator.exp_avg_unc",
@@ -33,6 +34,7 @@ NAMES = (
     "torch.nn.modules.batchnorm._BatchNorm",
     "transformers.PreTrainedConfig._attn_implementation",
     "transformers.Trainer._determine_best_metric",
+    "transformers.Trainer._get_eval_sampler",
     "transformers.Trainer._globalstep_last_logged",
     "transformers.Trainer._init_training_state",
     "transformers.Trainer._inner_training_loop",
@@ -47,7 +49,7 @@ NAMES = (
 )
 """Private members and modules, members that we override or replace, and where AdaLoRA keeps its averages."""
 
-LIBRARIES = ("datasets", "evaluate", "huggingface_hub", "mlflow", "peft", "prefect", "transformers")
+LIBRARIES = ("datasets", "evaluate", "huggingface_hub", "mlflow", "optuna", "peft", "prefect", "transformers")
 """Of which most imports stand inside functions, and fail when these run."""
 
 FILES = sorted(file for folder in ("flows", "tasks") for file in (ROOT / folder).rglob("*.py"))

@@ -18,7 +18,7 @@ def equal_trials(generator: np.random.Generator, trials: int, rows: int, right: 
 @pytest.mark.parametrize("sweeps", [40, pytest.param(1000, marks=pytest.mark.endurance)])
 def test_corrected_score_of_trials_that_are_equal_in_truth_is_that_truth(sweeps: int) -> None:
     generator, labels = np.random.default_rng(0), np.zeros(200, int)
-    found = [pick(SINGLE, labels, equal_trials(generator, 20, 200, 0.8), 200, seed, 0.95) for seed in range(sweeps)]
+    found = [pick(SINGLE, SINGLE.metrics[0], labels, equal_trials(generator, 20, 200, 0.8), 200, seed, 0.95) for seed in range(sweeps)]
     naive = np.mean([one.naive for one in found]) - 0.8
     corrected = np.mean([one.corrected.value for one in found]) - 0.8
     inside = np.mean([one.corrected.low <= 0.8 <= one.corrected.high for one in found])
@@ -29,7 +29,7 @@ def test_trial_that_is_really_better_is_picked_and_costs_nothing() -> None:
     generator, labels = np.random.default_rng(0), np.zeros(400, int)
     tables = equal_trials(generator, 5, 400, 0.7)
     tables[3] = np.tile([1.0, 0.0], (400, 1))
-    found = pick(SINGLE, labels, tables, 300, 0, 0.95)
+    found = pick(SINGLE, SINGLE.metrics[0], labels, tables, 300, 0, 0.95)
     assert (found.best, found.naive, found.corrected.value) == (3, 1.0, pytest.approx(1.0))
 
 
@@ -38,12 +38,12 @@ def test_where_less_is_better_the_least_is_picked_and_corrected_upwards() -> Non
     labels = generator.normal(size=300)
     off = [(labels + generator.normal(size=300))[:, None] for _ in range(10)]
     errors = [abs(table[:, 0] - labels).mean() for table in off]
-    found = pick(task, labels, off, 300, 0, 0.95)
+    found = pick(task, task.metrics[0], labels, off, 300, 0, 0.95)
     assert found.best == np.argmin(errors) and found.naive == pytest.approx(min(errors))
     assert found.corrected.value > found.naive
 
 
 def test_single_trial_was_not_picked_and_keeps_its_score() -> None:
     generator, labels = np.random.default_rng(0), np.zeros(300, int)
-    found = pick(SINGLE, labels, equal_trials(generator, 1, 300, 0.8), 500, 0, 0.95)
+    found = pick(SINGLE, SINGLE.metrics[0], labels, equal_trials(generator, 1, 300, 0.8), 500, 0, 0.95)
     assert found.corrected.value == pytest.approx(found.naive, abs=0.005)

@@ -1,5 +1,6 @@
 """What a run says while it goes on: a line in its log, and how far it is, on the Prefect run page."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,43 @@ def progress_artifact(key: str) -> Iterator[Callable[[float, str], None]]:
             warn("progress is no longer shown: %s", error)
 
     yield show
+
+
+def table_artifact(key: str) -> Callable[..., None]:
+    """`show(rows, at_once=False)` shows a table on the Prefect run page, at most every 5 s; each row is a mapping.
+
+    It never disturbs the work: outside a run it does nothing, and an API that is down only delays the display.
+    """
+    from prefect.artifacts import create_table_artifact
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactUpdate
+    from prefect.context import get_run_context
+    from prefect.exceptions import MissingContextError
+
+    artifact: Any = None
+    shown, failed = -UPDATE_SECONDS, False
+
+    def show(rows: list[dict[str, str]], at_once: bool = False) -> None:
+        nonlocal artifact, shown, failed
+        now = time.monotonic()
+        if now - shown < UPDATE_SECONDS and not at_once:
+            return
+        shown = now
+        try:
+            if artifact is None:
+                get_run_context()
+                artifact = create_table_artifact(rows, key=key)
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(artifact, ArtifactUpdate(data=json.dumps(rows)))
+        except MissingContextError:
+            return
+        except Exception as error:
+            if not failed:
+                warn("the table is not shown for now: %s", error)
+            failed = True
+
+    return show
 
 
 def amount(seconds: float) -> str:

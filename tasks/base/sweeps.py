@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tasks.base.records import Difference, Interval, Record
 
 State = Literal["running", "finished", "pruned", "failed"]
@@ -13,7 +15,7 @@ class Outcome(Record):
     state: State
     score: float | None = None
     """On the validation rows, in the metric of the sweep; None where the trial did not come to its end."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default={})
     """Under the names that MLflow has for single runs: validation/..., cost/..., train/..."""
     reason: str = ""
     """Why it failed, or ended early."""
@@ -32,7 +34,7 @@ class Trial(Record):
     started: int
     """Milliseconds since 1970."""
     ended: int | None
-    losses: dict[int, float] = {}
+    losses: dict[int, float] = Field(default={})
     """By epoch: what the pruner saw, the validation loss or, where that cannot be compared, the score."""
 
     @property

@@ -8,11 +8,11 @@ from tasks.base.records import Interval
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.scores.objective import Objective
+    from tasks.scores.objective import Metric, Objective
 
 
 class Picked(NamedTuple):
-    """Of the first metric."""
+    """In the metric that picks."""
 
     best: int
     """Place of the best trial."""
@@ -23,7 +23,13 @@ class Picked(NamedTuple):
 
 
 def pick(
-    task: "Objective", labels: "np.ndarray", tables: Sequence["np.ndarray"], samples: int, seed: int, confidence: float
+    task: "Objective",
+    metric: "Metric",
+    labels: "np.ndarray",
+    tables: Sequence["np.ndarray"],
+    samples: int,
+    seed: int,
+    confidence: float,
 ) -> Picked:
     """The best of several trials by their answers about the same validation rows, and its score without the luck.
 
@@ -34,7 +40,7 @@ def pick(
     """
     import numpy as np
 
-    rows, metric = len(labels), task.metrics[0]
+    rows, column = len(labels), task.metrics.index(metric)
     generator = np.random.default_rng(seed)
     chosen = generator.integers(rows, size=(samples, rows)) + rows * np.arange(samples)[:, None]
     drawn = np.bincount(chosen.ravel(), minlength=samples * rows).reshape(samples, rows).astype(float)
@@ -43,9 +49,9 @@ def pick(
     whole, inside, outside = [], [], []
     for table in tables:
         weighted = task.weighted(table, labels)
-        whole.append(metric.sign * weighted(np.ones((1, rows)))[0, 0])
-        inside.append(metric.sign * weighted(drawn)[:, 0])
-        outside.append(weighted(left)[:, 0])
+        whole.append(metric.sign * weighted(np.ones((1, rows)))[0, column])
+        inside.append(metric.sign * weighted(drawn)[:, column])
+        outside.append(weighted(left)[:, column])
     best = int(np.argmax(whole))
     found = np.stack(outside)[np.argmax(inside, axis=0), np.arange(samples)]
     low, high = np.percentile(found, [50 * (1 - confidence), 50 * (1 + confidence)])

@@ -26,12 +26,13 @@ def load_config(
     path: Path | None = None,
     overrides: Mapping[str, str] | None = None,
     kind: type[K] = RunConfig,  # type: ignore[assignment]
+    more: Mapping[str, Any] | None = None,
 ) -> K:
-    """A configuration from a YAML file and dotted `section.field` overrides, checked.
+    """A configuration from a YAML file, `more` fields and dotted `section.field` overrides, checked.
 
     Raises InputError with one line that names the file or field and what would do.
     """
-    values = read_yaml(path) if path else {}
+    values = (read_yaml(path) if path else {}) | dict(more or {})
     for dotted, text in (overrides or {}).items():
         *parents, name = dotted.split(".")
         section = values

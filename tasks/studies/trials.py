@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tasks.base.progress import warn
 from tasks.base.sweeps import Outcome, State, Trial
@@ -69,6 +69,7 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config, self.space = config, read_space(config.space, config.run_config())
         self.base, self.metric = values_of(config.run_config()), metric
+        self.ended: dict[int, Trial] = {}
         with quiet():
             self.study = optuna.create_study(
                 storage=patiently(lambda: opened(storage)),
@@ -81,7 +82,15 @@ class Trials:
     # --- asking
 
     def all(self) -> list[Trial]:
-        return [trial_of(one) for one in patiently(lambda: self.study.get_trials(deepcopy=False))]
+        """In the order of their numbers."""
+        found = patiently(lambda: self.study.get_trials(deepcopy=False))
+        return [self.ended.get(one.number) or self.read(one) for one in found]
+
+    def read(self, found: "optuna.trial.FrozenTrial") -> Trial:
+        trial = trial_of(found)
+        if trial.outcome.state != "running":  # it does not change any more
+            self.ended[trial.number] = trial
+        return trial
 
     def running(self) -> dict[int, str]:
         """Numbers of the trials that have not ended, and who runs them; nobody where that is not known yet."""
@@ -164,6 +173,15 @@ class Trials:
         values = self.values(number)
         return next((one for one in self.all() if one.values == values and one.outcome.state != "running"), None)
 
+    def best(self) -> int | None:
+        """Number of the best trial that has come to its end; of equals the first. None while there is none."""
+        done = [one for one in self.all() if one.outcome.state == "finished"]
+        return (
+            min(done, key=lambda one: (-self.metric.sign * (one.outcome.score or 0), one.number)).number
+            if done
+            else None
+        )
+
     def report(self, number: int, loss: float, epoch: int) -> bool:
         """Whether the trial should end early, after what it has reached."""
         trial = self.open(number)
@@ -234,7 +252,7 @@ def opened(storage: str) -> "optuna.storages.BaseStorage":
         return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
     path = Path(storage)
     cut_half_line(path)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=sole_writer()))
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=cast(Any, SoleWriter())))
 
 
 def cut_half_line(path: Path) -> None:
@@ -243,18 +261,14 @@ def cut_half_line(path: Path) -> None:
         path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
-def sole_writer() -> Any:
+class SoleWriter:
     """No lock: this process holds the folder of the sweep. Optuna's own outlives a killed process, for 30 s."""
-    from optuna.storages.journal import BaseJournalFileLock
 
-    class SoleWriter(BaseJournalFileLock):
-        def acquire(self) -> bool:
-            return True
+    def acquire(self) -> bool:
+        return True
 
-        def release(self) -> None:
-            pass
-
-    return SoleWriter()
+    def release(self) -> None:
+        pass
 
 
 def patiently(ask: Callable[[], T]) -> T:

@@ -95,7 +95,8 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
             what = "has just been finished; its result is used"
         tell("The same run %s (MLflow run %s, files in %s)", what, journal.sent.run_id or "to come", work)
     else:
-        forget(work, (*journal.files, *RunFolder(work).progress))
+        # without a journal, what is trained comes from a trial of a sweep
+        forget(work, (*journal.files, *(RunFolder(work).progress if journal.status else ())))
         head = Head(
             key=uuid4().hex,
             name=config.run_name(),

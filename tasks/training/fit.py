@@ -46,7 +46,9 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
     """
     done = RunFolder(work).trained
     if (kept := read_record(TrainedAdapter, done)) and is_whole(kept):
-        tell("The adapter was trained before the interruption")
+        tell("The adapter has been trained before")
+        for point in kept.history:  # what an interrupted run has told is not told again
+            log(work, "metrics", point.metrics, point.step)
         return kept
     with progress_artifact("training-progress") as show, polite_stop() as stop:
 
@@ -360,7 +362,9 @@ def training_arguments(
 
 def planned_steps(config: RunConfig, rows: int) -> int:
     """Optimizer steps of the run, as Trainer counts them."""
-    training = config.training
-    batches = math.ceil(rows / training.batch_size)
-    per_epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
-    return training.max_steps or per_epoch * training.epochs
+    return config.training.max_steps or steps_per_epoch(config, rows) * config.training.epochs
+
+
+def steps_per_epoch(config: RunConfig, rows: int) -> int:
+    batches = math.ceil(rows / config.training.batch_size)
+    return max(1, math.ceil(batches / config.training.gradient_accumulation_steps))

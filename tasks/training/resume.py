@@ -37,7 +37,7 @@ class Best:
     step = 0
     tensors: Tensors
     logits: "np.ndarray"
-    """(rows, outputs), in any order of rows."""
+    """(rows, outputs), the rows in the order of the validation data that the trainer was given: by length."""
     labels: "np.ndarray"
     rank_pattern: dict[str, Any] | None = None
     """AdaLoRA's: which ranks were left."""

@@ -217,6 +217,12 @@ class ResumableTrainer(Trainer):
 
     # --- watching
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In the order given, which is by length: Trainer would group by length what it has shuffled before."""
+        from torch.utils.data import SequentialSampler
+
+        return SequentialSampler(eval_dataset)
+
     def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], int]:
         """The batches of a step, and how many labels they have: Trainer would leave out those that are -100."""
         batches, _ = super().get_batch_samples(*arguments)

@@ -1,0 +1,213 @@
+"""Processes that run the trials of a sweep: started, watched, stopped; here, or wherever the work pool has workers."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from tasks.base.device import THREADS
+from tasks.base.fresh_process import command
+from tasks.base.progress import warn
+from tasks.base.trouble import first_line, is_network_trouble
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+TRIALS_POOL = "peft-flow-trials"
+"""Work pool of the runners. Not that of the sweep, which waits for them and would hold its only place."""
+
+DEPLOYMENT = "sweep-runner/sweep-runner"
+
+STOP_SECONDS = 5.0
+
+
+class Runners(Protocol):
+    """Each is known by a name that no other has, before or after."""
+
+    def start(self) -> str:
+        """Name of a new one, which may take a while to begin."""
+
+    def alive(self, known: Sequence[str]) -> list[str]:
+        """Those of `known`, started now or before the driver was killed, that work or are still to begin."""
+
+    def last_words(self, name: str) -> str:
+        """Of one that has ended."""
+
+    def stop(self) -> None:
+        """All that this one has started or taken over."""
+
+
+class ProcessRunners:
+    """Processes of this machine, which end with this one."""
+
+    def __init__(self, module: str, job: Path, share: int) -> None:
+        self.module, self.job, self.share = module, job, share
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> str:
+        name = f"{os.getpid()}-{len(self.processes) + 1}"
+        environment = {key: value for key, value in os.environ.items() if key != THREADS}
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*command(self.module), str(self.job), name, str(self.share)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the driver, which stops them
+            )
+        return name
+
+    def log(self, name: str) -> Path:
+        return self.job.with_name(f"runner-{name}.log")
+
+    def alive(self, known: Sequence[str]) -> list[str]:
+        return [name for name in known if name in self.processes and self.processes[name].poll() is None]
+
+    def last_words(self, name: str) -> str:
+        code = self.processes[name].poll()
+        with suppress(OSError, IndexError):
+            return f"exit code {code}, {self.log(name).read_text(errors='replace').strip().splitlines()[-1][:500]}"
+        return f"exit code {code}"
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class PoolRunners:
+    """Flow runs of the deployment `sweep-runner`, on whatever machines have workers of its pool."""
+
+    def __init__(self, job: Mapping[str, Any], parallel: int) -> None:
+        self.job, self.parallel = job, parallel
+        self.known = set[str]()
+        self.states: dict[str, str] = {}
+        """Where the server does not answer, what it said last counts."""
+        self.alone_since: float | None = None
+
+    def start(self) -> str:
+        from prefect.deployments import run_deployment
+
+        run: Any = run_deployment(
+            DEPLOYMENT,
+            parameters={"job": self.job, "share": self.share()},
+            timeout=0,
+            as_subflow=False,
+            tags=["peft-flow"],
+        )
+        self.known.add(str(run.id))
+        return str(run.id)
+
+    def share(self) -> int:
+        """How many runners come to each machine."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            machines = [one for one in client.read_workers_for_work_pool(TRIALS_POOL) if is_online(one)]
+        return -(-self.parallel // max(1, len(machines)))
+
+    def alive(self, known: Sequence[str]) -> list[str]:
+        self.known.update(name for name in known if is_flow_run(name))
+        try:
+            runs = self.runs()
+        except Exception as error:
+            if not is_network_trouble(error):
+                raise
+            return [name for name in self.known if self.states.get(name) != "over"]
+        for run in runs:
+            self.states[str(run.id)] = "over" if run.state and run.state.is_final() else "open"
+        self.say_when_nobody_comes(runs)
+        return [str(run.id) for run in runs if self.states[str(run.id)] == "open"]
+
+    def runs(self) -> "list[FlowRun]":
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        asked = sorted(UUID(name) for name in self.known if self.states.get(name) != "over")
+        if not asked:
+            return []
+        with get_client(sync_client=True) as client:
+            return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=asked)))
+
+    def say_when_nobody_comes(self, runs: "Sequence[FlowRun]") -> None:
+        waiting = bool(runs) and all(run.state and run.state.is_scheduled() for run in runs)
+        if not waiting:
+            self.alone_since = None
+        elif self.alone_since is None:
+            self.alone_since = time.monotonic()
+        elif time.monotonic() - self.alone_since > NOBODY_SECONDS:
+            self.alone_since = float("inf")
+            warn(
+                "No worker has begun a trial. `peft-flow up` starts one; on other machines: prefect worker start "
+                "--pool %s --type process",
+                TRIALS_POOL,
+            )
+
+    def last_words(self, name: str) -> str:
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(name)).state
+        return f"{state.name}: {state.message}" if state else "without a state"
+
+    def stop(self) -> None:
+        from prefect.client.orchestration import get_client
+
+        try:
+            runs = [run for run in self.runs() if run.state and not run.state.is_final()]
+            with get_client(sync_client=True) as client:
+                for run in runs:
+                    cancel(client, run)
+        except Exception as error:  # the driver is on its way out
+            warn("runners may go on for %s: %s", "some minutes", first_line(error))
+
+
+NOBODY_SECONDS = 30.0
+
+
+def is_deployed() -> bool:
+    """Whether the server knows our runners; another than that of `peft-flow up` may not."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            warn("Prefect's server does not know %s: all trials run on this machine", DEPLOYMENT)
+            return False
+    return True
+
+
+def cancel(client: "SyncPrefectClient", run: "FlowRun") -> None:
+    """A running one is stopped by its worker, one that waits is over."""
+    from prefect.states import Cancelled, Cancelling
+
+    waits = bool(run.state and run.state.is_scheduled())
+    message = "Its sweep has ended"
+    client.set_flow_run_state(run.id, Cancelled(message=message) if waits else Cancelling(message=message), force=waits)
+
+
+def is_online(worker: Any) -> bool:
+    return bool(worker.status and worker.status.value == "ONLINE")
+
+
+def is_flow_run(name: str) -> bool:
+    try:
+        UUID(name)
+    except ValueError:
+        return False
+    return True

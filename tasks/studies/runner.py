@@ -1,0 +1,323 @@
+"""A process that runs trials of a sweep, one after the other: imported once, prepared once."""
+
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.base.device import THREADS, claim_device, gpus
+from tasks.base.disk import is_disk_full
+from tasks.base.fresh_process import free_device_memory
+from tasks.base.progress import tell
+from tasks.base.records import PreparedData, Record, Source, TrainedAdapter, read_record
+from tasks.base.sweeps import Outcome
+from tasks.base.trouble import first_line, is_network_trouble
+from tasks.base.work import WORK, RunFolder
+from tasks.scores.objective import Metric, Objective, objective
+from tasks.settings.config import RunConfig, SweepConfig
+from tasks.settings.fields import InputError
+from tasks.settings.fixed import STORE
+from tasks.settings.space import Assignment, with_values
+from tasks.studies.trials import OVER, RUNNER, Trials, check_sweep, is_database_trouble, kept_rows, packed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.training.watching import Progress
+
+
+LOOK_SECONDS = 0.2
+"""Between two looks for a trial to run."""
+
+IDLE_SECONDS = 600.0
+"""So long a runner waits for a trial from a driver that may be gone."""
+
+
+OUTCOME = "outcome.json"
+"""In the folder of a trial that has ended."""
+
+
+class Job(Record):
+    """All that a runner must know, wherever it is."""
+
+    config: SweepConfig
+    name: str
+    """Of the study, and of the folder under which the trials lie on each machine."""
+    storage: str
+    """Of the study: an address, or a file for this process alone."""
+    task: str
+    source: Source
+    base: Source
+    trials: int
+    host: str
+    """Machine that started the sweep, and runs the best trial once more in the end."""
+
+    @property
+    def metric(self) -> Metric:
+        """Of the validation rows: it chooses the best checkpoint and the best trial."""
+        return sweep_metric(self.config, objective(self.task))
+
+    @property
+    def folder(self) -> Path:
+        return WORK / self.name
+
+    def open(self) -> Trials:
+        return Trials(self.config, self.name, self.storage, self.metric)
+
+    def trial_config(self, values: Assignment) -> RunConfig:
+        return with_values(self.config.run_config(), values)
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder.resolve() / f"{number:05d}"
+
+
+def job_of(config: SweepConfig, work: str, source: Source, base: Source, task: str) -> Job:
+    """Of the sweep whose run lies in `work`; found again by a command that goes on with it."""
+    from tasks.tracking.journal import journal_of
+
+    _, count = check_sweep(config)
+    file = f"sqlite:///{STORE.resolve()}/sweeps.db" if config.parallel > 1 else str(Path(work) / "study.jsonl")
+    return Job(
+        config=config,
+        name=f"sweep-{journal_of(work).head.key[:12]}",
+        storage=config.storage or file,
+        task=task,
+        source=source,
+        base=base,
+        trials=count,
+        host=socket.gethostname(),
+    )
+
+
+def sweep_metric(config: RunConfig, task: Objective) -> Metric:
+    named = config.training.selection_metric
+    return next((one for one in task.metrics if one.name == named), task.metrics[0])
+
+
+class Hopeless(Exception):
+    """A trial that the pruner has ended."""
+
+
+class Runner:
+    """Runs one trial after the other, in one process that has imported and prepared everything once."""
+
+    def __init__(self, job: Job, trials: Trials) -> None:
+        self.job, self.trials = job, trials
+        self.found: dict[tuple[str, str], Source] = {asked_model(job.config): job.base}
+        self.kept = {int(folder.parent.name) for folder in job.folder.glob("*/adapter")}
+        """Trials whose adapter lies here."""
+
+    def run(self, number: int) -> Outcome:
+        """The trial to its end, from its checkpoint where it was interrupted; told to the study."""
+        from filelock import FileLock
+
+        folder = self.job.trial_folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # the process that ran it before may be about to end
+            done = folder / OUTCOME
+            outcome = read_record(Outcome, done)
+            if outcome is None:
+                outcome = self.outcome(number, folder)
+                outcome.write(done)
+        self.trials.finish(number, outcome)
+        self.clear(number)
+        return outcome
+
+    def outcome(self, number: int, folder: Path) -> Outcome:
+        try:
+            config = self.job.trial_config(self.trials.values(number))
+            data = self.prepared(config)
+            trained = self.fit(config, data, folder, number)
+            return outcome_of(self.job, config, data, trained)
+        except Hopeless as hopeless:
+            return Outcome(state="pruned", reason=str(hopeless))
+        except Exception as error:
+            if is_disk_full(error) or is_network_trouble(error) or is_database_trouble(error):
+                raise  # not the trial's fault, and the next would fare no better
+            reason = (
+                first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
+            )
+        free_device_memory()  # not inside `except`: there the traceback holds the model
+        return Outcome(state="failed", reason=reason)
+
+    def prepared(self, config: RunConfig) -> PreparedData:
+        from tasks.data.prepare import prepare
+        from tasks.models.foundation import find_model
+
+        if asked_model(config) not in self.found:
+            self.found[asked_model(config)] = find_model(config)
+        return prepare(config, WORK, (self.job.source, self.found[asked_model(config)]))
+
+    def fit(self, config: RunConfig, data: PreparedData, folder: Path, number: int) -> TrainedAdapter:
+        from tasks.training.fit import fit_adapter, steps_per_epoch
+        from tasks.training.watching import Watcher, polite_stop
+
+        a_loss = not {"training.class_weights", "training.focal_gamma"}.intersection(
+            one.field for one in self.trials.space
+        )
+        seen = "validation/loss" if a_loss else f"validation/{self.job.metric.name}"
+        per_epoch = steps_per_epoch(config, data.rows("train"))
+
+        def report(progress: "Progress") -> None:
+            value = progress.point.metrics.get(seen) if progress.point else None
+            if value is None or progress.step >= progress.total_steps:  # over anyway
+                return
+            epoch = -(-progress.step // per_epoch)
+            loss = value if a_loss else -self.job.metric.sign * value
+            if (
+                self.trials.report(number, loss, epoch) and number
+            ):  # the configuration as given is what others are judged by
+                raise Hopeless(f"{seen} {value:.4g} after epoch {epoch}")
+
+        with polite_stop() as stop:
+            trained = fit_adapter(config, data, folder, Watcher(report, say=tell, stop=stop))
+            trained.write(RunFolder(folder).trained)
+            return trained
+
+    def clear(self, number: int) -> None:
+        """Keep the adapters of trial 0 and of the best one; all others are numbers only."""
+        self.kept.add(number)
+        needed = {0, self.trials.best()}
+        for gone in self.kept - needed:
+            folder = RunFolder(self.job.trial_folder(gone))
+            for path in (folder.adapter, folder.checkpoints, folder.stopped):
+                shutil.rmtree(path, ignore_errors=True)
+        self.kept &= needed
+
+
+def asked_model(config: RunConfig) -> tuple[str, str]:
+    return config.model.name, config.model.revision
+
+
+def outcome_of(job: Job, config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> Outcome:
+    from tasks.base.machine import environment_key
+
+    folder = Path(trained.folder)
+    best = next(point for point in trained.history if point.step == trained.best_step and is_validation(point.metrics))
+    table = validation_answers(job, data, folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.name != VALIDATION)
+    metrics = {name: value for name, value in best.metrics.items() if name.startswith("validation/")}
+    return Outcome(
+        state="finished",
+        score=metrics[f"validation/{job.metric.name}"],
+        metrics=metrics
+        | {
+            "adapter/trainable_parameters": trained.trainable_parameters,
+            "cost/adapter_mb": size / 2**20,
+            "cost/train_seconds": trained.seconds,
+            "train/steps": trained.steps,
+            "train/best_step": trained.best_step,
+        },
+        answers=packed(table[rows_kept(len(table), table.shape[1], job.trials)]),
+        environment=environment_key(),
+    )
+
+
+VALIDATION = "validation.safetensors"
+
+
+def is_validation(metrics: dict[str, float]) -> bool:
+    return "validation/loss" in metrics
+
+
+def validation_answers(job: Job, data: PreparedData, adapter: Path) -> "np.ndarray":
+    """Of the adapter, (rows, ...), in the order of the split, whatever the lengths that trials cut texts to."""
+    import numpy as np
+    from datasets import load_from_disk
+    from safetensors.torch import load_file
+
+    from tasks.models import serving
+
+    splits, kept, task = load_from_disk(data.folder), load_file(adapter / serving.VALIDATION), objective(job.task)
+    logits, labels = kept["logits"].double().numpy(), kept["labels"].numpy()
+    fitted = task.fit(logits, labels, task.scaling(np.asarray(splits["train"]["labels"])), calibrated=False)
+    table = serving.answers(kept["logits"].double(), {"activation": task.activation, **fitted})
+    order = np.argsort(splits["validation"].sort("length")["row"])
+    places = np.argsort(np.argsort(splits["validation"]["row"]))
+    assert np.array_equal(labels[order][places], splits["validation"]["labels"])
+    return np.asarray(table)[order][places]
+
+
+def rows_kept(rows: int, width: int, trials: int) -> "np.ndarray":
+    """The validation rows whose answers each trial keeps, (kept,), in order; the same for all trials."""
+    import numpy as np
+
+    return np.sort(np.random.default_rng(0).permutation(rows)[: kept_rows(rows, width, trials)])
+
+
+# --- a process of its own ---------------------------------------------------------------------------------------------
+
+
+def serve(job: Job, name: str, share: int) -> None:
+    """Run the trials that the driver assigns to the runner `name`, until it is over or the driver is gone for long.
+
+    `share` runners share this machine.
+    """
+    take_share(share)
+    trials = job.open()
+    runner = Runner(job, trials)
+    get_ready()
+    trials.tell_study(RUNNER + name, socket.gethostname())
+    idle_since = time.monotonic()
+    while time.monotonic() - idle_since < IDLE_SECONDS:
+        mine = [number for number, who in trials.running().items() if who == name]
+        for number in mine:
+            runner.run(number)
+            idle_since = time.monotonic()
+        if not mine:
+            if trials.told().get(OVER):
+                break
+            time.sleep(LOOK_SECONDS)
+    if socket.gethostname() != job.host:
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def take_share(share: int) -> None:
+    """A GPU for itself, or its part of the processor's cores."""
+    from joblib import cpu_count
+
+    if not gpus():
+        os.environ.setdefault(THREADS, str(max(1, cpu_count() // share)))
+    claim_device()
+
+
+def get_ready() -> None:
+    """What every trial needs, before one waits for it."""
+    import tasks.data.prepare
+    import tasks.training.fit
+    import tasks.training.trainer  # noqa: F401
+
+
+def main() -> None:
+    """`python -m tasks.studies.runner JOB.json NAME SHARE`: a runner that ends with the process that started it."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with(os.getppid())
+    job, name, share = sys.argv[1:]
+    try:
+        serve(Job.model_validate_json(Path(job).read_bytes()), name, int(share))
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def end_with(parent: int) -> None:
+    """Nobody assigns trials to an orphan, and another runner goes on with the one that it is at."""
+
+    def watch(is_gone: Callable[[], bool] = lambda: os.getppid() != parent) -> None:
+        while not is_gone():
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+
+    main()
