@@ -31,21 +31,25 @@ if TYPE_CHECKING:
 
 POOL = "peft-flow"
 
+TRIALS_POOL = "peft-flow-trials"
+"""Work pool of the processes that run the trials of sweeps: a sweep waits for them, and would hold the only place of
+its own pool."""
+
 HEARTBEAT_SECONDS = 75.0
 """Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/base/environment.py) may be missed, not three."""
 
 
-def make_pool(client: "SyncPrefectClient") -> None:
-    """The work pool; at most one flow run at a time for each GPU, unless people have set another limit."""
+def make_pools(client: "SyncPrefectClient") -> None:
+    """The work pools; in that of all runs at most one at a time for each GPU, unless people have set another limit."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
 
-    limit = max(1, len(gpus()))
-    try:
-        if client.read_work_pool(POOL).concurrency_limit is None:
-            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
-    except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=limit))
+    for pool, limit in ((POOL, max(1, len(gpus()))), (TRIALS_POOL, None)):
+        try:
+            if client.read_work_pool(pool).concurrency_limit is None and limit:
+                client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=limit))
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process", concurrency_limit=limit))
 
 
 def deploy(client: "SyncPrefectClient", record: Path) -> None:
@@ -112,10 +116,10 @@ def run_deploy(said: dict[str, Any]) -> None:
 
 
 def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
-    """The pool's deployments by name."""
+    """Those of our pools, by name."""
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
-    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL, TRIALS_POOL]))
     return {deployment.name: deployment for deployment in client.read_deployments(work_pool_filter=ours)}
 
 
@@ -207,7 +211,7 @@ def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapp
     return next((one for one in said if (one.get("slug") == slug if slug else one == schedule)), None)
 
 
-FLOWS = ("finetune", "finetune-seeds", "learning-curve", "retrain", "predict", "rerun")
+FLOWS = ("finetune", "finetune-seeds", "learning-curve", "sweep", "sweep-runner", "retrain", "predict", "rerun")
 """All that are ours, by the name that Prefect knows them by."""
 
 AUTOMATION = "peft-flow: runs without a sign of life"

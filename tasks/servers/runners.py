@@ -14,13 +14,11 @@ from tasks.base.device import THREADS
 from tasks.base.fresh_process import command
 from tasks.base.progress import warn
 from tasks.base.trouble import first_line, is_network_trouble
+from tasks.servers.deployments import TRIALS_POOL
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
-
-TRIALS_POOL = "peft-flow-trials"
-"""Work pool of the runners. Not that of the sweep, which waits for them and would hold its only place."""
 
 DEPLOYMENT = "sweep-runner/sweep-runner"
 

@@ -20,8 +20,17 @@ from filelock import FileLock, Timeout
 
 from tasks.base import liveness
 from tasks.base.closing import close_lost_runs, drop_missed, flow_runs, set_right, wake_overdue
+from tasks.base.device import gpus
 from tasks.base.trouble import is_network_trouble
-from tasks.servers.deployments import POOL, deploy, forget_silence, make_automation, make_pool, refuse_newer_database
+from tasks.servers.deployments import (
+    POOL,
+    TRIALS_POOL,
+    deploy,
+    forget_silence,
+    make_automation,
+    make_pools,
+    refuse_newer_database,
+)
 from tasks.servers.doors import (
     CREDENTIALS,
     clients_environment,
@@ -46,6 +55,8 @@ if TYPE_CHECKING:
 LOGS = STORE / "logs"
 
 PREFECT, MLFLOW, WORKER = "the Prefect server", "the MLflow server", "the worker"
+
+TRIALS_WORKER = "the worker for trials"
 
 START_SECONDS = 120.0
 
@@ -149,11 +160,12 @@ def start(options: Options, processes: Processes) -> None:
 
     processes.wait(PREFECT, lambda: answers(f"{options.prefect}/api/health"), START_SECONDS)
     with get_client(sync_client=True) as client:
-        make_pool(client)
+        make_pools(client)
         for sentence in drop_missed(POOL):  # before a worker can begin with them
             say(f"{'missed':<10}  {sentence}")
         began = datetime.now(UTC)
         processes.start(programs[WORKER])
+        processes.start(programs[TRIALS_WORKER])
         deploy(client, processes.register.with_name("peft-flow-deployed.json"))
         make_automation(client)
         processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), START_SECONDS)
@@ -189,18 +201,35 @@ def make_programs(options: Options) -> Iterator[Program]:
             "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(),
         }
     yield Program(MLFLOW, command, environment, LOGS / "mlflow.log")
-    yield Program(
-        WORKER,
-        [*python, "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()],
-        everyone
-        | {
-            "PREFECT_WORKER_QUERY_SECONDS": str(LOOK_SECONDS),
-            "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # should the first be lost, the start need not wait for 30 s
-            # how it fetches and starts a run is not the run's story; tasks/base/environment.py turns it up again
-            "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "WARNING",
-        },
-        LOGS / "worker.log",
-    )
+    # in the pool of trials nothing else limits how many come to this machine
+    for name, pool, log, limit in (
+        (WORKER, POOL, "worker.log", []),
+        (TRIALS_WORKER, TRIALS_POOL, "worker-trials.log", ["--limit", str(len(gpus()) or os.cpu_count() or 1)]),
+    ):
+        yield Program(
+            name,
+            [
+                *python,
+                "prefect",
+                "worker",
+                "start",
+                "--pool",
+                pool,
+                "--type",
+                "process",
+                "--name",
+                worker_name(),
+                *limit,
+            ],
+            everyone
+            | {
+                "PREFECT_WORKER_QUERY_SECONDS": str(LOOK_SECONDS),
+                "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # should the first be lost, the start need not wait for 30 s
+                # how it fetches and starts a run is not the run's story; tasks/base/environment.py turns it up again
+                "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "WARNING",
+            },
+            LOGS / log,
+        )
 
 
 def worker_name() -> str:
@@ -314,7 +343,7 @@ def tidy() -> None:
         say(f"{'overdue':<10}  {name}: nobody approved it in time")
     for sentence in drop_missed(POOL):
         say(f"{'missed':<10}  {sentence}")
-    for name in close_lost_runs(POOL, worker_name()):
+    for name in (*close_lost_runs(POOL, worker_name()), *close_lost_runs(TRIALS_POOL, worker_name())):
         say(f"{'closed':<10}  {name}: its process was gone")
 
 
@@ -329,7 +358,7 @@ def stop(processes: Processes) -> None:
     if not processes.running:
         return
     say("stopping")
-    heads = processes.flow_runs(WORKER)
+    heads = [*processes.flow_runs(WORKER), *processes.flow_runs(TRIALS_WORKER)]
     orphans = [process for note in liveness.living() for process in flow_runs().get(note.flow_run_id, [])]
     end({*heads, *orphans}, seconds=FLOWS_STOP_SECONDS)
     if heads or orphans:
@@ -337,7 +366,7 @@ def stop(processes: Processes) -> None:
             tidy()
         except Exception as error:  # the next start does it
             say(f"not everything could be closed: {error}")
-    processes.stop([WORKER, MLFLOW, PREFECT])
+    processes.stop([WORKER, TRIALS_WORKER, MLFLOW, PREFECT])
     say("stopped")
 
 

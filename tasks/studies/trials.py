@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -39,6 +40,8 @@ PATIENCE_SECONDS = 300.0
 def check_sweep(config: SweepConfig) -> tuple[tuple[Varied, ...], int]:
     """The fields that vary, and the number of trials; InputError for what cannot be swept."""
     space = read_space(config.space, config.run_config())
+    if (config.storage or "").startswith("postgresql:") and not find_spec("psycopg2"):
+        raise InputError("storage: postgresql needs one more package: pip install 'peft-flow[postgresql]'")
     if config.sampler != "grid":
         return space, config.trials or USUAL_TRIALS
     base = values_of(config.run_config())
