@@ -129,7 +129,7 @@ COMMANDS = (
             JSON_AT_END,
         ),
         SweepConfig,
-        flows=("sweep",),
+        flows=("sweep", "sweep-runner"),
     ),
     Command(
         "retrain",

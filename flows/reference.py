@@ -20,6 +20,7 @@ from tasks.settings.config import (
     RetrainConfig,
     RunConfig,
     SeedsConfig,
+    SweepConfig,
 )
 from tasks.settings.fields import Config
 from tasks.settings.loading import choices, sections
@@ -51,6 +52,8 @@ def configuration() -> str:
         table(SeedsConfig, ("seeds",)),
         "## More data or not: `learning-curve`",
         table(LearningCurveConfig, ("seeds",)),
+        "## A sweep: `sweep`",
+        table(SweepConfig, [name for name in SweepConfig.model_fields if name not in RunConfig.model_fields]),
         "## Retraining: `retrain`",
         text_of(RetrainConfig, "tracking") + " `tracking.registered_model` is `peft-flow` unless you name another.",
         "### gate",

@@ -41,7 +41,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
     import flows.seeds  # before the flow is replaced: the module keeps, for the tests after this one, what it imports
 
-    monkeypatch.setattr("tasks.data.prepare.check_input", lambda config: None)
+    monkeypatch.setattr("tasks.data.prepare.check_input", lambda config: (None, None))
     monkeypatch.setattr("flows.actions.prefect_starting", nullcontext)
     monkeypatch.setattr("flows.actions.get_ready_to_train", lambda: None)
     monkeypatch.setattr("tasks.base.fresh_process.reload_at_hand", nullcontext)

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from flows.commands import COMMANDS
-from tasks.settings.config import PredictionConfig, RetrainConfig
+from tasks.settings.config import PredictionConfig, RetrainConfig, SweepConfig
 from tasks.settings.loading import field_names
 from tests.conftest import EACH_ALONE, LONGEST_ENDURANCE_FIRST, LONGEST_FIRST, ONE_STACK, ROOT, quarters, together
 
@@ -117,7 +117,8 @@ def test_deployments_name_real_flows() -> None:
         file, function = deployment["entrypoint"].split(":")
         names = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
         assert function in names
-        assert deployment["work_pool"]["name"] == "peft-flow"
+        runs_trials = deployment["name"] == "sweep-runner"
+        assert deployment["work_pool"]["name"] == ("peft-flow-trials" if runs_trials else "peft-flow")
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,7 +155,7 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 
 def test_documentation_writes_only_commands_and_options_that_there_are() -> None:
-    options = {f"--{name}" for name in (*field_names(RetrainConfig), *PredictionConfig.model_fields)}
+    options = {f"--{name}" for name in (*field_names(RetrainConfig), *field_names(SweepConfig), *PredictionConfig.model_fields)}
     options |= {argument.name for command in COMMANDS for argument in command.arguments}
     names = {command.name for command in COMMANDS} | {"COMMAND"}
     found = [

@@ -27,7 +27,7 @@ ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "prefect.yam
 def test_deployment_has_what_its_page_shows_and_valid_parameters(name: str) -> None:
     entry = ENTRIES[name]
     assert entry["description"] and "peft-flow" in entry["tags"]
-    assert entry["work_pool"]["name"] == deployments.POOL
+    assert entry["work_pool"]["name"] == (deployments.TRIALS_POOL if name == "sweep-runner" else deployments.POOL)
     kind = RetrainConfig if entry["entrypoint"].endswith(":retrain") else RunConfig
     checked(kind, entry.get("parameters", {}))
 

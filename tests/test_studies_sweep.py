@@ -19,7 +19,6 @@ from tasks.studies.trials import RUNNER
 from tests.conftest import without_pictures
 from tests.test_studies_runner import job
 
-
 SPACE = {"training": {"weight_decay": {"low": 0, "high": 0.5}, "learning_rate": {"low": 0.001, "high": 0.1}}}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -306,8 +307,6 @@ def get_ready() -> None:
 
 def main() -> None:
     """`python -m tasks.studies.runner JOB.json NAME SHARE`: a runner that ends with the process that started it."""
-    import signal
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with(os.getppid())
     job, name, share = sys.argv[1:]
@@ -323,7 +322,7 @@ def end_with(parent: int) -> None:
     def watch(is_gone: Callable[[], bool] = lambda: os.getppid() != parent) -> None:
         while not is_gone():
             time.sleep(1)
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
