@@ -155,7 +155,9 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 
 def test_documentation_writes_only_commands_and_options_that_there_are() -> None:
-    options = {f"--{name}" for name in (*field_names(RetrainConfig), *field_names(SweepConfig), *PredictionConfig.model_fields)}
+    options = {
+        f"--{name}" for name in (*field_names(RetrainConfig), *field_names(SweepConfig), *PredictionConfig.model_fields)
+    }
     options |= {argument.name for command in COMMANDS for argument in command.arguments}
     names = {command.name for command in COMMANDS} | {"COMMAND"}
     found = [

@@ -4,6 +4,7 @@ from scipy.stats import norm
 
 from tasks.scores.objective import objective
 from tasks.scores.selection import pick
+from tasks.scores.statistics import bootstrap, difference
 
 SINGLE = objective("single_label")
 
@@ -50,3 +51,16 @@ def test_single_trial_was_not_picked_and_keeps_its_score() -> None:
     generator, labels = np.random.default_rng(0), np.zeros(300, int)
     found = pick(SINGLE, SINGLE.metrics[0], labels, equal_trials(generator, 1, 300, 0.8), 500, 0, 0.95)
     assert found.corrected.value == pytest.approx(found.naive, abs=0.005)
+
+
+@pytest.mark.parametrize("sweeps", [40, pytest.param(1000, marks=pytest.mark.endurance)])
+def test_tuning_that_cannot_help_is_said_to_help_in_at_most_one_sweep_of_twenty(sweeps: int) -> None:
+    generator, validation, test = np.random.default_rng(1), np.zeros(200, int), np.zeros(300, int)
+    helped = 0
+    for seed in range(sweeps):
+        best = pick(SINGLE, SINGLE.metrics[0], validation, equal_trials(generator, 20, 200, 0.8), 50, seed, 0.95).best
+        tables = equal_trials(generator, 20, 300, 0.8)  # what the same trials say about the test rows
+        pair = [tables[best], tables[0]]
+        resampled = bootstrap(SINGLE, test, pair, 200, seed)
+        helped += best > 0 and difference(SINGLE, test, pair, resampled, (0, 1), 0.95).verdict == "improved"
+    assert helped <= 0.05 * sweeps

@@ -53,7 +53,7 @@ class ProcessRunners:
         environment = {key: value for key, value in os.environ.items() if key != THREADS}
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*command(self.module), str(self.job), name, str(self.share)],
+                [*command(self.module), str(self.job), name, str(self.share), str(os.getpid())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

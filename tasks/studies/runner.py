@@ -306,10 +306,11 @@ def get_ready() -> None:
 
 
 def main() -> None:
-    """`python -m tasks.studies.runner JOB.json NAME SHARE`: a runner that ends with the process that started it."""
+    """`python -m tasks.studies.runner JOB.json NAME SHARE PARENT`: a runner that ends with the process of that number,
+    which has started it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    end_with(os.getppid())
-    job, name, share = sys.argv[1:]
+    job, name, share, parent = sys.argv[1:]
+    end_with(int(parent))
     try:
         serve(Job.model_validate_json(Path(job).read_bytes()), name, int(share))
     except KeyboardInterrupt:
