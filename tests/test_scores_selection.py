@@ -18,7 +18,10 @@ def equal_trials(generator: np.random.Generator, trials: int, rows: int, right: 
 @pytest.mark.parametrize("sweeps", [40, pytest.param(1000, marks=pytest.mark.endurance)])
 def test_corrected_score_of_trials_that_are_equal_in_truth_is_that_truth(sweeps: int) -> None:
     generator, labels = np.random.default_rng(0), np.zeros(200, int)
-    found = [pick(SINGLE, SINGLE.metrics[0], labels, equal_trials(generator, 20, 200, 0.8), 200, seed, 0.95) for seed in range(sweeps)]
+    found = [
+        pick(SINGLE, SINGLE.metrics[0], labels, equal_trials(generator, 20, 200, 0.8), 200, seed, 0.95)
+        for seed in range(sweeps)
+    ]
     naive = np.mean([one.naive for one in found]) - 0.8
     corrected = np.mean([one.corrected.value for one in found]) - 0.8
     inside = np.mean([one.corrected.low <= 0.8 <= one.corrected.high for one in found])

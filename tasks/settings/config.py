@@ -128,15 +128,10 @@ def check_budget(asked: str) -> str:
 
 
 def check_storage(asked: str) -> str:
-    """`asked`, which is the address of a database; ValueError for one of no use, or with a password."""
-    kind, separator, rest = asked.partition("://")
+    """`asked`, which is the address of a database; ValueError for one of no use."""
+    kind, separator, _ = asked.partition("://")
     if not separator or kind not in ("sqlite", "postgresql"):
-        raise ValueError(f"must be an address such as postgresql://user@host/database, not '{asked:.80}'")
-    if ":" in rest.rpartition("@")[0]:
-        raise ValueError(
-            "holds a password, and configurations are stored where others can read them; leave it out and set "
-            "PGPASSWORD, or write it into ~/.pgpass, on each machine"
-        )
+        raise ValueError(f"must be an address such as postgresql://host/database, not '{asked:.80}'")
     return asked
 
 
@@ -170,8 +165,8 @@ class SweepConfig(RunConfig):
     )
     storage: Annotated[str, AfterValidator(check_storage)] | None = Field(
         None,
-        description="Database that all machines reach, where trials run on several: postgresql://user@host/database, "
-        "the password in PGPASSWORD or ~/.pgpass. None: a file in mlruns/.",
+        description="Database that all machines reach, where trials run on several: postgresql://host/database; user "
+        "and password in PGUSER and PGPASSWORD, on each machine. None: a file in mlruns/.",
     )
 
     @property

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,11 @@ def sweep_metric(config: RunConfig, task: Objective) -> Metric:
 
 
 class Hopeless(Exception):
-    """A trial that the pruner has ended."""
+    """A trial that the pruner has ended, with its scores so far."""
+
+    def __init__(self, message: str, metrics: dict[str, float]) -> None:
+        super().__init__(message)
+        self.metrics = metrics
 
 
 class Runner:
@@ -122,7 +127,14 @@ class Runner:
             done = folder / OUTCOME
             outcome = read_record(Outcome, done)
             if outcome is None:
-                outcome = self.outcome(number, folder)
+                try:
+                    outcome = self.outcome(number, folder)
+                except Exception:
+                    raise
+                except BaseException:  # told to stop
+                    with suppress(Exception):
+                        self.trials.excuse(number)
+                    raise
                 outcome.write(done)
         self.trials.finish(number, outcome)
         self.clear(number)
@@ -135,7 +147,7 @@ class Runner:
             trained = self.fit(config, data, folder, number)
             return outcome_of(self.job, config, data, trained)
         except Hopeless as hopeless:
-            return Outcome(state="pruned", reason=str(hopeless))
+            return Outcome(state="pruned", reason=str(hopeless), metrics=hopeless.metrics)
         except Exception as error:
             if is_disk_full(error) or is_network_trouble(error) or is_database_trouble(error):
                 raise  # not the trial's fault, and the next would fare no better
@@ -164,15 +176,13 @@ class Runner:
         per_epoch = steps_per_epoch(config, data.rows("train"))
 
         def report(progress: "Progress") -> None:
-            value = progress.point.metrics.get(seen) if progress.point else None
-            if value is None or progress.step >= progress.total_steps:  # over anyway
+            metrics = progress.point.metrics if progress.point else {}
+            if seen not in metrics or progress.step >= progress.total_steps:  # at its end it is over anyway
                 return
-            epoch = -(-progress.step // per_epoch)
-            loss = value if a_loss else -self.job.metric.sign * value
-            if (
-                self.trials.report(number, loss, epoch) and number
-            ):  # the configuration as given is what others are judged by
-                raise Hopeless(f"{seen} {value:.4g} after epoch {epoch}")
+            epoch, value = -(-progress.step // per_epoch), metrics[seen]
+            hopeless = self.trials.report(number, value if a_loss else -self.job.metric.sign * value, epoch)
+            if hopeless and number:  # with the configuration as given the best one is compared
+                raise Hopeless(f"{seen} {value:.4g} after epoch {epoch}", metrics)
 
         with polite_stop() as stop:
             trained = fit_adapter(config, data, folder, Watcher(report, say=tell, stop=stop))
@@ -261,6 +271,7 @@ def serve(job: Job, name: str, share: int) -> None:
     take_share(share)
     trials = job.open()
     runner = Runner(job, trials)
+    runner.prepared(job.config.run_config())  # where data or model cannot be had, no trial is to blame
     get_ready()
     trials.tell_study(RUNNER + name, socket.gethostname())
     idle_since = time.monotonic()

@@ -19,7 +19,7 @@ from tasks.settings.config import RunConfig
 from tasks.settings.space import shown
 from tasks.studies.runner import OUTCOME, Job, Runner
 from tasks.studies.trials import OVER, SECONDS, Trials
-from tasks.tracking.patience import answered, may_recover
+from tasks.tracking.patience import answered
 from tasks.tracking.run import PATIENCE_SECONDS
 from tasks.tracking.trials import tell_trial, told_trials
 
@@ -35,6 +35,9 @@ MOST_FAILURES = 5
 """Runners, or trials from the first on, that fail one after the other: then it is not their values."""
 
 ENDED: tuple[State, ...] = ("finished", "pruned", "failed")
+
+PAUSE_SECONDS = 10.0
+"""Before a process is started in place of one that ended before it was ready."""
 
 OVER_SECONDS = 10.0
 """So long runners may take to see that it is over."""
@@ -160,20 +163,22 @@ class Driver:
         """With `runners`, as many as there are to be at a time; those that die are replaced."""
         known = set(self.trials.ready())
         ended = known - set(runners.alive(sorted(known)))
-        done, failures = self.count_ended(), 0
+        done, failures, pause_until = self.count_ended(), 0, 0.0
         try:
             while not self.is_over():
                 alive = runners.alive(sorted(known - ended))
                 if lost := known - ended - set(alive):
+                    ended |= lost
                     failures = failures + len(lost) if done == self.count_ended() else 0
                     done = self.count_ended()
-                    ended |= lost
                     if failures >= MOST_FAILURES:
                         words = runners.last_words(next(iter(lost)))
                         raise RuntimeError(f"the last {failures} processes that were to run trials have ended: {words}")
+                    if lost - set(self.trials.ready()):  # the machine may lack something that another has
+                        pause_until = time.monotonic() + PAUSE_SECONDS
                 self.assign(alive)
-                for _ in range(self.wanted() - len(alive)):
-                    known.add(runners.start())
+                if time.monotonic() > pause_until:
+                    known |= {runners.start() for _ in range(self.wanted() - len(alive))}
                 self.tell(alive)
                 time.sleep(LOOK_SECONDS)
             self.trials.tell_study(OVER, True)
@@ -239,14 +244,13 @@ class Driver:
             raise RuntimeError(f"all of the first {len(failed)} trials failed; the last: {failed[-1].outcome.reason}")
 
     def tell_mlflow(self, trials: Sequence[Trial]) -> None:
-        """Those that it does not have. Where it does not answer, it is asked again with the next."""
+        """Those that it does not have. What goes wrong now is tried again with the next, and has to go right in the
+        end."""
         try:
             self.tell_all(trials)
         except Exception as error:
-            if not may_recover(error):
-                raise
             if not self.mlflow_failed:
-                warn("MLflow does not answer (%s); the trials are kept and told later", first_line(error))
+                warn("MLflow does not take the trials (%s); they are kept and told later", first_line(error))
             self.mlflow_failed = True
 
     def tell_all(self, trials: Sequence[Trial]) -> None:

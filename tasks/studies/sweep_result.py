@@ -53,8 +53,7 @@ def summarize_sweep(work: str, job: Job, data: PreparedData, best: int, runs: Ma
     send_all(work)
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
-    for folder in job.folder.glob("*/"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
     return result
 
 

@@ -5,7 +5,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -165,6 +165,11 @@ class Trials:
         patiently(lambda: trial.set_user_attr("starts", starts))
         patiently(lambda: trial.set_user_attr("runner", runner))
 
+    def excuse(self, number: int) -> None:
+        """It was stopped on purpose, which says nothing against it."""
+        trial, starts = self.open(number), self.starts(number)
+        patiently(lambda: trial.set_user_attr("starts", starts - 1))
+
     def starts(self, number: int) -> int:
         return int(self.frozen(number).user_attrs.get("starts", 0))
 
@@ -187,24 +192,31 @@ class Trials:
 
     def report(self, number: int, loss: float, epoch: int) -> bool:
         """Whether the trial should end early, after what it has reached."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         trial = self.open(number)
         value = loss if self.study.direction.name == "MINIMIZE" else -loss
 
         def tell() -> bool:
             with quiet():
-                trial.report(value, epoch)
+                try:
+                    trial.report(value, epoch)
+                except UpdateFinishedTrialError:  # by another runner, which took over from this one
+                    return True
                 return bool(trial.should_prune())
 
         return patiently(tell)
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """Told once, whoever tells it first."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[outcome.state]
         trial = self.open(number)
-        patiently(lambda: trial.set_user_attr("outcome", outcome.model_dump()))
-        patiently(lambda: self.study.tell(number, outcome.score, state=state, skip_if_finished=True))
+        with suppress(UpdateFinishedTrialError):
+            patiently(lambda: trial.set_user_attr("outcome", outcome.model_dump()))
+            patiently(lambda: self.study.tell(number, outcome.score, state=state, skip_if_finished=True))
 
     # --- Optuna's own
 

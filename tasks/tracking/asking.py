@@ -14,6 +14,7 @@ from tasks.tracking.address import NOTE, client, public_uri, tracking_uri, ui
 from tasks.tracking.deleted import what_is_gone
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
+from tasks.tracking.trials import STATE_TAG
 
 
 def stored_run(run_id: str, folder: Path) -> StoredRun:
@@ -31,6 +32,12 @@ def stored_run(run_id: str, folder: Path) -> StoredRun:
     parameters, tags = run.data.params, run.data.tags
     if gone := what_is_gone(run_id):
         raise InputError(f"{gone}, or choose another run")
+    if "parallel" in parameters:
+        raise InputError(f"run {run_id} stands for the trials of a sweep; name its best run, or another of its runs")
+    if tags.get(STATE_TAG):
+        raise InputError(
+            f"run {run_id} is a trial of a sweep, which has not seen the test rows; name a run of finetune"
+        )
     if "curve_rows" in parameters:
         count = int(parameters["seeds"]) * len(parameters["curve_rows"].split(","))
         raise InputError(f"run {run_id} stands for the {count} runs of a learning curve; name one of those")
