@@ -52,6 +52,7 @@ PASSWORDS = {
     "PREFECT_API_AUTH_STRING": "team:only-for-kills",
     "MLFLOW_TRACKING_USERNAME": "admin",
     "MLFLOW_TRACKING_PASSWORD": "only-for-these-kills",
+    "PGUSER": "postgres",
 }
 EXPERIMENT = "chaos-sweep"
 

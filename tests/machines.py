@@ -28,7 +28,7 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        self.address = f"postgresql://postgres@{Machine.gateway(1)}:{self.port}/postgres"
+        self.address = f"postgresql://{Machine.gateway(1)}:{self.port}/postgres"
         self.programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +50,7 @@ class Database:
         import psycopg2
 
         with suppress(psycopg2.Error):
-            connection = psycopg2.connect(self.address, connect_timeout=5)
+            connection = psycopg2.connect(self.address, user="postgres", connect_timeout=5)
             try:
                 with connection.cursor() as cursor:
                     cursor.execute(question)
