@@ -52,6 +52,8 @@ VALUES = [
     {"learning_rate": rate, "r": r, "seed": seed}
     for rate, r, seed in itertools.product(SPACE["training"]["learning_rate"], SPACE["adapter"]["r"], SPACE["seed"])
 ]
+GIVEN = {"learning_rate": 1e-3, "r": 8, "seed": 0}
+VALUES.sort(key=lambda values: values != GIVEN)  # the configuration as given is the first trial
 BATCH, EVAL_BATCH, LENGTH, AT_ONCE = 16, 64, 128, 2
 
 PICKED = "is the best of"
@@ -68,10 +70,12 @@ class Place(NamedTuple):
         job = {
             "model": {"name": MODEL},
             "data": {"name": str(self.rows), "max_length": LENGTH},
-            "training": {"epochs": 1, "batch_size": BATCH},
+            "adapter": {"r": GIVEN["r"]},
+            "training": {"epochs": 1, "batch_size": BATCH, "learning_rate": GIVEN["learning_rate"]},
+            "seed": GIVEN["seed"],
         }
         for name, content in (("job", job), ("space", SPACE)):
-            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def watched(command: Sequence[str], folder: Path, code: Path, words: str = "") -> tuple[float, float]:
@@ -93,10 +97,10 @@ def watched(command: Sequence[str], folder: Path, code: Path, words: str = "") -
     return said, seconds
 
 
-def sweep(place: Place, *options: str) -> tuple[float, float]:
+def sweep(place: Place, trials: int) -> tuple[float, float]:
     """Seconds until the best trial is known, and until the end."""
-    given = [str(place.folder / "job.yaml"), "--sweep", str(place.folder / "space.yaml")]
-    asked = ["--sampler", "grid", "--pruner", "none", "--parallel", str(AT_ONCE), *options]
+    given = [str(place.folder / "job.yaml"), "--sweep", str(place.folder / "space.yaml"), "--trials", str(trials)]
+    asked = ["--sampler", "grid", "--pruner", "none", "--parallel", str(AT_ONCE)]
     return watched(["flows.cli", "sweep", *given, *asked], place.folder, ROOT, PICKED)
 
 
@@ -116,11 +120,12 @@ def check_out(commit: str, folder: Path) -> Path:
 # --- Ray Tune ---------------------------------------------------------------------------------------------------------
 
 
-def ray_tune(place: Place) -> float:
-    return watched(["benchmarks.sweep", "--ray-tune", str(place.rows)], place.folder, ROOT)[1]
+def ray_tune(place: Place, trials: int) -> float:
+    command = ["benchmarks.sweep", "--ray-tune", str(place.rows), "--trials", str(trials)]
+    return watched(command, place.folder, ROOT)[1]
 
 
-def tune_all(rows: str) -> None:
+def tune_all(rows: str, trials: int) -> None:
     """The script that this is compared with."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -136,16 +141,16 @@ def tune_all(rows: str) -> None:
         tune_config=tune.TuneConfig(
             metric="accuracy",
             mode="max",
-            num_samples=len(VALUES),
+            num_samples=trials,
             max_concurrent_trials=AT_ONCE,
-            search_alg=OptunaSearch(points_to_evaluate=VALUES),
+            search_alg=OptunaSearch(points_to_evaluate=VALUES[:trials]),
             reuse_actors=True,  # a process that has imported everything takes the next trial
         ),
         run_config=tune.RunConfig(storage_path=str(Path.cwd() / "ray"), verbose=0),
     )
     results = tuner.fit()
     tried = sorted(tuple(result.config[name] for name in VALUES[0]) for result in results)
-    assert not results.errors and tried == sorted(tuple(values.values()) for values in VALUES), "other trials"
+    assert not results.errors and tried == sorted(tuple(values.values()) for values in VALUES[:trials]), "other trials"
     print(f"best of {len(results)}: {results.get_best_result().metrics['accuracy']:.3f}")
 
 
@@ -201,24 +206,24 @@ def train_plainly(values: dict[str, Any], rows: str) -> None:
 # --- in turns ---------------------------------------------------------------------------------------------------------
 
 
-def rounds(parts: Sequence[str], count: int, share: int, folder: Path) -> Iterator[tuple[str, float]]:
+def rounds(parts: Sequence[str], count: int, trials: int, share: int, folder: Path) -> Iterator[tuple[str, float]]:
     """Names of what was measured, and seconds."""
     place = Place(folder, write_rows(folder / "rows", ROWS, None))
     place.write()
     code = check_out(OLD, folder / "old")
-    sweep(place, "--trials", "2")  # fills caches, Prefect's database too
+    sweep(place, 2)  # fills caches, Prefect's database too
     if "finetune" in parts:
         old_finetune(place, VALUES[0], code)
     for turn in range(count):
-        chosen = [VALUES[number * len(VALUES) // share] for number in range(share)] if "finetune" in parts else []
+        chosen = [VALUES[number * trials // share] for number in range(share)] if "finetune" in parts else []
         for values in chosen[: share // 2]:
             yield "old", old_finetune(place, values, code)
         sides = ["sweep", *(["ray"] if "ray" in parts else [])]
         for side in sides[:: 1 - 2 * (turn % 2)]:
             if side == "ray":
-                yield "ray", ray_tune(place)
+                yield "ray", ray_tune(place, trials)
             else:
-                picked, whole = sweep(place)
+                picked, whole = sweep(place, trials)
                 yield "trials", picked
                 yield "sweep", whole
         for values in chosen[share // 2 :]:
@@ -229,11 +234,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="*", choices=["finetune", "ray"], default=["finetune", "ray"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--share", type=int, default=4, help=f"of the {len(VALUES)} old runs, in each round")
+    parser.add_argument("--share", type=int, default=4, help="old runs in each round")
+    parser.add_argument("--trials", type=int, default=len(VALUES), help="fewer, to try it")
     parser.add_argument("--ray-tune", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ray_tune:
-        tune_all(options.ray_tune)
+        tune_all(options.ray_tune, options.trials)
         return
     parts = [part for part in options.parts if part != "ray" or (RAY / "ray").is_dir()]
     if parts != options.parts:
@@ -241,15 +247,15 @@ def main() -> None:
     environment.hide_short_bars()
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, took in rounds(parts, options.rounds, options.share, Path(folder)):
+        for name, took in rounds(parts, options.rounds, options.trials, options.share, Path(folder)):
             seconds.setdefault(name, []).append(took)
             print(f"{name:8} {took:8.1f} s", flush=True)
     middle = {name: median(found) for name, found in seconds.items()}
     if "old" in middle:
-        alone = len(VALUES) * middle["old"]
+        alone = options.trials * middle["old"]
         print(
-            f"sweep of {len(VALUES)} trials {middle['sweep']:.0f} s, {len(VALUES)} old runs {alone:.0f} s "
-            f"({len(VALUES)} times the median of {len(seconds['old'])}): {middle['sweep'] / alone:.3f} of the time"
+            f"sweep of {options.trials} trials {middle['sweep']:.0f} s, as many old runs {alone:.0f} s "
+            f"({options.trials} times the median of {len(seconds['old'])}): {middle['sweep'] / alone:.3f} of the time"
         )
     if "ray" in middle:
         print(

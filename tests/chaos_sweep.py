@@ -47,6 +47,9 @@ STUCK_SECONDS = 900.0
 OPEN_SECONDS = 200.0
 """In which runs without a sign of life are found: heartbeats, and what looks at them."""
 
+NO_SERVER = "Failed to reach API"
+"""Last words of a command that was given while there was no server: it had not begun."""
+
 PASSWORDS = {
     "PREFECT_SERVER_API_AUTH_STRING": "team:only-for-kills",
     "PREFECT_API_AUTH_STRING": "team:only-for-kills",
@@ -240,9 +243,13 @@ def disturb(site: Site, kills: int, seed: int) -> tuple[Counter[str], list[str]]
         if (code := site.driver.poll()) is not None:
             if code == 0:
                 return killed, faults
-            faults.append(f"the command ended with {code}: {(site.root / 'driver.log').read_text()[-1500:]}")
+            words = (site.root / "driver.log").read_text().strip().splitlines()[-1]
+            say(f"the command ended with {code}, and is given again: {words}")
+            if NO_SERVER not in words:
+                faults.append(f"the command ended with {code}: {words}")
             if len(faults) > 2:
                 return killed, faults
+            time.sleep(5)
             site.give_command()
         now, before = time.monotonic(), ended
         ended = site.database.ended()
