@@ -135,7 +135,7 @@ class Site:
         return {one.name for one in workers if one.status and one.status.value == "ONLINE"}
 
     def give_command(self) -> None:
-        command = [sys.executable, "-m", "flows.cli", "sweep", str(self.config), "--sweep", str(self.space), "--json"]
+        command = [sys.executable, "-m", "flows.cli", "sweep", str(self.config), "--sweep", str(self.space)]
         command += ["--trials", str(self.trials), "--parallel", str(RUNNERS), "--pruner", "none"]
         command += ["--storage", self.database.address]
         with (self.root / "driver.log").open("ab") as log:
