@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import page, peers, speed
+from benchmarks import page, peers, speed, sweep
+from tasks.settings.loading import load_config, read_yaml
+from tasks.settings.space import grid, read_space, values_of
 from tests.conftest import ROOT, sentences, write_tokenizer
 
 
@@ -142,3 +144,16 @@ def test_scripts_that_pad_get_fewer_rows() -> None:
     assert [speed.fewer(name) for name in ("notebook", "transformers-example", "peft-example", "peft-flow")] == [
         *(16, 4, 1, 1)
     ]
+
+
+def test_sweep_and_its_rivals_try_the_same_values(tmp_path: Path) -> None:
+    """And they begin with the configuration as given, which is one of them: no trial more than the others have."""
+    place = sweep.Place(tmp_path, write_rows(tmp_path / "rows"))
+    place.write()
+    config, space = load_config(tmp_path / "job.yaml"), read_yaml(tmp_path / "space.yaml")
+    tried = [
+        {field.rpartition(".")[2]: value for field, value in values.items()}
+        for values in grid(read_space(space, config), values_of(config))
+    ]
+    given = {"learning_rate": config.training.learning_rate, "r": config.adapter.r, "seed": config.seed}
+    assert [given, *(values for values in tried if values != given)] == sweep.VALUES and len(tried) == 24

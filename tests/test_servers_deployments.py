@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from tasks.base import environment
 from tasks.servers import deployments
 from tasks.settings.config import RetrainConfig, RunConfig
 from tasks.settings.fields import InputError
@@ -30,6 +31,14 @@ def test_deployment_has_what_its_page_shows_and_valid_parameters(name: str) -> N
     assert entry["work_pool"]["name"] == (deployments.TRIALS_POOL if name == "sweep-runner" else deployments.POOL)
     kind = RetrainConfig if entry["entrypoint"].endswith(":retrain") else RunConfig
     checked(kind, entry.get("parameters", {}))
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_run_of_any_worker_shows_signs_of_life_as_often_as_the_automation_wants_them(name: str) -> None:
+    """Also that of a worker on another machine, whose environment is Prefect's own."""
+    told = ENTRIES[name]["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+    assert told == environment.DEFAULTS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+    assert 2 * float(told) < deployments.HEARTBEAT_SECONDS
 
 
 @pytest.mark.parametrize("name", ["finetune", "retrain", "predict"])

@@ -228,6 +228,24 @@ def test_every_trial_ends_once_whoever_dies(seed: int, sweep: Any, untold: list[
     assert driver.trials.running() == {} and runners.living == []
 
 
+def test_runner_that_a_killed_driver_had_started_and_that_is_ready_late_is_used(sweep: Any, monkeypatch: Any) -> None:
+    """It may hold the only place on its machine."""
+    monkeypatch.setattr("tasks.studies.sweep.time.sleep", lambda seconds: None)
+    driver = sweep(trials=4, parallel=1)
+    runners = Threads(driver.job, random.Random(0), 0.0)
+    assert runners.start() not in driver.trials.ready()
+    driver.run_elsewhere(runners)
+    assert "runner-1" in {driver.trials.frozen(number).user_attrs["runner"] for number in range(4)}
+
+
+def test_no_more_trials_run_at_a_time_than_were_asked_for(sweep: Any) -> None:
+    driver = sweep(parallel=2)
+    for name in ("first", "second", "third"):
+        driver.trials.tell_study(RUNNER + name, "one")
+    driver.assign(["first", "second", "third"])
+    assert len(driver.trials.running()) == 2
+
+
 def test_interrupted_trial_goes_to_the_machine_where_its_checkpoint_lies(sweep: Any) -> None:
     driver = sweep(parallel=3)
     for name, host in (("dead", "two"), ("first", "one"), ("second", "two")):

@@ -10,7 +10,7 @@ from tasks.base.sweeps import Outcome
 from tasks.scores.objective import objective
 from tasks.settings.config import SweepConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import checked
+from tasks.settings.loading import checked, from_text
 from tasks.settings.space import values_of
 from tasks.studies import trials as studies
 from tasks.studies.trials import Trials, check_sweep, kept_rows, packed, unpacked
@@ -209,6 +209,10 @@ def test_hopeless_trial_ends_early_and_a_good_one_does_not(pruner: Any, metric: 
     trials.finish(bad, Outcome(state="pruned", reason="validation/loss 0.9 after epoch 1"))
     found = trials.all()[bad]
     assert found.outcome.state == "pruned" and found.losses == {1: 0.9} and found.outcome.score is None
+
+
+def test_no_pruner_can_be_asked_for_on_the_command_line() -> None:
+    assert config(pruner=from_text("pruner", "none")).pruner == "none"
 
 
 def test_without_a_pruner_nothing_ends_early(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     AfterValidator,
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -168,6 +169,12 @@ class SweepConfig(RunConfig):
         description="Database that all machines reach, where trials run on several: postgresql://host/database; user "
         "and password in PGUSER and PGPASSWORD, on each machine. None: a file in mlruns/.",
     )
+
+    @field_validator("pruner", mode="before")
+    @classmethod
+    def _as_word(cls, value: object) -> object:
+        """On the command line `none` is no value at all."""
+        return "none" if value is None else value
 
     @property
     def budget_seconds(self) -> float:

@@ -166,6 +166,7 @@ class Driver:
         done, failures, pause_until = self.count_ended(), 0, 0.0
         try:
             while not self.is_over():
+                known |= set(self.trials.ready())  # also one that a killed driver had started, and that came late
                 alive = runners.alive(sorted(known - ended))
                 if lost := known - ended - set(alive):
                     ended |= lost
@@ -203,7 +204,7 @@ class Driver:
         ready, running = self.trials.ready(), self.trials.running()
         busy = {number for number, who in running.items() if who in alive}
         idle = [name for name in alive if name in ready and name not in running.values()]
-        while idle and (number := self.next(busy)) is not None:
+        while idle and len(busy) < self.job.config.parallel and (number := self.next(busy)) is not None:
             host = ready.get(running.get(number, ""))
             name = next((one for one in idle if ready[one] == host), idle[0])
             self.trials.assign(number, name)
