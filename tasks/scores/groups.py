@@ -203,7 +203,4 @@ def holm(p_values: Sequence[float], hypotheses: int) -> list[float]:
 def on_front(goodness: Sequence[float], costs: Sequence[float]) -> list[bool]:
     """Whether no other is as good at less cost, nor better at the same: Pareto's front."""
     pairs = list(zip(goodness, costs, strict=True))
-    return [
-        not any(g >= good and c <= cost and (g, c) != (good, cost) for g, c in pairs)
-        for good, cost in pairs
-    ]
+    return [not any(g >= good and c <= cost and (g, c) != (good, cost) for g, c in pairs) for good, cost in pairs]

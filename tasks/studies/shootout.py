@@ -158,7 +158,9 @@ def judge(
     ).drawn[:, :, task.metrics.index(metric)]
     found = measured([trial.outcome.score or 0.0 for trial in trials], drawn, len(labels))
     members = [
-        Group(tuple(places[trial.number] for trial in one), tuple(trial.values.get("seed", config.seed) for trial in one))
+        Group(
+            tuple(places[trial.number] for trial in one), tuple(trial.values.get("seed", config.seed) for trial in one)
+        )
         for one in groups
     ]
     ends = [
@@ -168,9 +170,7 @@ def judge(
     return ends, contrasts(found, members, confidence, pairs)
 
 
-def better_than(
-    metric: Metric, pairs: Sequence[Contrast], tested: Sequence[int], level: float
-) -> dict[int, list[int]]:
+def better_than(metric: Metric, pairs: Sequence[Contrast], tested: Sequence[int], level: float) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for pair in pairs:
         if pair.p_value < level:
@@ -222,13 +222,15 @@ def worth_a_table(config: SweepConfig, result: SweepResult) -> bool:
 def shootout_markdown(found: Shootout) -> str:
     """What the table says, the table, and what it rests on."""
     percent = f"{100 * found.confidence:g} %"
+    over, seeds, paired = (
+        ("the mean over the seeds, ", " and other seeds", " and seeds") if found.seeds > 1 else [""] * 3
+    )
     said = (
-        f"{capital(found.metric.title)} is on {counted(found.validation_rows, 'validation row')}"
-        f"{', the mean over the seeds,' if found.seeds > 1 else ''} with its {percent} interval: how far it would change "
-        f"with other rows{' and other seeds' if found.seeds > 1 else ''}. On the front are "
-        "those that nothing beats at the same cost or less. Better means significantly better than those, all "
-        f"{counted(found.tested * (found.tested - 1) // 2, 'pair')} together at {percent}: tests on the same rows"
-        f"{' and seeds' if found.seeds > 1 else ''}, corrected after Holm."
+        f"{capital(found.metric.title)} is on {counted(found.validation_rows, 'validation row')}, {over}with its "
+        f"{percent} interval: how far it would change with other rows{seeds}. On the front are those that nothing "
+        "beats at the same cost or less. Better means significantly better than those, all "
+        f"{counted(found.tested * (found.tested - 1) // 2, 'pair')} together at {percent}: tests on the same "
+        f"rows{paired}, corrected after Holm."
     )
     return "\n\n".join([front_sentence(found), shootout_table(found), said, *map(plain, found.notes)])
 
