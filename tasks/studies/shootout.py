@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import comb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.base.records import Interval
@@ -82,7 +83,7 @@ def compare_groups(config: SweepConfig, result: SweepResult, labels: "np.ndarray
     pairs: list[Contrast] = []
     if tested:
         chosen = [groups[place] for place in tested]
-        count = len(complete) * (len(complete) - 1) // 2
+        count = comb(len(complete), 2)
         found, pairs = judge(config, task, metric, chosen, tables, labels, result.confidence, count)
         intervals = dict(zip(tested, found, strict=True))
     costs = [[mean([trial.outcome.metrics.get(cost.metric) for trial in one]) for cost in COSTS] for one in groups]
@@ -222,16 +223,17 @@ def worth_a_table(config: SweepConfig, result: SweepResult) -> bool:
 def shootout_markdown(found: Shootout) -> str:
     """What the table says, the table, and what it rests on."""
     percent = f"{100 * found.confidence:g} %"
-    over, seeds, paired = (
-        ("the mean over the seeds, ", " and other seeds", " and seeds") if found.seeds > 1 else [""] * 3
-    )
+    over, seeds, paired = ("the mean over the seeds, ", " and other seeds", " and seeds") if found.seeds > 1 else [""] * 3
     said = (
         f"{capital(found.metric.title)} is on {counted(found.validation_rows, 'validation row')}, {over}with its "
         f"{percent} interval: how far it would change with other rows{seeds}. On the front are those that nothing "
-        "beats at the same cost or less. Better means significantly better than those, all "
-        f"{counted(found.tested * (found.tested - 1) // 2, 'pair')} together at {percent}: tests on the same "
-        f"rows{paired}, corrected after Holm."
+        "beats at the same cost or less."
     )
+    if found.tested > 1:
+        said += (
+            f" Better means significantly better than those, all {counted(comb(found.tested, 2), 'pair')} together at "
+            f"{percent}: tests on the same rows{paired}, corrected after Holm."
+        )
     return "\n\n".join([front_sentence(found), shootout_table(found), said, *map(plain, found.notes)])
 
 
