@@ -160,20 +160,22 @@ def test_picture_names_the_front_and_hides_no_name(tmp_path: Path) -> None:
     assert front_lines(found, 0)[0][:3] == (2_000, found.contenders[1].score, 100_000)
 
 
-def test_a_hundred_points_have_labels_that_cover_nothing() -> None:
+def test_sixty_points_have_labels_that_cover_nothing() -> None:
     from matplotlib.text import Text
 
     generator = np.random.default_rng(0)
     trials = [
         finished(place, {"adapter.method": "lora", "adapter.r": place}, 0.7 + 0.001 * place, parameters=float(cost))
-        for place, cost in enumerate(generator.integers(1000, 9_000_000, 100), 1)
+        for place, cost in enumerate(generator.integers(1000, 9_000_000, 60), 1)
     ]
     outcomes = [Outcome(**(trial.outcome.model_dump() | {"answers": ""})) for trial in trials]
     bare = [trial.model_copy(update={"outcome": outcome}) for trial, outcome in zip(trials, outcomes, strict=True)]
     found = compared(sweep(bare))
-    (axis,) = pareto_figure(found).axes
+    figure = pareto_figure(found)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
     boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the line to the point
-    assert len(boxes) > 40
+    assert len(boxes) > 30
     for place, box in enumerate(boxes):
         assert not box.shrunk(0.9, 0.9).count_overlaps(boxes[:place])
     front = [label.text for label in labels_of(found, 0) if label.important]
