@@ -177,3 +177,8 @@ def test_holm_is_that_of_statsmodels() -> None:
 def test_front_has_what_nothing_beats_for_as_little() -> None:
     goodness, costs = [0.9, 0.8, 0.8, 0.7, 0.9, 0.6], [10, 5, 5, 1, 12, 1]
     assert on_front(goodness, costs) == [True, True, True, True, False, False]
+    assert on_front([], []) == []
+    generator = np.random.default_rng(0)
+    pairs = [(int(good), int(cost)) for good, cost in generator.integers(0, 8, (60, 2))]
+    beaten = [any(g >= good and c <= cost and (g, c) != (good, cost) for g, c in pairs) for good, cost in pairs]
+    assert on_front(*zip(*pairs, strict=True)) == [not one for one in beaten]

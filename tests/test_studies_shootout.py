@@ -129,8 +129,8 @@ def test_many_places_are_counted() -> None:
 def test_answers_about_part_of_the_rows_are_said() -> None:
     found = compared(sweep(three_methods(), validation_rows=5000))
     assert found.notes == (
-        "Intervals and tests rest on the answers that were kept, about 200 of the 5,000 validation rows; they are wider "
-        "than all rows would make them.",
+        "Intervals and tests rest on the answers that were kept, about 200 of the 5,000 validation rows; they are "
+        "wider than all rows would make them.",
     )
 
 
@@ -153,7 +153,7 @@ def test_picture_names_the_front_and_hides_no_name(tmp_path: Path) -> None:
     assert draw_pareto(tmp_path / "plots", found)
     assert (tmp_path / "plots/pareto.png").stat().st_size > 10_000
     figure = pareto_figure(found)
-    assert [axis.get_xlabel() for axis in figure.axes][0] == "trained parameters"
+    assert figure.axes[0].get_xlabel() == "trained parameters"
     assert figure.axes[0].get_xscale() == "log" and figure.axes[1].get_xscale() == "linear"
     for axis in figure.axes:
         assert {text.get_text() for text in axis.texts} == {"1 lora", "2 ia3", "3"}
@@ -182,7 +182,9 @@ def test_sixty_points_have_labels_that_cover_nothing() -> None:
     assert set(front) <= {text.get_text() for text in axis.texts}
 
 
-@pytest.mark.parametrize("trials", [three_methods()[:6], [finished(place, {"adapter.r": place}) for place in (2, 4, 8)]])
+@pytest.mark.parametrize(
+    "trials", [three_methods()[:6], [finished(place, {"adapter.r": place}) for place in (2, 4, 8)]]
+)
 def test_too_little_for_a_picture(trials: list[Trial], tmp_path: Path) -> None:
     assert not draw_pareto(tmp_path / "plots", compared(sweep(trials)))
     assert not (tmp_path / "plots").exists()

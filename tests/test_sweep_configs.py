@@ -1,4 +1,4 @@
-"""The spaces in configs/sweeps: each can be read, and nothing that they try is refused by the model that they are for."""
+"""The spaces in configs/sweeps: each can be read, and no method in them is refused by the model that it is for."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -201,6 +201,11 @@ def holm(p_values: Sequence[float], hypotheses: int) -> list[float]:
 
 
 def on_front(goodness: Sequence[float], costs: Sequence[float]) -> list[bool]:
-    """Whether no other is as good at less cost, nor better at the same: Pareto's front."""
-    pairs = list(zip(goodness, costs, strict=True))
-    return [not any(g >= good and c <= cost and (g, c) != (good, cost) for g, c in pairs) for good, cost in pairs]
+    """Whether no other is as good at less cost, nor better at the same: Pareto's front. Equal ones are on it both."""
+    found = [False] * len(costs)
+    best = (-math.inf, math.inf)
+    for place in sorted(range(len(costs)), key=lambda one: (costs[one], -goodness[one])):
+        one = (goodness[place], costs[place])
+        if one[0] > best[0] or one == best:
+            found[place], best = True, one
+    return found

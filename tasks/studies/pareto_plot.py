@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.base.drawing import BEFORE, NEUTRAL, STYLE, log_scale, new_figure, reach, short
 from tasks.base.verdict import capital
 from tasks.base.words import counted
-from tasks.studies.shootout import COSTS, Shootout
+from tasks.studies.shootout import COSTS, MOST_GROUPS, Shootout
 from tasks.studies.values import values_words
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def labels_of(found: Shootout, place: int) -> list[Label]:
             one.fronts[place],
         )
         for number, one in enumerate(found.contenders, 1)
-        if one.costs[place] is not None
+        if one.costs[place] is not None and (one.fronts[place] or number <= MOST_GROUPS)
     ]
     return sorted(labels, key=lambda label: not label.important)
 

@@ -10,7 +10,7 @@ from tasks.base.sweeps import SweepResult, Trial
 from tasks.base.verdict import capital
 from tasks.base.words import counted, decimals, listed, markdown_table, plain
 from tasks.scores.groups import Contrast, Group, contrasts, means, measured, on_front
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.objective import Metric, objective
 from tasks.scores.statistics import bootstrap
 from tasks.settings.config import SweepConfig
 from tasks.studies.trials import unpacked
@@ -66,50 +66,49 @@ class Shootout(NamedTuple):
     """Best first."""
     tested: int
     """How many of them were compared: those with answers, at most MOST_GROUPS."""
-    answered_rows: int
-    """Validation rows whose answers were kept."""
     notes: tuple[str, ...]
 
 
 def compare_groups(config: SweepConfig, result: SweepResult, labels: "np.ndarray") -> Shootout:
     """What the finished trials say together; `labels`, (rows, ...), are those that their answers are about."""
-    task = objective(result.task)
-    metric = next(one for one in task.metrics if one.name == result.metric)
+    metric = metric_of(result)
     groups = sorted(grouped(result.trials), key=lambda one: -metric.sign * score_of(one))
-    tables = {trial.number: table for one in groups for trial in one if (table := answers(trial, labels)) is not None}
-    complete = [place for place, one in enumerate(groups) if all(trial.number in tables for trial in one)]
+    complete, tables = answered(groups, labels)
     tested = complete[:MOST_GROUPS]
-    intervals: dict[int, Interval] = {}
-    pairs: list[Contrast] = []
-    if tested:
-        chosen = [groups[place] for place in tested]
-        count = comb(len(complete), 2)
-        found, pairs = judge(config, task, metric, chosen, tables, labels, result.confidence, count)
-        intervals = dict(zip(tested, found, strict=True))
-    costs = [[mean([trial.outcome.metrics.get(cost.metric) for trial in one]) for cost in COSTS] for one in groups]
-    fronts = [front([metric.sign * score_of(one) for one in groups], column) for column in zip(*costs, strict=True)]
+    intervals, pairs = judge(config, result, [groups[place] for place in tested], tables, labels, len(complete))
+    found = dict(zip(tested, intervals, strict=True))
     beats = better_than(metric, pairs, tested, 1 - result.confidence)
+    costs = [tuple(mean([trial.outcome.metrics.get(cost.metric) for trial in one]) for cost in COSTS) for one in groups]
+    goodness = [metric.sign * score_of(one) for one in groups]
+    fronts = list(
+        zip(*(front(goodness, [all_of[place] for all_of in costs]) for place in range(len(COSTS))), strict=True)
+    )
+    contenders = (
+        Contender(
+            without_seed(one[0]),
+            tuple(one),
+            score_of(one),
+            found.get(place),
+            costs[place],
+            fronts[place],
+            tuple(beats.get(place, [])),
+        )
+        for place, one in enumerate(groups)
+    )
     return Shootout(
         metric=metric,
         confidence=result.confidence,
         validation_rows=result.validation_rows,
-        seeds=max((len(one) for one in groups), default=0),
-        contenders=tuple(
-            Contender(
-                values=without_seed(one[0]),
-                trials=tuple(one),
-                score=score_of(one),
-                interval=intervals.get(place),
-                costs=tuple(costs[place]),
-                fronts=tuple(column[place] for column in fronts),
-                beats=tuple(beats.get(place, [])),
-            )
-            for place, one in enumerate(groups)
-        ),
+        seeds=max(map(len, groups), default=0),
+        contenders=tuple(contenders),
         tested=len(tested),
-        answered_rows=len(labels),
         notes=tuple(notes(result, groups, complete)),
     )
+
+
+def metric_of(result: SweepResult) -> Metric:
+    """Of the validation rows."""
+    return next(one for one in objective(result.task).metrics if one.name == result.metric)
 
 
 def without_seed(trial: Trial) -> dict[str, Any]:
@@ -141,17 +140,30 @@ def answers(trial: Trial, labels: "np.ndarray") -> "np.ndarray | None":
     return table if table is not None and len(table) == len(labels) else None
 
 
+def answered(groups: Sequence[Sequence[Trial]], labels: "np.ndarray") -> "tuple[list[int], dict[int, np.ndarray]]":
+    """Places of the groups whose answers were all kept; of the best of them the answers, by number of the trial."""
+    complete: list[int] = []
+    tables: dict[int, np.ndarray] = {}
+    for place, one in enumerate(groups):
+        found = {trial.number: table for trial in one if (table := answers(trial, labels)) is not None}
+        if len(found) == len(one):
+            complete.append(place)
+            tables |= found if len(complete) <= MOST_GROUPS else {}
+    return complete, tables
+
+
 def judge(
     config: SweepConfig,
-    task: Objective,
-    metric: Metric,
+    result: SweepResult,
     groups: Sequence[Sequence[Trial]],
     tables: "Mapping[int, np.ndarray]",
     labels: "np.ndarray",
-    confidence: float,
-    pairs: int,
+    complete: int,
 ) -> tuple[list[Interval], list[Contrast]]:
-    """The mean of each group with its interval, and each pair."""
+    """The mean of each group with its interval, and each pair, of which there were more if groups were left out."""
+    if not groups:
+        return [], []
+    task, metric = objective(result.task), metric_of(result)
     trials = [trial for one in groups for trial in one]
     places = {trial.number: place for place, trial in enumerate(trials)}
     drawn = bootstrap(
@@ -166,9 +178,9 @@ def judge(
     ]
     ends = [
         one.model_copy(update={"low": max(metric.least, one.low), "high": min(metric.most, one.high)})
-        for one in means(found, members, confidence)
+        for one in means(found, members, result.confidence)
     ]
-    return ends, contrasts(found, members, confidence, pairs)
+    return ends, contrasts(found, members, result.confidence, comb(complete, 2))
 
 
 def better_than(metric: Metric, pairs: Sequence[Contrast], tested: Sequence[int], level: float) -> dict[int, list[int]]:
@@ -223,7 +235,9 @@ def worth_a_table(config: SweepConfig, result: SweepResult) -> bool:
 def shootout_markdown(found: Shootout) -> str:
     """What the table says, the table, and what it rests on."""
     percent = f"{100 * found.confidence:g} %"
-    over, seeds, paired = ("the mean over the seeds, ", " and other seeds", " and seeds") if found.seeds > 1 else [""] * 3
+    over, seeds, paired = (
+        ("the mean over the seeds, ", " and other seeds", " and seeds") if found.seeds > 1 else [""] * 3
+    )
     said = (
         f"{capital(found.metric.title)} is on {counted(found.validation_rows, 'validation row')}, {over}with its "
         f"{percent} interval: how far it would change with other rows{seeds}. On the front are those that nothing "

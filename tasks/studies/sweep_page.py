@@ -9,7 +9,7 @@ from tasks.base.verdict import capital
 from tasks.base.words import counted, format_p, markdown_table, plain, shown
 from tasks.scores.objective import Metric, objective
 from tasks.settings.config import SweepConfig
-from tasks.studies.shootout import Shootout, shootout_markdown, worth_a_table
+from tasks.studies.shootout import Shootout, metric_of, shootout_markdown, worth_a_table
 from tasks.studies.values import short_field, value_words, values_words
 
 MOST_ROWS = 30
@@ -59,11 +59,6 @@ def headline(result: SweepResult) -> str:
     return " ".join([validation_sentence(result), test_sentence(result), gain_sentence(result)])
 
 
-def metric_of(result: SweepResult) -> Metric:
-    """Of the validation rows."""
-    return next(one for one in objective(result.task).metrics if one.name == result.metric)
-
-
 def validation_sentence(result: SweepResult) -> str:
     """The best score, and the same without the luck of having been picked."""
     metric, finished = metric_of(result), result.count("finished")
@@ -105,16 +100,21 @@ def gain_sentence(result: SweepResult) -> str:
     """Did tuning help? Best against trial 0, on the same test rows."""
     if result.best == 0:
         others = result.count("finished") - 1
-        better = f"none of {others:,} others was better" if others else "there is no other to compare it with"
+        better = f"none of {counted(others, 'other')} was better" if others else "there is no other to compare it with"
         return f"Tuning has found nothing better: {better} on the validation rows."
     if not result.gain or not result.given_test:
         return f"Whether tuning helped cannot be told: {why_not_given(result)}."
     metric = objective(result.task).metrics[0]
-    gain = shown(result.gain.primary, f"{100 * result.confidence:g} % interval ")
     return (
         f"The configuration as given has {metric.shown(result.given_test.value)} on them; the best one minus that is "
-        f"{gain}{metric.direction}, p {format_p(result.gain.p_value)}: {result.verdict}."
+        f"{gain_words(result, result.gain)}: {result.verdict}."
     )
+
+
+def gain_words(result: SweepResult, gain: Difference) -> str:
+    interval = shown(gain.primary, f"{100 * result.confidence:g} % interval ")
+    direction = objective(result.task).metrics[0].direction
+    return f"{interval}{direction}, p {format_p(gain.p_value)}"
 
 
 def why_not_given(result: SweepResult) -> str:
@@ -156,14 +156,17 @@ def runs_sentence(result: SweepResult) -> str:
 def description(result: SweepResult) -> str:
     """The result in a few short lines of markdown, the verdict first, for MLflow's page of the parent."""
     picked, tested = metric_of(result), objective(result.task).metrics[0]
-    given = f", as given {tested.shown(result.given_test.value)}" if result.given_test else ""
     corrected = f"; not picked for it {picked.bounds(result.corrected)}" if result.count("finished") > 1 else ""
+    if result.gain:
+        gain = f"Best minus given on {counted(result.test_rows, 'test row')}: {gain_words(result, result.gain)}"
+    else:
+        gain = gain_sentence(result)
     lines = (
         f"**{capital(result.verdict)}**",
         f"Best: {named(result, result.best)}",
         f"Validation {picked.title}{picked.direction}: {picked.shown(result.naive)}{corrected}",
-        f"Test {tested.title}{tested.direction}: {tested.bounds(result.best_test)}{given}",
-        gain_sentence(result),
+        f"Test {tested.title}{tested.direction}: {tested.bounds(result.best_test)}",
+        gain,
         how_they_ended(result).splitlines()[0],
     )
     return "  \n".join(lines)  # two spaces: a line break in markdown

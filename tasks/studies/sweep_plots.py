@@ -3,14 +3,14 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base.drawing import STYLE, WIDTH, log_scale, short
 from tasks.base.sweeps import SweepResult
-from tasks.studies.sweep_page import metric_of
+from tasks.studies.shootout import metric_of
 from tasks.studies.values import short_field, value_words
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ def choice_words(choices: Sequence[Any]) -> dict[str, Any]:
 
 def choice_word(choice: Any) -> str:
     """tasks/settings/space.py has written lists and mappings as JSON."""
-    if isinstance(choice, str) and choice[:1] in "[{":
-        choice = json.loads(choice)
+    if isinstance(choice, str) and choice[:1] in ("[", "{"):
+        with suppress(ValueError):
+            choice = json.loads(choice)
     return short(value_words(choice))
 
 
