@@ -8,7 +8,7 @@ import pytest
 
 from tasks.base.sweeps import Outcome, SweepResult, Trial
 from tasks.settings.config import SweepConfig
-from tasks.studies.pareto_plot import draw_pareto, front_lines, labels_of, pareto_figure
+from tasks.studies.pareto_plot import draw_pareto, drawn_things, labels_of, pareto_figure
 from tasks.studies.shootout import Shootout, better_words, compare_groups, grouped, shootout_markdown, worth_a_table
 from tests import sweeps
 from tests.sweeps import ROWS, ended, finished, sweep
@@ -157,7 +157,7 @@ def test_picture_names_the_front_and_hides_no_name(tmp_path: Path) -> None:
     assert figure.axes[0].get_xscale() == "log" and figure.axes[1].get_xscale() == "linear"
     for axis in figure.axes:
         assert {text.get_text() for text in axis.texts} == {"1 lora", "2 ia3", "3"}
-    assert front_lines(found, 0)[0][:3] == (2_000, found.contenders[1].score, 100_000)
+    assert drawn_things(found, 0)[3][:3] == (2_000, found.contenders[1].score, 100_000)
 
 
 def test_sixty_points_have_labels_that_cover_nothing() -> None:

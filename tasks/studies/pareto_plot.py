@@ -5,16 +5,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.base.drawing import BEFORE, NEUTRAL, STYLE, log_scale, new_figure, reach, short
+from tasks.base.drawing import BEFORE, NEUTRAL, STYLE, log_scale, new_figure, reach
 from tasks.base.verdict import capital
 from tasks.base.words import counted
 from tasks.studies.shootout import COSTS, MOST_GROUPS, Shootout
 from tasks.studies.values import values_words
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 LEAST_GROUPS = 3
 """For a picture: with two there is nothing to choose along a front."""
@@ -40,13 +40,14 @@ def costs_known(found: Shootout) -> list[int]:
 def pareto_figure(found: Shootout) -> "Figure":
     places = costs_known(found)
     rows = counted(found.validation_rows, "validation row")
-    title = f"{capital(found.metric.title)} on {rows} against cost\nOrange: nothing beats it at the same cost or less"
+    meaning = "Orange: nothing beats it for as little; numbers as in the table"
+    title = f"{capital(found.metric.title)} on {rows} against cost\n{meaning}"
     figure, axes = new_figure(title, 0.8 + 3.8 * len(places), nrows=len(places))
     for axis, place in zip(axes, places, strict=True):
         draw_panel(axis, found, place)
     figure.draw_without_rendering()  # from here on it is known where points are, and labels do not move them
     for axis, place in zip(axes, places, strict=True):
-        label_points(axis, labels_of(found, place), front_lines(found, place))
+        label_points(axis, labels_of(found, place), drawn_things(found, place))
     return figure
 
 
@@ -82,85 +83,86 @@ class Label(NamedTuple):
 
 def labels_of(found: Shootout, place: int) -> list[Label]:
     """Those on the front first, with their names; of the others the numbers that they have in the table."""
-    labels = [
-        Label(
-            one.costs[place] or 0.0,
-            one.score,
-            f"{number} {short(values_words(one.values))}" if one.fronts[place] else f"{number}",
-            f"{number}",
-            one.fronts[place],
-        )
-        for number, one in enumerate(found.contenders, 1)
-        if one.costs[place] is not None and (one.fronts[place] or number <= MOST_GROUPS)
-    ]
+    labels = []
+    for number, one in enumerate(found.contenders, 1):
+        cost, front = one.costs[place], one.fronts[place]
+        if cost is not None and (front or number <= MOST_GROUPS):
+            name = values_words(one.values)
+            text = f"{number} {name}" if len(name) <= NAME_ROOM else f"{number}"
+            labels.append(Label(cost, one.score, text, f"{number}", front))
     return sorted(labels, key=lambda label: not label.important)
 
 
-def front_lines(found: Shootout, place: int) -> list[tuple[float, float, float, float]]:
-    """What is drawn of the front, as (left, low, right, high): labels should not stand on it."""
+def drawn_things(found: Shootout, place: int) -> list[tuple[float, float, float, float]]:
+    """All points, and what is drawn of the front, as (left, low, right, high): labels should not stand on them."""
     front = sorted(
         ((one.costs[place] or 0.0, one.score, one.interval) for one in found.contenders if one.fronts[place]),
         key=lambda one: one[0],
     )
+    points = [(cost, one.score) * 2 for one in found.contenders if (cost := one.costs[place]) is not None]
     steps = [
         line
         for (left, before, _), (right, after, _) in pairwise(front)
         for line in ((left, before, right, before), (right, min(before, after), right, max(before, after)))
     ]
-    return steps + [(cost, ends.low, cost, ends.high) for cost, _, ends in front if ends]
+    return points + steps + [(cost, ends.low, cost, ends.high) for cost, _, ends in front if ends]
 
 
-NEAR, FAR = (7, 11), (7, 11, 18, 28, 40, 55, 75)
+NEAREST = 18
+NEAR, FAR = (7, 11), (7, 11, NEAREST, 28, 40, 55, 75)
 """Points between a point and its label: that of a point on the front may stand far off, with a line to it."""
 
+SIDES = ((1, 0), (1, 1), (-1, 1), (0, 1), (1, -1), (-1, -1), (0, -1), (-1, 0))
+"""Where a label may stand, the first that is free: right of its point, right above, left above and so on."""
 
-def label_points(axis: "Axes", labels: Sequence[Label], lines: Sequence[tuple[float, float, float, float]]) -> None:
-    """Each where it covers no other label and no point, or not at all: a number that is missing hides nothing."""
-    from matplotlib.transforms import Bbox
+NAME_ROOM = 30
+"""Characters of a label; of a longer name only the number is written."""
 
-    unit = axis.figure.dpi / 72
-    points = [axis.transData.transform((label.x, label.y)) for label in labels]
-    taken = [Bbox.from_extents(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in points]
-    for line in lines:
-        (left, low), (right, high) = axis.transData.transform([line[:2], line[2:]])
-        taken.append(Bbox.from_extents(left - unit, low - unit, right + unit, high + unit))
-    for label, point in zip(labels, points, strict=True):
-        for text, distances in ((label.text, FAR if label.important else NEAR), (label.few, FAR)):
-            if (label.important or text == label.text) and place_label(axis, label, point, text, distances, taken):
+
+def label_points(axis: "Axes", labels: Sequence[Label], boxes: Sequence[tuple[float, float, float, float]]) -> None:
+    """Each where it covers no other label and nothing in `boxes`, which are as (left, low, right, high), or not at all:
+    a number that is missing hides nothing."""
+    import numpy as np
+
+    margin = 3 * axis.figure.dpi / 72
+    corners = axis.transData.transform(np.reshape(boxes, (-1, 2))).reshape(-1, 4)
+    taken = corners + np.array([-margin, -margin, margin, margin])
+    for label in labels:
+        for text, distances in ((label.text, FAR), (label.few, FAR)) if label.important else ((label.few, NEAR),):
+            if (box := place_label(axis, label, text, distances, taken)) is not None:
+                taken = np.vstack([taken, box])
                 break
 
 
 def place_label(
-    axis: "Axes", label: Label, point: Any, text: str, distances: Sequence[int], taken: "list[Bbox]"
-) -> bool:
-    from matplotlib.transforms import Bbox
+    axis: "Axes", label: Label, text: str, distances: Sequence[int], taken: "np.ndarray"
+) -> "np.ndarray | None":
+    """The box, in pixels, that the label has got; None where there was no room."""
+    import numpy as np
 
-    size = 10 if label.important else 8
-    drawn = axis.annotate(text, (label.x, label.y), fontsize=size, color="black" if label.important else NEUTRAL)
-    drawn.set_in_layout(False)
-    box = drawn.get_window_extent()
     unit, inside = axis.figure.dpi / 72, axis.get_window_extent()
+    look: Any = {"fontsize": 10 if label.important else 8, "color": "black" if label.important else NEUTRAL}
+    probe = axis.text(label.x, label.y, text, **look)
+    size = probe.get_window_extent().size
+    probe.remove()
+    point = axis.transData.transform((label.x, label.y))
     for distance in distances:
-        for across, up in ((1, 0), (1, 1), (-1, 1), (0, 1), (1, -1), (-1, -1), (0, -1), (-1, 0)):
-            x = point[0] + distance * unit * across + (across - 1) / 2 * box.width
-            y = point[1] + distance * unit * up + (up - 1) / 2 * box.height
-            found = Bbox.from_bounds(x, y, box.width, box.height)
-            within = inside.x0 <= found.x0 and found.x1 <= inside.x1 and inside.y0 <= found.y0 and found.y1 <= inside.y1
-            if within and not found.count_overlaps(taken):
-                drawn.remove()
+        for side in SIDES:
+            across = np.array(side)
+            corner = point + distance * unit * across + (across - 1) / 2 * size
+            box = np.concatenate([corner, corner + size])
+            free = (box[:2] >= taken[:, 2:]).any(1) | (box[2:] <= taken[:, :2]).any(1)
+            if free.all() and (box[:2] >= inside.min).all() and (box[2:] <= inside.max).all():
                 line: Any = {"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-                final = axis.annotate(
+                placed = axis.annotate(
                     text,
                     (label.x, label.y),
-                    xytext=((x - point[0]) / unit, (y - point[1]) / unit),
+                    xytext=(corner - point) / unit,
                     textcoords="offset points",
-                    fontsize=size,
-                    color=drawn.get_color(),
-                    arrowprops=line if distance > 18 else None,
+                    arrowprops=line if distance > NEAREST else None,
                     zorder=4,
+                    **look,
                 )
-                final.set_in_layout(False)
-                taken.append(found)
-                return True
-    drawn.remove()
-    return False
+                placed.set_in_layout(False)
+                return box
+    return None
