@@ -144,7 +144,7 @@ def test_variances_are_drawn_together_as_far_as_groups_are_alike(spread: float) 
     prior = prior_of([(value, freedom) for value in variances])
     assert prior.variance == pytest.approx(0.01, rel=0.1)
     assert 4 < prior.freedom < 10 if spread else prior.freedom > 25
-    assert prior.most == 6000
+    assert prior.most == pytest.approx(6000 * 6 / np.pi**2)  # 2 / (freedom * trigamma(freedom / 2))
 
 
 def test_groups_with_one_seed_know_what_the_others_say_and_no_more() -> None:

@@ -43,7 +43,7 @@ class Prior(NamedTuple):
     freedom: float
     """What it counts beside a group's own; 0 where nothing is known, infinite where all groups look alike."""
     most: float
-    """Degrees of freedom of all groups together, which no single variance can have more of."""
+    """Degrees of freedom of all groups together: no single variance can have more."""
 
 
 class Contrast(NamedTuple):
@@ -78,6 +78,10 @@ def contrasts(found: Measured, groups: Sequence[Group], confidence: float, pairs
     """Every pair of groups, paired on rows, and on seeds where both have the same: what is hard for both, or a seed
     does to both, then cancels out. p-values are from Student's t, then Holm's, Scandinavian Journal of Statistics 6
     (1979). Where `groups` were picked among more, `pairs` says how many pairs those were.
+
+    Simulated with six equal groups of three seeds, which spread twice as far as the rows allow to see: a difference is
+    found in 2 % of studies; in 4 % where seeds spread four times as far in some groups as in others. Where groups have
+    other seeds than each other, it is 6 and 10 %.
     """
     chosen = list(combinations(range(len(groups)), 2))
     parts = [differences(found, groups[i], groups[j]) for i, j in chosen]
@@ -145,9 +149,10 @@ def estimate(found: Measured, parts: Sequence["np.ndarray"], prior: Prior) -> Es
 def drawn_together(variance: float, freedom: float, prior: Prior) -> tuple[float, float]:
     """The variance with what the other groups say about it, and its degrees of freedom."""
     if prior.freedom == math.inf:
-        return prior.variance, prior.most
+        return prior.variance, max(freedom, prior.most)
     total = prior.freedom + freedom
-    return (prior.freedom * prior.variance + freedom * variance) / max(total, 1e-9), min(total, prior.most)
+    together = (prior.freedom * prior.variance + freedom * variance) / max(total, 1e-9)
+    return together, max(freedom, min(total, prior.most))
 
 
 def prior_of(variances: Sequence[tuple[float, float]], most: float | None = None) -> Prior:
@@ -163,6 +168,8 @@ def prior_of(variances: Sequence[tuple[float, float]], most: float | None = None
     half = known[:, 1] / 2
     logs = np.log(known[:, 0]) - digamma(half) + np.log(half)
     spread = float(logs.var(ddof=1) - polygamma(1, half).mean())
+    # the mean of logarithms knows less than the mean of the variances: as much as this part of their freedom
+    total *= float((1 / half / polygamma(1, half)).mean())
     if spread <= 0:
         return Prior(float(np.exp(logs.mean())), math.inf, total)
     freedom = 2 * inverse_trigamma(spread)
