@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.base.records import Interval
 
@@ -70,3 +70,14 @@ def short(name: str) -> str:
 def reach(intervals: Sequence[Interval]) -> list[list[float]]:
     """Intervals as matplotlib takes them: how far below and above the values."""
     return [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+
+
+def log_scale(axis: "Axes", which: Literal["x", "y"], ratio: float, whole: bool = False) -> None:
+    """With numbers, or only `whole` ones, as people write them: matplotlib's are formulas, which stay unread here."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+    side = axis.xaxis if which == "x" else axis.yaxis
+    side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,)))
+    side.set_major_formatter(FuncFormatter(lambda value, place: "" if whole and value % 1 else f"{value:,.10g}"))
+    side.set_minor_formatter(NullFormatter())
