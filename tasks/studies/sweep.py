@@ -16,9 +16,9 @@ from tasks.base.trouble import first_line
 from tasks.base.work import RunFolder
 from tasks.servers.runners import PoolRunners, ProcessRunners, Runners, is_deployed
 from tasks.settings.config import RunConfig
-from tasks.settings.space import shown
 from tasks.studies.runner import OUTCOME, Job, Runner
 from tasks.studies.trials import OVER, SECONDS, Trials
+from tasks.studies.values import values_words
 from tasks.tracking.patience import answered
 from tasks.tracking.run import PATIENCE_SECONDS
 from tasks.tracking.trials import tell_trial, told_trials
@@ -311,11 +311,3 @@ class Driver:
 
 def score_of(trials: Sequence[Trial], number: int) -> float:
     return next(trial.outcome.score or 0.0 for trial in trials if trial.number == number)
-
-
-def values_words(values: Mapping[str, Any]) -> str:
-    """`adapter.r 16, training.learning_rate 0.0021`"""
-    plain = {name: shown(value) for name, value in values.items()}
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in plain.items()
-    )

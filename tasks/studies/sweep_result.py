@@ -15,8 +15,11 @@ from tasks.scores.objective import objective
 from tasks.scores.selection import Picked, pick
 from tasks.scores.statistics import bootstrap, difference
 from tasks.sources.hub import NETWORK
+from tasks.studies.pareto_plot import draw_pareto
 from tasks.studies.runner import Job, rows_kept
-from tasks.studies.sweep_page import description, draw_sweep, sweep_markdown, verdict_of
+from tasks.studies.shootout import Shootout, compare_groups
+from tasks.studies.sweep_page import description, sweep_markdown, verdict_of
+from tasks.studies.sweep_plots import draw_sweep
 from tasks.studies.trials import unpacked
 from tasks.tracking.address import experiment_url, run_url
 from tasks.tracking.run import describe, log, log_files, send_all
@@ -33,7 +36,7 @@ PICTURES = {
     "pareto": "Score against what it costs",
     "history": "Score of each trial, and the best so far",
     "importances": "How much of the score hangs on each field",
-    "slice": "Score by each field",
+    "slices": "Score by each field",
     "contour": "Score by the two fields that matter most",
 }
 """Names and titles, in the order of the page."""
@@ -48,8 +51,9 @@ def summarize_sweep(work: str, job: Job, data: PreparedData, best: int, runs: Ma
     assert run_id
     trials = job.open()
     result, link = judge_sweep(run_id, job, data, trials.all(), best, runs), run_url(run_id)
-    page = sweep_markdown(job.config.run_config(), result)
-    log_sweep(work, result, page, trials.study)
+    compared = compare_groups(job.config, result, validation_labels(job, data))
+    page = sweep_markdown(job.config, result, compared)
+    log_sweep(work, result, compared, page, trials.study)
     send_all(work)
     links = f"[MLflow run {run_id}]({link}), [all runs of its experiment]({experiment_url(run_id)})"
     create_markdown_artifact(f"{page}\n{links}\n", key="comparison", description=result.verdict)
@@ -136,13 +140,14 @@ def config_fields(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(field for trial in trials for field in trial.values))
 
 
-def log_sweep(work: str, result: SweepResult, page: str, study: "optuna.Study") -> None:
+def log_sweep(work: str, result: SweepResult, compared: Shootout, page: str, study: "optuna.Study") -> None:
     """Complete the parent: page, pictures, and what tuning brought, under the names that single runs use."""
     folder = RunFolder(work)
     folder.staged.mkdir(exist_ok=True)
     folder.plots.mkdir(exist_ok=True)
     write_text(folder.staged / "sweep.md", page)
     draw_sweep(folder.plots, study, result)
+    draw_pareto(folder.plots, compared)
     log_files(work, "comparison", folder.staged)
     log_files(work, "plots", folder.plots)
     log(work, "params", {"sweep.trials": str(len(result.trials)), "sweep.best": str(result.best)})
