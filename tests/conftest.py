@@ -342,6 +342,8 @@ def without_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluation.plots.draw_all", leave_one)
+        for name in ("draw_sweep", "draw_pareto"):
+            patch.setattr(f"tasks.studies.sweep_result.{name}", lambda folder, *_: None)
         yield
 
 

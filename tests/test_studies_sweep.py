@@ -15,7 +15,7 @@ from tasks.base.work import RunFolder
 from tasks.studies import sweep as sweeps
 from tasks.studies.runner import Job, Runner
 from tasks.studies.sweep import Driver, finals, take_over
-from tasks.studies.trials import RUNNER
+from tasks.studies.trials import OVER, RUNNER
 from tests.conftest import without_pictures
 from tests.test_studies_runner import job
 
@@ -189,6 +189,9 @@ class Threads:
         return [name for name in self.living if name in known]
 
     def live(self, name: str) -> None:
+        if self.trials.told().get(OVER):
+            self.living.remove(name)
+            return
         if self.fates.random() < self.share:
             self.living.remove(name)
             self.deaths += 1
@@ -407,7 +410,11 @@ def test_nothing_of_the_trials_is_left_on_disk(at_home: SweepResult) -> None:
 
 
 def test_page_is_written_where_it_was_asked_for(at_home: SweepResult) -> None:
-    assert at_home.best_run and Path("page.md").read_text(encoding="utf-8").strip()
+    from tasks.studies.sweep_page import headline
+
+    text = Path("page.md").read_text(encoding="utf-8")
+    assert at_home.verdict in text.splitlines()[0].lower() and headline(at_home) in text
+    assert at_home.best_run in text and "| trial " in text
 
 
 @pytest.mark.parametrize("of", ["parent", "trial"])
