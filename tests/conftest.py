@@ -88,11 +88,13 @@ LONGEST_FIRST = (
     *("test_security.py", "test_registry_decisions.py", "test_finetune_flow.py", "test_training_resume.py"),
     *("test_sources_hub.py", "test_evaluation_references.py", "test_outages.py", "test_bad_input.py"),
     *("test_settings_methods.py", "test_training_fit.py", "test_retrain.py", "test_browser.py", "test_hub_faults.py"),
+    "test_studies_sweep.py",
 )
 """Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
 
 LONGEST_ENDURANCE_FIRST = (
     *("test_year.py", EACH_ALONE, *ONE_STACK, "test_kills.py", "test_finetune_flow.py", "test_training_resume.py"),
+    *("test_sweep_kills.py", "test_scores_selection.py", "test_scores_groups.py"),
     *("test_outages.py", "test_base_disk.py", "test_hub_faults.py", "test_benchmarks.py", "test_faults.py"),
     *("test_studies_rerun.py", "test_support.py", "test_browser.py", "test_retrain.py"),
 )
