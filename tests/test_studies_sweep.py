@@ -159,7 +159,7 @@ def test_what_people_see_is_how_far_it_is(sweep: Any, instant: list[int], caplog
     driver.trials.assign(driver.next(()), "here")
     with caplog.at_level("INFO"):
         driver.tell(["here"])
-    rows = {row[""]: row["now"] for row in driver.table(driver.trials.all(), ["here"])}
+    rows = {row["of the sweep"]: row["now"] for row in driver.table(driver.trials.all(), ["here"])}
     assert rows["trials ended"] == "3 of 5" and rows["running"] == "3" and rows["failed"] == "0"
     assert rows["best so far"].startswith("accuracy 0.520 on validation, trial 2: ")
     assert rows["time left"].startswith("about ")

@@ -297,7 +297,7 @@ class Driver:
             metric = self.job.metric
             score = metric.shown(score_of(trials, best))
             rows["best so far"] = f"{metric.title} {score} on validation, trial {best}: {values_words(values)}"
-        return [{"": name, "now": value} for name, value in rows.items()]
+        return [{"of the sweep": name, "now": value} for name, value in rows.items()]
 
     def time_left(self, ended: int) -> str:
         left, done = self.job.trials - ended, ended - self.finished_before
