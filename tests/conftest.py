@@ -87,9 +87,10 @@ EACH_ALONE = "test_chaos.py"
 
 LONGEST_FIRST = (
     *ONE_STACK,
-    *("test_security.py", "test_registry_decisions.py", "test_finetune_flow.py", "test_training_resume.py"),
-    *("test_sources_hub.py", "test_evaluation_references.py", "test_outages.py", "test_bad_input.py"),
-    *("test_settings_methods.py", "test_training_fit.py", "test_retrain.py", "test_browser.py", "test_hub_faults.py"),
+    *("test_finetune_flow.py", "test_security.py", "test_registry_decisions.py", "test_training_resume.py"),
+    *("test_sources_hub.py", "test_evaluation_references.py", "test_hub_faults.py", "test_outages.py"),
+    *("test_retrain.py", "test_browser.py", "test_settings_methods.py", "test_training_fit.py", "test_bad_input.py"),
+    "test_studies_learning_curve.py",
 )
 """Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
 
