@@ -4,12 +4,13 @@ import gc
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+from contextlib import chdir, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peft-flow-hf-")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="peft-flow-prefect-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, and waiting threads spin
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes a server, as in `peft-flow up`
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles our sources anew
 os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
@@ -77,18 +79,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quarter", type=int, choices=range(4), help="a quarter of the files that are left")
 
 
-ONE_STACK = ("test_servers_up.py", "test_up_in_browser.py")
-"""Files that share one `peft-flow up`."""
+ONE_STACK = ("test_up_in_browser.py", "test_servers_up.py")
+"""Files that share one `peft-flow up`; the second leaves it with passwords."""
 
 EACH_ALONE = "test_chaos.py"
 """A file whose tests take minutes each and share little."""
 
 LONGEST_FIRST = (
     *ONE_STACK,
-    *("test_security.py", "test_registry_decisions.py", "test_finetune_flow.py", "test_training_resume.py"),
-    *("test_sources_hub.py", "test_evaluation_references.py", "test_outages.py", "test_bad_input.py"),
-    *("test_settings_methods.py", "test_training_fit.py", "test_retrain.py", "test_browser.py", "test_hub_faults.py"),
-    "test_studies_sweep.py",
+    *("test_finetune_flow.py", "test_security.py", "test_registry_decisions.py", "test_training_resume.py"),
+    *("test_sources_hub.py", "test_evaluation_references.py", "test_hub_faults.py", "test_outages.py"),
+    *("test_retrain.py", "test_browser.py", "test_settings_methods.py", "test_training_fit.py", "test_bad_input.py"),
+    *("test_studies_learning_curve.py", "test_studies_sweep.py"),
 )
 """Files that take a minute or so: begun last, one would keep one core busy while the other has nothing to do."""
 
@@ -287,6 +289,17 @@ def libraries_are_no_garbage() -> Iterator[None]:
         gc.freeze()
 
 
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a test run share."""
+    base = factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+def copy_whole(old: Path, new: Path) -> None:
+    with whole(new, 0, flushed=False) as staged:
+        shutil.copy(old, staged)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fresh processes that this process starts are forks of one that has imported what they need; see forkserver.py."""
@@ -314,9 +327,29 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No power goes while tests run: files and databases that this process writes are left to the system to flush. It
+    is half of the time that a call of MLflow with a store of its own takes."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def unflushed(connection: Any, _: Any) -> None:
+        if "sqlite" in type(connection).__module__:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA synchronous=OFF")
+            cursor.close()
+
+    event.listen(Engine, "connect", unflushed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+    event.remove(Engine, "connect", unflushed)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def store_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MLflow makes its tables one after the other, which takes seconds: a copy of the first empty store is the same."""
-    empty, make = tmp_path_factory.mktemp("store") / "mlflow.db", opening.make_database
+    empty, make = of_all_workers(tmp_path_factory) / "empty-mlflow.db", opening.make_database
 
     def make_or_copy() -> None:
         database = STORE / "mlflow.db"
@@ -324,14 +357,21 @@ def store_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             return
         if not empty.exists():
             make()
-            shutil.copy(database, empty)
+            copy_whole(database, empty)
         else:
-            with whole(database, 0, flushed=False) as staged:
-                shutil.copy(empty, staged)
+            copy_whole(empty, database)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "make_database", make_or_copy)
         yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(store_made_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without any run, for a process of a test's own."""
+    with chdir(tmp_path_factory.mktemp("empty")):
+        opening.make_store()
+        return (STORE / "mlflow.db").resolve()
 
 
 @contextmanager
@@ -691,12 +731,33 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_harness() -> Iterator[None]:
-    """A Prefect API with a database of its own, started once: it takes about 14 s."""
-    from prefect.testing.utilities import prefect_test_harness
+def empty_prefect(tmp_path_factory: pytest.TempPathFactory, prefect_harness: None) -> Path:
+    """A database of Prefect without any run, for a server of a test's own: making its tables takes a core for 4 s."""
+    return of_all_workers(tmp_path_factory) / "empty-prefect.db"
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+
+@pytest.fixture(scope="session")
+def prefect_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect API with a database of its own, started once; the first makes the tables for all others."""
+    from prefect.testing import utilities
+
+    empty, folder = of_all_workers(tmp_path_factory) / "empty-prefect.db", tmp_path_factory.mktemp("prefect")
+    database, fresh = folder / "prefect-test.db", not empty.exists()
+    if not fresh:
+        copy_whole(empty, database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            if fresh:
+                connect = sqlite3.connect
+                with (
+                    whole(empty, 0, flushed=False) as staged,
+                    closing(connect(database)) as served,
+                    closing(connect(staged)) as copied,
+                ):
+                    served.backup(copied)
+            copy_whole(empty, Path(os.environ["PREFECT_HOME"]) / "prefect.db")  # of servers that commands start
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -751,16 +812,17 @@ class Hub:
 
 @pytest.fixture(scope="session")
 def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in's repositories: GPT-2 in real shape and tiny, the real Rotten Tomatoes; MiniLM where installed.
-
-    Made once for all workers: it takes half a minute.
-    """
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "hub"
+    """The stand-in's repositories: GPT-2 tiny, the real Rotten Tomatoes; MiniLM where installed. Made once for all
+    workers, and without GPT-2 in its real shape: no test asks for that half a gigabyte."""
+    root = of_all_workers(tmp_path_factory) / "hub"
     make = [sys.executable, str(SHARED / "hub/serve.py"), "--root", str(root), "--make-only"]
     with FileLock(f"{root}.lock"):
         if not (made := Path(f"{root}.made")).exists():
+            large = root / "models/openai-community/gpt2"
+            large.mkdir(parents=True)
+            (large / "model.safetensors").touch()  # is taken for made
             subprocess.run(make, check=True, capture_output=True)
+            shutil.rmtree(large)
             made.touch()
     return root
 

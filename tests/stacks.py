@@ -1,9 +1,11 @@
 """`peft-flow up` as the tests start it: in a folder, a Prefect database and at ports of its own."""
 
+import base64
 import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from tasks.sources.demo import demo_folder
 from tests.conftest import ROOT, free_port
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -51,6 +54,13 @@ def used_by_newer_prefect(home: Path) -> Iterator[Path]:
         yield database
 
 
+def with_the_demo_made(cache: Path) -> dict[str, str]:
+    """Environment of which `peft-flow up` takes the demo's model for made: at each start, it would pretrain it."""
+    (cache / "peft-flow" / demo_folder().name / "model").mkdir(parents=True, exist_ok=True)
+    fonts = os.environ.get("MPLCONFIGDIR") or str(demo_folder().parent.with_name("matplotlib"))  # listed in seconds
+    return {"XDG_CACHE_HOME": str(cache), "MPLCONFIGDIR": fonts}
+
+
 class Stack:
     """A stack in `folder`; it can be stopped or killed and started again there."""
 
@@ -62,22 +72,27 @@ class Stack:
                 (folder / name).symlink_to(ROOT / name)
         self.ports = free_port(), free_port()
         self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in self.ports)
+        self.pages = self.prefect, self.mlflow
+        """Addresses at which people open them."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
         self.environment = {
             **inherited,
             "PREFECT_HOME": str(folder / "prefect"),
             "PYTHONPATH": str(ROOT),
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # of its own it looks once a minute
+            **with_the_demo_made(folder / "cache"),
             **(environment or {}),
         }
+        self.options: tuple[str, ...] = ()
         self.log = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def begin(self, *options: str) -> None:
+        self.options = options or self.options
         ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "up", *ports, *options],
+                [sys.executable, "-m", "flows.cli", "up", *ports, *self.options],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
@@ -92,6 +107,30 @@ class Stack:
         until(lambda: "is up" in self.said() or process.poll() is not None, 180, "start")
         assert process.poll() is None, self.said()
         return self
+
+    def start_with_passwords(self, passwords: Mapping[str, str]) -> None:
+        """From now on it lets other machines in who know them, and so does what a client is told."""
+        self.environment |= passwords
+        self.start("--host", "0.0.0.0")
+        self.pages = tuple(f"http://{socket.gethostname()}:{port}" for port in self.ports)  # type: ignore[assignment]
+
+    @property
+    def login(self) -> str:
+        """USER:PASSWORD of Prefect; nothing where it asks for none."""
+        return self.environment.get("PREFECT_SERVER_API_AUTH_STRING", "")
+
+    def client_environment(self) -> dict[str, str]:
+        """What a command that uses this stack's Prefect server is told."""
+        told = self.environment | {"PREFECT_API_URL": f"{self.prefect}/api"}
+        return told | ({"PREFECT_API_AUTH_STRING": self.login} if self.login else {})
+
+    @property
+    def api(self) -> Any:
+        """MLflow's client."""
+        from mlflow import MlflowClient
+
+        user, password = (self.environment.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+        return MlflowClient(self.mlflow.replace("//", f"//{user}:{password}@") if password else self.mlflow)
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
@@ -145,6 +184,8 @@ class Stack:
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
+        if self.login:
+            request.add_header("authorization", f"Basic {base64.b64encode(self.login.encode()).decode()}")
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -192,10 +233,9 @@ class Stack:
 
     def mlflow_run(self, flow_run: str) -> Any:
         """The MLflow run that a flow run opened, None before it has; OSError where MLflow does not answer."""
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        api = MlflowClient(self.mlflow)
+        api = self.api
         try:
             experiments = [experiment.experiment_id for experiment in api.search_experiments()]
             found = api.search_runs(experiments, filter_string=f"tags.`prefect.flow_run_id` = '{flow_run}'")

@@ -68,12 +68,26 @@ def write_splits(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> str:
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `all_measured` has written; leave it as it is."""
+    return tmp_path_factory.mktemp("references")
+
+
+@pytest.fixture(scope="module")
+def all_measured(trained: Trained, place: Path) -> dict[str, Evaluation]:
+    """What each reference was measured at, by name."""
+    return {name: measure(name, trained.config, trained.data, place) for name in ("baseline", *CHEAP)}
+
+
 @pytest.mark.parametrize("name", ["baseline", *CHEAP])
-def test_every_reference_has_a_prediction_file_of_the_test_rows(name: Any, trained: Trained, tmp_path: Path) -> None:
-    result = measure(name, trained.config, trained.data, tmp_path)
+def test_every_reference_has_a_prediction_file_of_the_test_rows(
+    name: Any, trained: Trained, all_measured: dict[str, Evaluation], place: Path
+) -> None:
+    result = all_measured[name]
     file = Path(result.predictions)
-    assert file == prediction_file(name, trained.config, trained.data, tmp_path)
-    assert file.name == f"{name}.parquet" and file.parent.parent == tmp_path
+    assert file == prediction_file(name, trained.config, trained.data, place)
+    assert file.name == f"{name}.parquet" and file.parent.parent == place
     assert [path.name for path in file.parent.iterdir()] == [file.name], "whole, and nothing else"
     rows, labels, table = read_predictions(str(file))
     assert rows.tolist() == list(range(12)) and table.shape == (12, 2) and table.sum(1) == pytest.approx(1)
@@ -82,22 +96,24 @@ def test_every_reference_has_a_prediction_file_of_the_test_rows(name: Any, train
 
 
 @pytest.mark.parametrize("name", ["baseline", *CHEAP])
-def test_every_reference_is_the_same_every_time(name: Any, trained: Trained, tmp_path: Path) -> None:
-    first, second = (measure(name, trained.config, trained.data, tmp_path / place) for place in ("a", "b"))
-    assert first.sha256 == second.sha256 and first.scores == second.scores
+def test_every_reference_is_the_same_every_time(
+    name: Any, trained: Trained, all_measured: dict[str, Evaluation], tmp_path: Path
+) -> None:
+    again = measure(name, trained.config, trained.data, tmp_path)
+    assert all_measured[name].sha256 == again.sha256 and all_measured[name].scores == again.scores
 
 
-def test_references_and_adapter_are_about_the_same_rows(trained: Trained, measured: Evaluation, tmp_path: Path) -> None:
-    results = {name: measure(name, trained.config, trained.data, tmp_path) for name in CHEAP}
-    files = {name: result.predictions for name, result in results.items()}
+def test_references_and_adapter_are_about_the_same_rows(
+    all_measured: dict[str, Evaluation], measured: Evaluation
+) -> None:
+    files = {name: all_measured[name].predictions for name in CHEAP}
     assert len(paired_predictions({"tuned": measured.predictions, **files}).tables) == 1 + len(CHEAP)
 
 
-def test_the_reviews_can_be_learned_from_words_and_from_the_frozen_model(trained: Trained, tmp_path: Path) -> None:
-    accuracy = {name: measure(name, trained.config, trained.data, tmp_path).scores["accuracy"] for name in CHEAP}
-    assert accuracy["majority"] == 0.5
-    assert accuracy["tfidf"] >= 0.9
-    assert accuracy["probe"] >= 0.75
+def test_the_reviews_can_be_learned_from_words_and_from_the_frozen_model(all_measured: dict[str, Evaluation]) -> None:
+    assert all_measured["majority"].scores["accuracy"] == 0.5
+    assert all_measured["tfidf"].scores["accuracy"] >= 0.9
+    assert all_measured["probe"].scores["accuracy"] >= 0.75
 
 
 # --- majority --------------------------------------------------------------------------------------------------------

@@ -437,8 +437,11 @@ def until_it_trains(workplace: Path, **variables: str) -> "subprocess.Popen[str]
     return process
 
 
-def test_stopped_run_is_killed_in_mlflow(small_config: Any, workplace: Path, prefect_server: dict[str, str]) -> None:
+def test_stopped_run_is_killed_in_mlflow(
+    small_config: Any, workplace: Path, empty_store: Path, prefect_server: dict[str, str]
+) -> None:
     """SIGTERM to the command while it trains."""
+    shutil.copytree(empty_store.parent, workplace / "mlruns")
     config = small_config({"training": {"epochs": 9000}, "evaluation": {"references": []}})
     (workplace / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     process = until_it_trains(workplace, **prefect_server)
@@ -621,8 +624,9 @@ def test_failed_run_is_failed_in_mlflow_and_shows_its_configuration(
     }  # fmt: skip
 
 
+@pytest.mark.endurance
 @pytest.mark.hub
-def test_offline_run_asks_no_hub(
+def test_offline_job_asks_no_hub_and_gives_the_same_adapter(
     hub_job: subprocess.CompletedProcess[str], hub_place: Path, job_environment: dict[str, str]
 ) -> None:
     """The job again with `offline`, and at the Hub's address somebody who notes every call."""

@@ -345,7 +345,7 @@ def test_hub_that_goes_while_a_run_is_on_is_not_needed(fault: str, child: Child,
 # the command
 
 
-def finetune(child: Child, folder: Path) -> dict[str, Any]:
+def finetune(child: Child, folder: Path, *more: str) -> dict[str, Any]:
     options = {
         "model.name": "openai-community/gpt2-tiny",
         "data.name": "cornell-movie-review-data/rotten_tomatoes",
@@ -356,7 +356,7 @@ def finetune(child: Child, folder: Path) -> dict[str, Any]:
         "evaluation.references": "[]",
         "evaluation.bootstrap_samples": "200",
     }
-    return child.run("finetune", *(f"--{name}={value}" for name, value in options.items()), folder=folder)
+    return child.run("finetune", *(f"--{name}={value}" for name, value in options.items()), *more, folder=folder)
 
 
 @pytest.mark.hub
@@ -382,6 +382,16 @@ def test_whole_run_works_from_the_cache_with_the_hub_gone(
         shaky.up()
     assert done["code"] == 0, done["err"]
     assert "(the Hub did not answer: " in done["err"]
+
+
+@pytest.mark.hub
+def test_offline_run_asks_no_hub(child: Child, content: str, shaky: Proxy, tmp_path: Path) -> None:
+    """Where the libraries were loaded for work online, so that nothing but what they are told keeps them from it."""
+    child.load(empty=False)
+    asked = shaky.connections
+    done = finetune(child, tmp_path, "--offline=true", "--json")
+    assert done["code"] == 0, done["err"]
+    assert shaky.connections == asked and json.loads(done["out"])["status"] == "finished"
 
 
 def test_refusal_is_not_tried_again(pauses: list[float]) -> None:

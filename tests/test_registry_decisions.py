@@ -462,6 +462,7 @@ print(json.dumps(end))
 """
 
 
+@pytest.mark.endurance
 def test_of_two_processes_with_the_same_champion_in_mind_one_wins(api: Any, workplace: Path) -> None:
     promote("reviews", "1", "the first model", "first")
     processes = {

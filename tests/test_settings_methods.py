@@ -1,6 +1,7 @@
 """Every PEFT method on offer: attached to real models, trained two steps, saved, read back."""
 
 import dataclasses
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -38,6 +39,12 @@ ROUNDING = {"adalora": 1e-6, "glora": 1e-6}
 AdaLoRA leaves out what it pruned, so that sums are shorter by zeros and round otherwise. GLoRA was seen to differ by
 7e-9: its products of matrix and vector seem to round by where the numbers lie in memory.
 """
+
+WHOLE = ("gpt2", "bert")
+"""Families of which `make test` tries every method: one of Conv1D, one of Linear."""
+
+FEW = ("lora", "adalora", "beft", "prompt_tuning")
+"""Methods that `make test` tries on each family."""
 
 REFUSED = {"gpt2": NEED_LINEAR | {"prompt_tuning"}, "llama": {"prompt_tuning"}}
 
@@ -194,10 +201,20 @@ def test_every_method_on_every_family(method: str, family: str, load: Any, tmp_p
     train_save_and_read_back(method, load(family), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_check_before_training_accepts_exactly_what_then_attaches(family: str, load: Any) -> None:
+@pytest.mark.parametrize(
+    ("family", "methods"),
+    [
+        ("gpt2", METHODS),
+        ("bert", METHODS),
+        *((family, FEW) for family in FAMILIES if family not in WHOLE),
+        *(pytest.param(family, METHODS, marks=pytest.mark.endurance) for family in FAMILIES if family not in WHOLE),
+    ],
+)
+def test_the_check_before_training_accepts_exactly_what_then_attaches(
+    family: str, methods: Collection[str], load: Any
+) -> None:
     accepted, attached = set(), set()
-    for method in METHODS:
+    for method in methods:
         loaded = load(family)
         config = configure(method, loaded)
         empty = models.empty_classifier(models.load_config(loaded.source, config.model), loaded.source, config)
@@ -211,7 +228,7 @@ def test_the_check_before_training_accepts_exactly_what_then_attaches(family: st
             attached.add(method)
         except InputError as error:
             assert "Conv1D" in str(error)
-    assert accepted == set(METHODS) - REFUSED.get(family, set())
+    assert accepted == set(methods) - REFUSED.get(family, set())
     # prompt_tuning attaches to a decoder, but the decoder then reads a token in the middle of the text
     assert accepted == attached - (REFUSED.get(family, set()) & {"prompt_tuning"})
 

@@ -84,13 +84,13 @@ def what_counts(trained: TrainedAdapter) -> dict[str, Any]:
 
 
 JOBS: dict[str, tuple[dict[str, Any], str]] = {
-    "dropout": ({"adapter": {"dropout": 0.2}, "training": {"epochs": 3}}, "gpt2"),
+    "dropout": ({"adapter": {"dropout": 0.2}, "training": {"epochs": 2}}, "gpt2"),
     "accumulation": ({"training": {"epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2}}, "bert"),
     "unequal batches": ({"training": {"epochs": 2, "batch_size": 7, "gradient_accumulation_steps": 2}}, "gpt2"),
     "max steps": ({"training": {"max_steps": 10}}, "distilbert"),
     "early stopping": ({"training": {"epochs": 9, "early_stopping_patience": 1, "learning_rate": 0.05}}, "gpt2"),
     "cosine": ({"training": {"epochs": 2, "scheduler": "cosine", "warmup_fraction": 0.5}}, "roberta"),
-    "few log lines": ({"training": {"epochs": 3, "learning_rate": 0.001}}, "gpt2"),
+    "few log lines": ({"training": {"epochs": 2, "learning_rate": 0.001}}, "gpt2"),
     "adalora": ({"training": {"epochs": 4, "learning_rate": 0.05}, "adapter": {"method": "adalora", "r": 2}}, "gpt2"),
     "whole modules": ({"training": {"epochs": 2}}, "bert"),
 }
@@ -107,9 +107,9 @@ CUTS = ((0,), (2,), (6,), (5, 2, 1))
 @pytest.mark.parametrize(
     ("name", "attempts"),
     [
-        ("dropout", CUTS),
+        ("dropout", CUTS[2:]),
         *((name, CUTS[3:]) for name in list(JOBS)[1:]),
-        *(rarely(name, CUTS) for name in list(JOBS)[1:]),
+        *(rarely(name, CUTS) for name in JOBS),
     ],
 )
 def test_interrupted_training_ends_with_the_same_bits(
@@ -317,7 +317,8 @@ def test_checkpoints_cost_at_most_their_share_of_the_time(job: Any, monkeypatch:
         clock[0] += progress.point is None
 
     monkeypatch.setattr("tasks.training.trainer.write_checkpoint", write_slowly)
-    one = job({"training": {"epochs": 40}})
+    monkeypatch.setattr(resume, "MOST_SHARE", 0.1)
+    one = job({"training": {"epochs": 8}})
     fit_adapter(one.config, one.data, one.root / "run", Watcher(report))
     assert written[0] <= 6 and len(written) >= 2
     assert all(later - earlier >= 2 / resume.MOST_SHARE for earlier, later in pairwise(written))
