@@ -258,6 +258,22 @@ def test_interrupted_trial_goes_to_the_machine_where_its_checkpoint_lies(sweep: 
     assert driver.trials.running() == {0: "second", 1: "first"}
 
 
+def test_server_that_does_not_answer_when_a_runner_is_to_start_is_asked_again(sweep: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tasks.studies.sweep.time.sleep", lambda seconds: None)
+    driver = sweep(trials=3, parallel=1)
+    runners = Threads(driver.job, random.Random(0), 0.0)
+    start, answers = runners.start, iter([ConnectionError("refused"), ConnectionError("refused")])
+
+    def broken() -> str:
+        if error := next(answers, None):
+            raise error
+        return start()
+
+    runners.start = broken  # type: ignore[method-assign]
+    driver.run_elsewhere(runners)
+    assert driver.is_over() and runners.started == 1
+
+
 def test_runner_that_is_not_ready_gets_no_trial(sweep: Any) -> None:
     driver = sweep(parallel=2)
     driver.assign(["first"])

@@ -143,8 +143,8 @@ class SweepConfig(RunConfig):
 
     space: dict[str, Any] = Field(
         description="What varies: fields by section, each with a list of choices, or low and high with log or step, "
-        'for example {"training": {"learning_rate": {"low": 0.0001, "high": 0.01, "log": true}}}. when, in a field, names '
-        "the values of another with which it varies.",
+        'for example {"training": {"learning_rate": {"low": 0.0001, "high": 0.01, "log": true}}}. when, in a field, '
+        "names the values of another with which it varies.",
     )
     trials: int | None = Field(
         None,

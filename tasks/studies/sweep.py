@@ -12,7 +12,7 @@ from prefect import task
 from tasks.base.progress import amount, table_artifact, tell, warn
 from tasks.base.records import TrainedAdapter, read_record
 from tasks.base.sweeps import Outcome, State, Trial
-from tasks.base.trouble import first_line
+from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import RunFolder
 from tasks.servers.runners import PoolRunners, ProcessRunners, Runners, is_deployed
 from tasks.settings.config import RunConfig
@@ -179,7 +179,7 @@ class Driver:
                         pause_until = time.monotonic() + PAUSE_SECONDS
                 self.assign(alive)
                 if time.monotonic() > pause_until:
-                    known |= {runners.start() for _ in range(self.wanted() - len(alive))}
+                    known |= started(runners, self.wanted() - len(alive))
                 self.tell(alive)
                 time.sleep(LOOK_SECONDS)
             self.trials.tell_study(OVER, True)
@@ -307,6 +307,18 @@ class Driver:
         guess = (time.monotonic() - self.begun) / done * left if done > 0 else float("inf")
         soonest = min(guess, max(0.0, budget))
         return f"about {amount(soonest)}" if soonest < float("inf") else "not known yet"
+
+
+def started(runners: Runners, count: int) -> set[str]:
+    """Names of so many new ones; of fewer, where nobody answers who could start them: asked again at the next look."""
+    names = set[str]()
+    try:
+        for _ in range(count):
+            names.add(runners.start())
+    except Exception as error:
+        if not is_network_trouble(error):
+            raise
+    return names
 
 
 def score_of(trials: Sequence[Trial], number: int) -> float:
