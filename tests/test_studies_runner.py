@@ -198,7 +198,7 @@ class Points:
 
 
 @pytest.mark.parametrize(("more", "seen"), [({}, 0.7), ({"training": {"focal_gamma": [0, 1, 2]}}, -0.3)])
-def test_pruner_sees_the_validation_loss_of_each_epoch_but_the_last_or_the_score_where_losses_differ(
+def test_pruner_sees_the_validation_loss_of_each_epoch_or_the_score_where_losses_differ(
     more: dict[str, Any], seen: float, small_config: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = asked(job(small_config(), {**LEAST, **more}), {})
@@ -208,7 +208,7 @@ def test_pruner_sees_the_validation_loss_of_each_epoch_but_the_last_or_the_score
     runner.trials.report = lambda *reported: told.append(reported) or len(told) > 1  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         runner.fit(runner.job.config, data, Path("folder"), 0)  # the given one is never ended
-    assert [epoch for _, _, epoch in told] == [1, 2] and told[1][1] == pytest.approx(seen)
+    assert [epoch for _, _, epoch in told] == [1, 2, 3] and told[1][1] == pytest.approx(seen)
     told.clear()
     with pytest.raises(runners.Hopeless, match="after epoch 2") as caught:
         runner.fit(runner.job.config, data, Path("folder"), 1)

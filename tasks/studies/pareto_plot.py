@@ -40,7 +40,8 @@ def costs_known(found: Shootout) -> list[int]:
 def pareto_figure(found: Shootout) -> "Figure":
     places = costs_known(found)
     rows = counted(found.validation_rows, "validation row")
-    meaning = "Orange: nothing beats it for as little; numbers as in the table"
+    numbers = "numbers of trials" if found.seeds == 1 else "numbers as in the table"
+    meaning = f"Orange: nothing beats it for as little; {numbers}"
     title = f"{capital(found.metric.title)} on {rows} against cost\n{meaning}"
     figure, axes = new_figure(title, 0.8 + 3.8 * len(places), nrows=len(places))
     for axis, place in zip(axes, places, strict=True):
@@ -84,9 +85,9 @@ class Label(NamedTuple):
 def labels_of(found: Shootout, place: int) -> list[Label]:
     """Those on the front first, with their names; of the others the numbers that they have in the table."""
     labels = []
-    for number, one in enumerate(found.contenders, 1):
+    for order, (number, one) in enumerate(zip(found.numbers, found.contenders, strict=True)):
         cost, front = one.costs[place], one.fronts[place]
-        if cost is not None and (front or number <= MOST_GROUPS):
+        if cost is not None and (front or order < MOST_GROUPS):
             name = values_words(one.values)
             text = f"{number} {name}" if len(name) <= NAME_ROOM else f"{number}"
             labels.append(Label(cost, one.score, text, f"{number}", front))

@@ -178,11 +178,12 @@ class Runner:
 
         def report(progress: "Progress") -> None:
             metrics = progress.point.metrics if progress.point else {}
-            if seen not in metrics or progress.step >= progress.total_steps:  # at its end it is over anyway
+            if seen not in metrics:
                 return
             epoch, value = -(-progress.step // per_epoch), metrics[seen]
             hopeless = self.trials.report(number, value if a_loss else -self.job.metric.sign * value, epoch)
-            if hopeless and number:  # with the configuration as given the best one is compared
+            at_its_end = progress.step >= progress.total_steps
+            if hopeless and number and not at_its_end:  # with the given configuration, 0, the best one is compared
                 raise Hopeless(f"{seen} {value:.4g} after epoch {epoch}", metrics)
 
         with polite_stop() as stop:

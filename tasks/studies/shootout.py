@@ -68,6 +68,10 @@ class Shootout(NamedTuple):
     """How many of them were compared: those with answers, at most MOST_GROUPS."""
     notes: tuple[str, ...]
 
+    @property
+    def numbers(self) -> list[int]:
+        return numbers_of([one.trials for one in self.contenders])
+
 
 def compare_groups(config: SweepConfig, result: SweepResult, labels: "np.ndarray") -> Shootout:
     """What the finished trials say together; `labels`, (rows, ...), are those that their answers are about."""
@@ -203,8 +207,8 @@ def front(goodness: Sequence[float], costs: Sequence[float | None]) -> list[bool
 
 
 def notes(result: SweepResult, groups: Sequence[Sequence[Trial]], complete: Sequence[int]) -> list[str]:
-    found = []
-    if missing := [place + 1 for place in range(len(groups)) if place not in set(complete)]:
+    found, numbers = [], numbers_of(groups)
+    if missing := [numbers[place] for place in range(len(groups)) if place not in set(complete)]:
         found.append(
             f"Without interval and test, because not all of their answers about the validation rows were kept: "
             f"#{listed(missing)}."
@@ -214,7 +218,7 @@ def notes(result: SweepResult, groups: Sequence[Sequence[Trial]], complete: Sequ
     most = max((len(one) for one in groups), default=0)
     if most == 1:
         found.append("Each has one seed: intervals and tests are about other rows, not about other seeds.")
-    elif fewer := [place + 1 for place, one in enumerate(groups) if len(one) < most]:
+    elif fewer := [number for number, one in zip(numbers, groups, strict=True) if len(one) < most]:
         found.append(f"Fewer seeds than the {most} of the others: #{listed(fewer)}.")
     if result.picked_on < result.validation_rows:
         found.append(
@@ -222,6 +226,12 @@ def notes(result: SweepResult, groups: Sequence[Sequence[Trial]], complete: Sequ
             f"{counted(result.validation_rows, 'validation row')}; they are wider than all rows would make them."
         )
     return found
+
+
+def numbers_of(groups: Sequence[Sequence[Trial]]) -> list[int]:
+    """What people find each by: where each is one trial, its number; else its place, from 1 on."""
+    alone = all(len(one) == 1 for one in groups)
+    return [one[0].number if alone else place for place, one in enumerate(groups, 1)]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -253,7 +263,7 @@ def shootout_markdown(found: Shootout) -> str:
 
 def front_sentence(found: Shootout) -> str:
     first, *others = found.contenders
-    who = f"Best is {plain(values_words(first.values))}, with {found.metric.title} {score_words(found, first)}"
+    who = f"Best is {values_words(first.values)}, with {found.metric.title} {score_words(found, first)}"
     if not others:
         return f"{who}; there is nothing to compare it with."
     if len(first.beats) == len(others):
@@ -270,9 +280,9 @@ def score_words(found: Shootout, one: Contender) -> str:
 
 
 def shootout_table(found: Shootout) -> str:
-    shown = found.contenders[:MOST_GROUPS]
+    shown, numbers = found.contenders[:MOST_GROUPS], found.numbers
     header = (
-        "#",
+        "trial" if found.seeds == 1 else "#",
         "configuration",
         found.metric.title + found.metric.direction,
         "seeds",
@@ -282,15 +292,15 @@ def shootout_table(found: Shootout) -> str:
     )
     rows = [
         (
-            f"{place}",
-            plain(values_words(one.values)),
+            f"{number}",
+            values_words(one.values),
             score_words(found, one),
             f"{len(one.trials)}",
             *(cost_words(cost) for cost in one.costs),
             ", ".join(cost.short_title for cost, on in zip(COSTS, one.fronts, strict=True) if on) or "-",
-            better_words(one.beats),
+            better_words([numbers[place] for place in one.beats]),
         )
-        for place, one in enumerate(shown, 1)
+        for number, one in zip(numbers, shown, strict=False)  # of the best
     ]
     more = len(found.contenders) - len(shown)
     return markdown_table(header, rows) + (f"\n\nAnd {more:,} more that are no better." if more else "")
@@ -304,7 +314,7 @@ MOST_NAMED = 4
 """So many places are named in a cell; of more, how many they are."""
 
 
-def better_words(places: Sequence[int]) -> str:
-    if len(places) > MOST_NAMED:
-        return f"{len(places)} others"
-    return ", ".join(f"#{place + 1}" for place in places) or "-"
+def better_words(numbers: Sequence[int]) -> str:
+    if len(numbers) > MOST_NAMED:
+        return f"{len(numbers)} others"
+    return ", ".join(f"#{number}" for number in numbers) or "-"
