@@ -123,7 +123,7 @@ def test_single_configuration_has_nothing_to_be_compared_with() -> None:
 
 
 def test_many_places_are_counted() -> None:
-    assert (better_words([]), better_words([2, 0]), better_words(range(7))) == ("-", "#3, #1", "7 others")
+    assert (better_words([]), better_words([3, 1]), better_words(range(7))) == ("-", "#3, #1", "7 others")
 
 
 def test_answers_about_part_of_the_rows_are_said() -> None:

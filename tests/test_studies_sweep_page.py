@@ -173,3 +173,10 @@ def test_values_are_said_without_their_sections(values: dict[str, Any], words: s
 def test_what_data_say_is_no_markdown() -> None:
     result = sweep([finished(0, {"adapter.target_modules": ["<b>[x](y)"]}), *usual()[1:]])
     assert "<b>" not in sweep_markdown(CONFIG, result)
+
+
+def test_names_of_fields_are_read_in_a_terminal_as_well() -> None:
+    from tasks.studies.values import marked
+
+    assert marked("learning_rate 0.003, batch_size 8") == "learning_rate 0.003, batch_size 8"
+    assert marked("_hidden <b>") == "\\_hidden \\<b\\>"

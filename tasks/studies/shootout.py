@@ -14,7 +14,7 @@ from tasks.scores.objective import Metric, objective
 from tasks.scores.statistics import bootstrap
 from tasks.settings.config import SweepConfig
 from tasks.studies.trials import unpacked
-from tasks.studies.values import values_words
+from tasks.studies.values import marked, values_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,7 +263,7 @@ def shootout_markdown(found: Shootout) -> str:
 
 def front_sentence(found: Shootout) -> str:
     first, *others = found.contenders
-    who = f"Best is {values_words(first.values)}, with {found.metric.title} {score_words(found, first)}"
+    who = f"Best is {marked(values_words(first.values))}, with {found.metric.title} {score_words(found, first)}"
     if not others:
         return f"{who}; there is nothing to compare it with."
     if len(first.beats) == len(others):
@@ -293,7 +293,7 @@ def shootout_table(found: Shootout) -> str:
     rows = [
         (
             f"{number}",
-            values_words(one.values),
+            marked(values_words(one.values)),
             score_words(found, one),
             f"{len(one.trials)}",
             *(cost_words(cost) for cost in one.costs),

@@ -10,7 +10,7 @@ from tasks.base.words import counted, format_p, markdown_table, plain, shown
 from tasks.scores.objective import Metric, objective
 from tasks.settings.config import SweepConfig
 from tasks.studies.shootout import Shootout, metric_of, shootout_markdown, worth_a_table
-from tasks.studies.values import short_field, value_words, values_words
+from tasks.studies.values import marked, short_field, value_words, values_words
 
 MOST_ROWS = 30
 """Of the table of trials: all of them are in MLflow."""
@@ -80,7 +80,7 @@ def named(result: SweepResult, number: int) -> str:
     """Trial 0 is the configuration as given, and of others it matters what they tried."""
     if number == 0:
         return "the configuration as given (trial 0)"
-    return f"trial {number} ({values_words(result.trial(number).values)})"
+    return f"trial {number} ({marked(values_words(result.trial(number).values))})"
 
 
 def with_interval(metric: Metric, result: SweepResult, score: Interval) -> str:
@@ -180,7 +180,7 @@ def choice_table(result: SweepResult) -> str:
     given, best = result.trial(0).values, result.trial(result.best).values
 
     def cell(values: dict[str, object], field: str) -> str:
-        return value_words(values[field]) if field in values else "-"
+        return marked(value_words(values[field])) if field in values else "-"
 
     rows = [(short_field(field), cell(given, field), cell(best, field)) for field in result.fields]
     return markdown_table(("field", "as given", f"best (trial {result.best})"), rows)
@@ -192,7 +192,7 @@ def trials_table(result: SweepResult, most: int = MOST_ROWS) -> str:
     rows = [
         (
             f"{trial.number}",
-            values_words(trial.values),
+            marked(values_words(trial.values)),
             "-" if trial.outcome.score is None else metric.shown(trial.outcome.score),
             f"{max(trial.losses)}" if trial.losses else "-",
             "-" if trial.seconds is None else f"{trial.seconds:,.0f}",

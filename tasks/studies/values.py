@@ -1,12 +1,20 @@
 """What a trial tries, as people read it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from tasks.base.words import plain
 
 
 def values_words(values: Mapping[str, Any]) -> str:
     """`lora, r 16, learning_rate 0.001`: fields without their section, which nobody needs to tell them apart."""
     return ", ".join(one_word(field, value) for field, value in values.items()) or "as given"
+
+
+def marked(words: str) -> str:
+    """`words` for markdown that is read in a terminal too: the underscore within a name means nothing there."""
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", plain(words))
 
 
 SPEAKS_FOR_ITSELF = ("adapter.method", "adapter.options", "model.name")
