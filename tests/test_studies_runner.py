@@ -227,6 +227,7 @@ def test_runner_says_that_it_is_ready_runs_what_it_is_assigned_and_ends_when_it_
     looked = []
 
     def look(seconds: float) -> None:
+        driver.look()
         looked.append(driver.ready())
         driver.tell_study(OVER, True)
 

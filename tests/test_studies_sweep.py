@@ -184,6 +184,7 @@ class Threads:
         return self.living[-1]
 
     def alive(self, known: Sequence[str]) -> list[str]:
+        self.trials.look()
         for name in [*self.living]:
             self.live(name)
         return [name for name in self.living if name in known]

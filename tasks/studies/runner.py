@@ -278,6 +278,7 @@ def serve(job: Job, name: str, share: int) -> None:
     trials.tell_study(RUNNER + name, socket.gethostname())
     idle_since = time.monotonic()
     while time.monotonic() - idle_since < IDLE_SECONDS:
+        trials.look()
         mine = [number for number, who in trials.running().items() if who == name]
         for number in mine:
             runner.run(number)

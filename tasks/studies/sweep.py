@@ -26,7 +26,7 @@ from tasks.tracking.trials import tell_trial, told_trials
 HERE = "here"
 """Runner in the driver's own process."""
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, LOOK_SHARE, MOST_LOOK_SECONDS = 0.25, 0.02, 2.0
 
 MOST_STARTS = 4
 """A trial whose process was killed so often brings it down itself, by its need of memory for example."""
@@ -166,6 +166,7 @@ class Driver:
         done, failures, pause_until = self.count_ended(), 0, 0.0
         try:
             while not self.is_over():
+                self.trials.look()
                 known |= set(self.trials.ready())  # also one that a killed driver had started, and that came late
                 alive = runners.alive(sorted(known - ended))
                 if lost := known - ended - set(alive):
@@ -181,7 +182,7 @@ class Driver:
                 if time.monotonic() > pause_until:
                     known |= started(runners, self.wanted() - len(alive))
                 self.tell(alive)
-                time.sleep(LOOK_SECONDS)
+                time.sleep(self.pause())
             self.trials.tell_study(OVER, True)
             self.tell([], at_once=True)
             until = time.monotonic() + OVER_SECONDS
@@ -189,6 +190,12 @@ class Driver:
                 time.sleep(LOOK_SECONDS)
         finally:
             runners.stop()
+
+    def pause(self) -> float:
+        """Seconds until the next look: a small part of what a trial takes, for each look costs the trials some time."""
+        done = self.count_ended() - self.finished_before
+        each = (time.monotonic() - self.begun) / done if done > 0 else 0.0
+        return min(max(LOOK_SECONDS, LOOK_SHARE * each * self.job.config.parallel), MOST_LOOK_SECONDS)
 
     def wanted(self) -> int:
         """Runners that there should be: no more than there are trials left."""

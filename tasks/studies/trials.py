@@ -73,6 +73,9 @@ class Trials:
         self.config, self.space = config, read_space(config.space, config.run_config())
         self.base, self.metric = values_of(config.run_config()), metric
         self.ended: dict[int, Trial] = {}
+        self.looked: list[optuna.trial.FrozenTrial] | None = None
+        self.heard: dict[str, Any] | None = None
+        """What the study had at the last look; None: to be looked up."""
         with quiet():
             self.study = optuna.create_study(
                 storage=patiently(lambda: opened(storage)),
@@ -84,10 +87,18 @@ class Trials:
 
     # --- asking
 
+    def look(self) -> None:
+        """Others may have told the study something since: what this process tells it is known without."""
+        self.looked = self.heard = None
+
+    def found(self) -> "list[optuna.trial.FrozenTrial]":
+        if self.looked is None:
+            self.looked = patiently(lambda: self.study.get_trials(deepcopy=False))
+        return self.looked
+
     def all(self) -> list[Trial]:
         """In the order of their numbers."""
-        found = patiently(lambda: self.study.get_trials(deepcopy=False))
-        return [self.ended.get(one.number) or self.read(one) for one in found]
+        return [self.ended.get(one.number) or self.read(one) for one in self.found()]
 
     def read(self, found: "optuna.trial.FrozenTrial") -> Trial:
         trial = trial_of(found)
@@ -97,14 +108,14 @@ class Trials:
 
     def running(self) -> dict[int, str]:
         """Numbers of the trials that have not ended, and who runs them; nobody where that is not known yet."""
-        from optuna.trial import TrialState
-
-        found = patiently(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        return {one.number: one.user_attrs.get("runner", "") for one in found}
+        open_ones = (one for one in self.found() if not one.state.is_finished())
+        return {one.number: one.user_attrs.get("runner", "") for one in open_ones}
 
     def told(self) -> dict[str, Any]:
         """What the study was told: who is ready, whether it is over."""
-        return patiently(lambda: self.study.user_attrs)
+        if self.heard is None:
+            self.heard = patiently(lambda: self.study.user_attrs)
+        return self.heard
 
     def ready(self) -> dict[str, str]:
         """Runners that have said that they are ready, and their machines."""
@@ -114,14 +125,15 @@ class Trials:
 
     def tell_study(self, name: str, value: Any) -> None:
         patiently(lambda: self.study.set_user_attr(name, value))
+        self.look()
 
     def ask(self) -> int:
         """Number of a new trial. What it tries depends on its number and on how others ended, not on restarts."""
         with quiet():
-            number = len(patiently(lambda: self.study.get_trials(deepcopy=False)))
-            self.study.sampler = self.sampler(number)
+            self.study.sampler = self.sampler(len(self.found()))
             asked = self.study.ask()
             self.fill(asked)
+            self.look()
         return int(asked.number)
 
     def complete_asking(self, number: int) -> None:
@@ -130,6 +142,7 @@ class Trials:
             with quiet():
                 self.study.sampler = self.sampler(number)
                 self.fill(self.open(number))
+                self.look()
 
     def fill(self, trial: "optuna.trial.Trial") -> None:
         values: dict[str, Any] = dict(self.base)
@@ -164,11 +177,13 @@ class Trials:
         starts = before.get("starts", 0) + 1
         patiently(lambda: trial.set_user_attr("starts", starts))
         patiently(lambda: trial.set_user_attr("runner", runner))
+        self.look()
 
     def excuse(self, number: int) -> None:
         """It was stopped on purpose, which says nothing against it."""
         trial, starts = self.open(number), self.starts(number)
         patiently(lambda: trial.set_user_attr("starts", starts - 1))
+        self.look()
 
     def starts(self, number: int) -> int:
         return int(self.frozen(number).user_attrs.get("starts", 0))
@@ -217,11 +232,12 @@ class Trials:
         with suppress(UpdateFinishedTrialError):
             patiently(lambda: trial.set_user_attr("outcome", outcome.model_dump()))
             patiently(lambda: self.study.tell(number, outcome.score, state=state, skip_if_finished=True))
+        self.look()
 
     # --- Optuna's own
 
     def frozen(self, number: int) -> "optuna.trial.FrozenTrial":
-        return patiently(lambda: self.study.get_trials(deepcopy=False))[number]
+        return self.found()[number]
 
     def open(self, number: int) -> "optuna.trial.Trial":
         """A trial of which another process, or this one before it was killed, has the object."""
