@@ -80,6 +80,35 @@ def test_trial_keeps_score_and_answers_of_its_adapter_whatever_length_it_cuts_te
         assert np.allclose(table, said.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("regression", [3.14, 1.37, 4.77, 2.01, 1.1, 4.9, 2.72, 3.3]),
+        ("multi_label", ["battery", "price", "battery|price", "screen", "price|screen", "battery", "price", "screen"]),
+    ],
+)
+def test_trials_of_other_tasks_keep_their_answers_too(
+    task: Any, labels: list[Any], foundation: Any, workplace: Path
+) -> None:
+    import pandas as pd
+    from datasets import load_from_disk
+
+    from tasks.scores.objective import objective
+
+    texts = [f"unit {row} of {'many words ' * (row % 5)}" for row in range(64)]
+    pd.DataFrame({"text": texts, "label": labels * 8}).to_csv("rows.csv", index=False)
+    values = {"name": "rows.csv", "max_length": 32}
+    config = checked(RunConfig, {"model": {"name": str(foundation("bert"))}, "data": values, "training": {"epochs": 1}})
+    one = job(config).model_copy(update={"task": task})
+    runner = asked(one)
+    outcome = runner.run(0)
+    assert outcome.state == "finished", outcome.reason
+    first = objective(task).metrics[0].name
+    rows = load_from_disk(runner.prepared(one.config.run_config()).folder)["validation"]
+    scores = objective(task).scores(unpacked(outcome.answers), np.asarray(rows["labels"]))
+    assert outcome.score == outcome.metrics[f"validation/{first}"] == pytest.approx(scores[first], rel=1e-5)
+
+
 def test_trial_trains_the_very_adapter_that_its_configuration_trains_as_a_run(
     small_config: Any, workplace: Path
 ) -> None:

@@ -251,7 +251,8 @@ def validation_answers(job: Job, data: PreparedData, adapter: Path) -> "np.ndarr
     table = serving.answers(kept["logits"].double(), {"activation": task.activation, **fitted})
     order = np.argsort(splits["validation"].sort("length")["row"])
     places = np.argsort(np.argsort(splits["validation"]["row"]))
-    assert np.array_equal(labels[order][places], splits["validation"]["labels"])
+    # numbers lost some digits on their way through the trainer
+    assert np.allclose(labels[order][places], splits["validation"]["labels"]), "answers and rows are not in one order"
     return np.asarray(table)[order][places]
 
 
