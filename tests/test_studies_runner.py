@@ -145,7 +145,7 @@ def fake(small_config: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
             return end
 
         runner.fit = fit  # type: ignore[method-assign]
-        monkeypatch.setattr(runners, "outcome_of", lambda job, config, data, trained: trained)
+        monkeypatch.setattr(runners, "outcome_of", lambda job, data, trained: trained)
         return runner
 
     return make

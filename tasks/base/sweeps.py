@@ -8,6 +8,8 @@ from tasks.base.records import Difference, Interval, Record
 
 State = Literal["running", "finished", "pruned", "failed"]
 
+ENDED: tuple[State, ...] = ("finished", "pruned", "failed")
+
 
 class Outcome(Record):
     """How a trial ended, wherever it ran."""
@@ -36,6 +38,10 @@ class Trial(Record):
     ended: int | None
     losses: dict[int, float] = Field(default={})
     """By epoch: what the pruner saw, the validation loss or, where that cannot be compared, the score."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.outcome.state in ENDED
 
     @property
     def seconds(self) -> float | None:

@@ -268,6 +268,11 @@ def short_reference_title(task: Objective, name: str) -> str:
     return in_a_sentence(title) if title else SHORT_TITLES[name]
 
 
+def selection_metric(task: Objective, named: str | None) -> Metric:
+    """What the validation rows choose by: the metric `named`, or the task's first."""
+    return next((one for one in task.metrics if one.name == named), task.metrics[0])
+
+
 @cache
 def objective(task: str) -> Objective:
     """The one of tasks/scores/objectives/TASK.py."""

@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from tasks.base.records import PreparedData, Record, Source, TrainedAdapter, rea
 from tasks.base.sweeps import Outcome
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import WORK, RunFolder
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.objective import Metric, objective, selection_metric
 from tasks.settings.config import RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
@@ -62,7 +61,7 @@ class Job(Record):
     @property
     def metric(self) -> Metric:
         """Of the validation rows: it chooses the best checkpoint and the best trial."""
-        return sweep_metric(self.config, objective(self.task))
+        return selection_metric(objective(self.task), self.config.training.selection_metric)
 
     @property
     def folder(self) -> Path:
@@ -94,11 +93,6 @@ def job_of(config: SweepConfig, work: str, source: Source, base: Source, task: s
         trials=count,
         host=socket.gethostname(),
     )
-
-
-def sweep_metric(config: RunConfig, task: Objective) -> Metric:
-    named = config.training.selection_metric
-    return next((one for one in task.metrics if one.name == named), task.metrics[0])
 
 
 class Hopeless(Exception):
@@ -146,7 +140,7 @@ class Runner:
             config = self.job.trial_config(self.trials.values(number))
             data = self.prepared(config)
             trained = self.fit(config, data, folder, number)
-            return outcome_of(self.job, config, data, trained)
+            return outcome_of(self.job, data, trained)
         except Hopeless as hopeless:
             return Outcome(state="pruned", reason=str(hopeless), metrics=hopeless.metrics)
         except Exception as error:
@@ -206,13 +200,15 @@ def asked_model(config: RunConfig) -> tuple[str, str]:
     return config.model.name, config.model.revision
 
 
-def outcome_of(job: Job, config: RunConfig, data: PreparedData, trained: TrainedAdapter) -> Outcome:
+def outcome_of(job: Job, data: PreparedData, trained: TrainedAdapter) -> Outcome:
     from tasks.base.machine import environment_key
+    from tasks.models import serving
 
     folder = Path(trained.folder)
-    best = next(point for point in trained.history if point.step == trained.best_step and is_validation(point.metrics))
+    measured = [point for point in trained.history if "validation/loss" in point.metrics]
+    best = next(point for point in measured if point.step == trained.best_step)
     table = validation_answers(job, data, folder)
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.name != VALIDATION)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.name != serving.VALIDATION)
     metrics = {name: value for name, value in best.metrics.items() if name.startswith("validation/")}
     return Outcome(
         state="finished",
@@ -228,13 +224,6 @@ def outcome_of(job: Job, config: RunConfig, data: PreparedData, trained: Trained
         answers=packed(table[rows_kept(len(table), table.shape[1], job.trials)]),
         environment=environment_key(),
     )
-
-
-VALIDATION = "validation.safetensors"
-
-
-def is_validation(metrics: dict[str, float]) -> bool:
-    return "validation/loss" in metrics
 
 
 def validation_answers(job: Job, data: PreparedData, adapter: Path) -> "np.ndarray":
@@ -323,8 +312,8 @@ def main() -> None:
 def end_with(parent: int) -> None:
     """Nobody assigns trials to an orphan, and another runner goes on with the one that it is at."""
 
-    def watch(is_gone: Callable[[], bool] = lambda: os.getppid() != parent) -> None:
-        while not is_gone():
+    def watch() -> None:
+        while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -11,7 +11,7 @@ from prefect import task
 
 from tasks.base.progress import amount, table_artifact, tell, warn
 from tasks.base.records import TrainedAdapter, read_record
-from tasks.base.sweeps import Outcome, State, Trial
+from tasks.base.sweeps import ENDED, Outcome, Trial
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import RunFolder
 from tasks.servers.runners import PoolRunners, ProcessRunners, Runners, is_deployed
@@ -33,8 +33,6 @@ MOST_STARTS = 4
 
 MOST_FAILURES = 5
 """Runners, or trials from the first on, that fail one after the other: then it is not their values."""
-
-ENDED: tuple[State, ...] = ("finished", "pruned", "failed")
 
 PAUSE_SECONDS = 10.0
 """Before a process is started in place of one that ended before it was ready."""
@@ -93,9 +91,9 @@ def take_over(job: Job, number: int, work: str) -> None:
     there, here = RunFolder(job.trial_folder(number)), RunFolder(work)
     trained = read_record(TrainedAdapter, there.trained)
     outcome = read_record(Outcome, job.trial_folder(number) / OUTCOME)
-    if here.trained.exists() or not trained or not outcome or outcome.environment != environment_key():
+    if here.trained.exists() or not there.adapter.is_dir() or not trained or not outcome:
         return
-    if not there.adapter.is_dir():
+    if outcome.environment != environment_key():
         return
     shutil.copytree(there.adapter, here.adapter, dirs_exist_ok=True)
     shutil.copy(there.probe, here.probe)
@@ -111,7 +109,7 @@ class Driver:
         self.before = float(trials.told().get(SECONDS, 0.0))
         self.told: set[int] | None = None
         """Trials that MLflow has; None as long as it has not answered."""
-        self.said = {trial.number for trial in trials.all() if trial.outcome.state != "running"}
+        self.said = {trial.number for trial in trials.all() if trial.has_ended}
         self.finished_before = len(self.said)
         self.show = table_artifact("sweep")
         self.mlflow_failed = False
@@ -203,7 +201,7 @@ class Driver:
         return min(self.job.config.parallel, left)
 
     def count_ended(self) -> int:
-        return sum(trial.outcome.state != "running" for trial in self.trials.all())
+        return sum(trial.has_ended for trial in self.trials.all())
 
     def assign(self, alive: Sequence[str]) -> None:
         """A trial for each runner that is ready and has none; an interrupted one where its checkpoint lies, if it can
@@ -227,7 +225,7 @@ class Driver:
         self.show(self.table(trials, alive), at_once=at_once)
 
     def say_finished(self, trials: Sequence[Trial]) -> None:
-        new = [trial for trial in trials if trial.outcome.state != "running" and trial.number not in self.said]
+        new = [trial for trial in trials if trial.has_ended and trial.number not in self.said]
         for trial in new:
             self.said.add(trial.number)
             tell("%s", self.sentence(trial, trials))
@@ -247,7 +245,7 @@ class Driver:
     def stop_if_hopeless(self, trials: Sequence[Trial]) -> None:
         """Where every trial fails, it is not their values."""
         failed = [trial for trial in trials if trial.outcome.state == "failed"]
-        ended = [trial for trial in trials if trial.outcome.state != "running"]
+        ended = [trial for trial in trials if trial.has_ended]
         if len(failed) == len(ended) >= min(MOST_FAILURES, self.job.trials):
             raise RuntimeError(f"all of the first {len(failed)} trials failed; the last: {failed[-1].outcome.reason}")
 
@@ -265,7 +263,7 @@ class Driver:
         if self.told is None:
             self.told = told_trials(self.work)
         for trial in trials:
-            if trial.outcome.state != "running" and trial.number not in self.told:
+            if trial.has_ended and trial.number not in self.told:
                 if not tell_trial(self.work, trial, self.names()):
                     return
                 self.told.add(trial.number)
@@ -286,11 +284,10 @@ class Driver:
         return names | {"seed": config.seed}
 
     def table(self, trials: Sequence[Trial], alive: Collection[str]) -> list[dict[str, str]]:
-        count = {
-            state: sum(trial.outcome.state == state for trial in trials) for state in ("finished", "pruned", "failed")
-        }
+        states = [trial.outcome.state for trial in trials]
+        count: dict[str, int] = {state: states.count(state) for state in ENDED}
         best, ended = self.trials.best(), sum(count.values())
-        running = ", ".join(str(trial.number) for trial in trials if trial.outcome.state == "running")
+        running = ", ".join(str(trial.number) for trial in trials if not trial.has_ended)
         rows = {
             "trials ended": f"{ended} of {self.job.trials}",
             "best so far": "none yet",

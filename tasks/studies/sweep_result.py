@@ -8,7 +8,7 @@ from prefect import task
 
 from tasks.base.files import write_text
 from tasks.base.records import Comparison, Difference, Interval, PreparedData, RunResult
-from tasks.base.sweeps import SweepResult, Trial
+from tasks.base.sweeps import ENDED, SweepResult, Trial
 from tasks.base.work import RunFolder
 from tasks.evaluation.predictions import paired_predictions
 from tasks.scores.objective import objective
@@ -50,8 +50,9 @@ def summarize_sweep(work: str, job: Job, data: PreparedData, best: int, runs: Ma
     run_id = send_all(work).run_id
     assert run_id
     trials = job.open()
-    result, link = judge_sweep(run_id, job, data, trials.all(), best, runs), run_url(run_id)
-    compared = compare_groups(job.config, result, validation_labels(job, data))
+    labels, link = validation_labels(job, data), run_url(run_id)
+    result = judge_sweep(run_id, job, data, labels, trials.all(), best, runs)
+    compared = compare_groups(job.config, result, labels)
     page = sweep_markdown(job.config, result, compared)
     log_sweep(work, result, compared, page, trials.study)
     send_all(work)
@@ -62,10 +63,16 @@ def summarize_sweep(work: str, job: Job, data: PreparedData, best: int, runs: Ma
 
 
 def judge_sweep(
-    run_id: str, job: Job, data: PreparedData, trials: Sequence[Trial], best: int, runs: Mapping[int, RunResult]
+    run_id: str,
+    job: Job,
+    data: PreparedData,
+    labels: "np.ndarray",
+    trials: Sequence[Trial],
+    best: int,
+    runs: Mapping[int, RunResult],
 ) -> SweepResult:
+    """`labels`, (rows, ...), are those of the validation rows whose answers each trial has kept."""
     config, task = job.config, objective(job.task)
-    labels = validation_labels(job, data)
     picked = pick_of(job, labels, trials)
     comparisons = {number: comparison_of(run) for number, run in runs.items()}
     gain = gain_of(job, best, runs)
@@ -164,10 +171,7 @@ def sweep_metrics(result: SweepResult) -> dict[str, float]:
         metrics |= ends(f"sweep/gain_{first}", result.gain.primary) | {"sweep/gain_p_value": result.gain.p_value}
     metrics |= {f"validation/{result.metric}": result.naive}
     metrics |= ends(f"sweep/corrected_{result.metric}", result.corrected)
-    return metrics | {
-        f"sweep/{state}": sum(trial.outcome.state == state for trial in result.trials)
-        for state in ("finished", "pruned", "failed")
-    }
+    return metrics | {f"sweep/{state}": result.count(state) for state in ENDED}
 
 
 def ends(name: str, interval: Interval) -> dict[str, float]:

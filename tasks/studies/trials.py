@@ -16,7 +16,7 @@ from tasks.base.trouble import ask_again, first_line, growing_pauses
 from tasks.scores.objective import Metric
 from tasks.settings.config import SweepConfig
 from tasks.settings.fields import InputError
-from tasks.settings.space import Assignment, Varied, grid, read_space, shown, values_of
+from tasks.settings.space import Assignment, Varied, depends_on, grid, read_space, shown, values_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ class Trials:
 
     def read(self, found: "optuna.trial.FrozenTrial") -> Trial:
         trial = trial_of(found)
-        if trial.outcome.state != "running":  # it does not change any more
+        if trial.has_ended:  # it does not change any more
             self.ended[trial.number] = trial
         return trial
 
@@ -167,7 +167,7 @@ class Trials:
             return optuna.samplers.PartialFixedSampler(plain, optuna.samplers.RandomSampler(seed))
         if self.config.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
-        conditional = any(one.when or one.field in OF_SOME_METHODS for one in self.space)
+        conditional = any(map(depends_on, self.space))
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=conditional)
 
     def assign(self, number: int, runner: str) -> None:
@@ -194,16 +194,13 @@ class Trials:
     def twin(self, number: int) -> Trial | None:
         """A trial of the same values that has ended: with the same seed it would only come out the same."""
         values = self.values(number)
-        return next((one for one in self.all() if one.values == values and one.outcome.state != "running"), None)
+        return next((one for one in self.all() if one.values == values and one.has_ended), None)
 
     def best(self) -> int | None:
         """Number of the best trial that has come to its end; of equals the first. None while there is none."""
         done = [one for one in self.all() if one.outcome.state == "finished"]
-        return (
-            min(done, key=lambda one: (-self.metric.sign * (one.outcome.score or 0), one.number)).number
-            if done
-            else None
-        )
+        best = max(done, key=lambda one: self.metric.sign * (one.outcome.score or 0), default=None)
+        return best.number if best else None
 
     def report(self, number: int, loss: float, epoch: int) -> bool:
         """Whether the trial should end early, after what it has reached."""
@@ -244,9 +241,6 @@ class Trials:
         import optuna
 
         return patiently(lambda: optuna.trial.Trial(self.study, self.frozen(number)._trial_id))
-
-
-OF_SOME_METHODS = ("adapter.r", "adapter.alpha", "adapter.dropout")
 
 
 def contains(one: Varied, value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.base.records import PreparedData
 from tasks.models import serving
 from tasks.models.losses import mean_loss
-from tasks.scores.objective import Metric, Objective, objective
+from tasks.scores.objective import Metric, Objective, objective, selection_metric
 from tasks.settings.config import RunConfig
 from tasks.training.resume import Best
 
@@ -50,5 +50,5 @@ def target_of(config: RunConfig, data: PreparedData, labels: "np.ndarray") -> Ta
     task, training = objective(data.task), config.training
     scaling, weights = task.scaling(labels), task.weights(labels, data.label_names, training.weights())
     loss = mean_loss(task.loss, scaling | {"weights": weights, "gamma": training.focal_gamma})
-    metric = next((one for one in task.metrics if one.name == training.selection_metric), task.metrics[0])
+    metric = selection_metric(task, training.selection_metric)
     return Target(task, scaling, loss, len(data.label_names), metric)
