@@ -17,6 +17,7 @@ from tasks.models import serving
 from tasks.models.adapter import attach_adapter
 from tasks.models.blocks import entering, evaluating, find_blocks
 from tasks.models.foundation import load_foundation, load_tokenizer
+from tasks.models.quantized import compute_in_float32, rounding
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 
@@ -51,7 +52,7 @@ def try_model(source: Source, config: RunConfig) -> None:
                 check_blocks(model, tokenizer, rows, config)
             check_gradients(model, tokenizer, rows, source)
             if model.num_parameters() <= EXACT_WEIGHTS:
-                model.float()
+                compute_in_float32(model)
             check_padding(model, tokenizer, rows, source)
     del model
     free_device_memory()
@@ -80,8 +81,7 @@ def check_padding(model: Any, tokenizer: Any, rows: Any, source: Source) -> None
             float((serving.classify(model, tokenizer, row(rows, place), 1)[0] - together[place]).abs().max())
             for place in range(2)
         )
-    dtype = str(model.dtype).removeprefix("torch.")
-    if not difference <= TOLERANCE[dtype] * float(together.abs().max()):
+    if not difference <= TOLERANCE[rounding(model)] * float(together.abs().max()):
         raise InputError(
             f"model {source.name}: its answer to a text depends on the other texts of the batch (logits differ by "
             f"{difference:.2g}), because it does not ignore padding; choose another model"
