@@ -19,10 +19,11 @@ from tasks.inference.export import export
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import quantized, serving, trial
-from tasks.settings.config import RunConfig
+from tasks.settings.config import RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.methods import METHODS, ON_QUANTIZED
 from tasks.sources.hub import find
+from tasks.studies.trials import check_sweep
 from tasks.tracking.sending import serving_packages
 from tasks.training.fit import fit_adapter
 from tasks.training.watching import Watcher
@@ -453,11 +454,15 @@ def test_without_the_package_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ready, folder = fitted("nf4"), stored("nf4")
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    for module in (serving, quantized):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     says = refusal(small_config({"model": {"quantization": "nf4"}}))
     assert "model.quantization" in says and "pip install 'peft-flow[quantized]'" in says
     says = refusal(small_config({"model": {"name": str(folder)}}))
     assert "model.name" in says and "pip install 'peft-flow[quantized]'" in says
+    swept = SweepConfig(space={"model": {"quantization": ["none", "nf4"]}})
+    with pytest.raises(InputError, match=r"sweep: model\.quantization needs one more package"):
+        check_sweep(swept)
     with pytest.raises(serving.NeedsPackage, match="pip install 'bitsandbytes"):
         serving.load_adapter(Path(ready.adapter.folder), local_files_only=True)
 

@@ -16,7 +16,7 @@ from tasks.settings.loading import did_you_mean
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 
-QUANTIZED = "changes quantised weights, which here are those of the foundation model as they are; leave it out"
+QUANTIZED = "is for weights that are quantised in other ways; leave it out"
 
 UNUSABLE = {
     "alora_invocation_tokens": "is for models that write text; leave it out",

@@ -1,6 +1,7 @@
 """Weights of the foundation model in 4 or 8 bits: what is asked for, what its files hold, what it takes in memory."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from tasks.base.disk import size
@@ -9,8 +10,6 @@ from tasks.base.words import counted
 from tasks.models import serving
 from tasks.settings.fields import InputError
 from tasks.settings.sections import ModelConfig
-
-INSTALL = "pip install 'peft-flow[quantized]'"
 
 
 def check_quantization(architecture: Any, name: str, config: ModelConfig) -> None:
@@ -26,11 +25,12 @@ def check_quantization(architecture: Any, name: str, config: ModelConfig) -> Non
         )
     if config.dtype != "float32":
         raise InputError(f"model.dtype: {name} is quantised, and all else is float32; leave {config.dtype} out")
-    try:
-        serving.check_packages({"quantization": {"kind": kind}})
-    except serving.NeedsPackage:
-        field = f"model.name: the weights of {name} are quantised" if stored else f"model.quantization: {kind}"
-        raise InputError(f"{field}, which needs one more package: {INSTALL}") from None
+    check_package(f"model.name: {name}, whose weights are in {stored}," if stored else f"model.quantization: {kind}")
+
+
+def check_package(field: str) -> None:
+    if not find_spec("bitsandbytes"):
+        raise InputError(f"{field} needs one more package: pip install 'peft-flow[quantized]'")
 
 
 def stored_kind(architecture: Any, name: str) -> str | None:
