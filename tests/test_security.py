@@ -109,7 +109,7 @@ def test_every_reading_of_weights_is_of_safetensors() -> None:
                 if name in ("PeftModel.from_pretrained", "model.load_adapter"):  # which know no such argument
                     assert "adapter_model.safetensors" in text, file.name
                     readers.append(name)
-    assert len(readers) == 3  # foundation model, adapter, and what export has written
+    assert len(readers) == 4  # foundation model, its shape alone, adapter, and what export has written
 
 
 def test_no_python_that_is_started_takes_modules_from_the_current_folder() -> None:

@@ -10,13 +10,19 @@ from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
-from tasks.models.foundation import quantization_settings
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 
 
-def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
-    """README.md of the adapter folder, with the metadata block that model hubs read."""
+def model_card(
+    config: RunConfig,
+    data: PreparedData,
+    trained: TrainedAdapter,
+    result: Comparison,
+    quantization: Mapping[str, Any] | None = None,
+) -> str:
+    """README.md of the adapter folder, with the metadata block that model hubs read; `quantization` is that of the
+    adapter's settings."""
     task = objective(result.task)
     return "\n\n".join(
         [
@@ -49,7 +55,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
             f"{public_version('transformers')} and torch {public_version('torch')}.",
             "## How to use it",
-            usage(config, data, task.snippet(trained.fitted, data.label_names)),
+            usage(config, data, task.snippet(trained.fitted, data.label_names), quantization),
         ]
     )
 
@@ -91,9 +97,9 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def usage(config: RunConfig, data: PreparedData, snippet: str) -> str:
+def usage(config: RunConfig, data: PreparedData, snippet: str, quantization: Mapping[str, Any] | None) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
-    argument = quantized_argument(quantization_settings(data.model, config.model))
+    argument = quantized_argument(quantization)
     imported = "AutoModelForSequenceClassification, AutoTokenizer" + ", BitsAndBytesConfig" * bool(argument)
     return f"""```python
 from peft import PeftModel

@@ -25,6 +25,7 @@ from tasks.data.frozen import frozen_rows
 from tasks.evaluation.card import model_card
 from tasks.evaluation.predictions import paired_predictions
 from tasks.evaluation.wording import description
+from tasks.models import serving
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fixed import SPLITS
@@ -52,7 +53,9 @@ def record(
     result: Comparison,
 ) -> Logged:
     """Everything about the run in MLflow, which is waited for, and the comparison in Prefect."""
-    write_text(Path(trained.folder) / "README.md", model_card(config, data, trained, result))
+    folder = Path(trained.folder)
+    quantization = serving.read_settings(folder)["base_model"].get("quantization")
+    write_text(folder / "README.md", model_card(config, data, trained, result, quantization))
     log_result(work, config, data, check, evaluations, trained, result)
     sent = send_all(work)
     assert sent.run_id
@@ -95,8 +98,6 @@ def model_values(
     work: str, config: RunConfig, data: PreparedData, trained: TrainedAdapter, table: "pd.DataFrame"
 ) -> dict[str, Any]:
     """What the logged model is made of."""
-    from tasks.models import serving
-
     return {
         "adapter": os.path.relpath(trained.folder, work),
         "base_model": data.model.name,
