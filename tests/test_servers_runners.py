@@ -48,6 +48,14 @@ def test_processes_are_gone_when_they_are_stopped(processes: ProcessRunners) -> 
     assert processes.alive(names) == []
 
 
+def test_processes_are_gone_when_all_trials_have_ended(processes: ProcessRunners) -> None:
+    names = [processes.start() for _ in range(2)][1:]
+    until(lambda: "began" in processes.log(names[0]).read_text(), 60, "begin")
+    processes.finish(names)
+    processes.processes[names[0]].wait(5)
+    assert processes.alive(names) == []
+
+
 def test_process_of_a_driver_that_was_killed_is_not_one_of_ours(processes: ProcessRunners) -> None:
     assert processes.alive(["77-1"]) == []
 
@@ -108,6 +116,18 @@ def test_stopping_cancels_those_that_wait_and_has_the_others_stopped(pool: PoolR
     set_state(runs, Running())
     pool.stop()
     assert state_of(waits).is_cancelled() and state_of(runs).is_cancelling()
+
+
+def test_flow_runs_complete_by_themselves_when_all_trials_have_ended(
+    pool: PoolRunners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Completed, Running
+
+    sees_it, still_starts = pool.start(), pool.start()
+    set_state(sees_it, Running())
+    monkeypatch.setattr("tasks.servers.runners.time.sleep", lambda seconds: set_state(sees_it, Completed()))
+    pool.finish([sees_it])  # not of the other, which nobody has told
+    assert state_of(sees_it).is_completed() and state_of(still_starts).is_scheduled()
 
 
 def test_server_that_does_not_answer_says_nothing_about_who_is_alive(

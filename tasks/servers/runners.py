@@ -24,6 +24,9 @@ DEPLOYMENT = "sweep-runner/sweep-runner"
 
 STOP_SECONDS = 5.0
 
+FINISH_SECONDS, FINISH_LOOK_SECONDS = 10.0, 0.25
+"""So long runners may take to see that there are no more trials."""
+
 
 class Runners(Protocol):
     """Each is known by a name that no other has, before or after."""
@@ -36,6 +39,9 @@ class Runners(Protocol):
 
     def last_words(self, name: str) -> str:
         """Of one that has ended."""
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """All trials have ended; of the runners, those that are `ready` have been told."""
 
     def stop(self) -> None:
         """All that this one has started or taken over."""
@@ -73,6 +79,11 @@ class ProcessRunners:
         with suppress(OSError, IndexError):
             return f"exit code {code}, {self.log(name).read_text(errors='replace').strip().splitlines()[-1][:500]}"
         return f"exit code {code}"
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """At once: they hold nothing that is not told, and a process that has imported torch takes seconds to end."""
+        for process in self.processes.values():
+            process.kill()
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -160,6 +171,12 @@ class PoolRunners:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(name)).state
         return f"{state.name}: {state.message}" if state else "without a state"
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """Their flow runs shall be Completed, not Cancelled."""
+        until = time.monotonic() + FINISH_SECONDS
+        while time.monotonic() < until and set(self.alive(ready)) & set(ready):
+            time.sleep(FINISH_LOOK_SECONDS)
 
     def stop(self) -> None:
         from prefect.client.orchestration import get_client

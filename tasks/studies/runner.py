@@ -24,6 +24,7 @@ from tasks.settings.config import RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
 from tasks.settings.space import Assignment, with_values
+from tasks.sources.columns import array
 from tasks.studies.trials import OVER, RUNNER, Trials, check_sweep, is_database_trouble, kept_rows, packed
 
 if TYPE_CHECKING:
@@ -236,12 +237,12 @@ def validation_answers(job: Job, data: PreparedData, adapter: Path) -> "np.ndarr
 
     splits, kept, task = load_from_disk(data.folder), load_file(adapter / serving.VALIDATION), objective(job.task)
     logits, labels = kept["logits"].double().numpy(), kept["labels"].numpy()
-    fitted = task.fit(logits, labels, task.scaling(np.asarray(splits["train"]["labels"])), calibrated=False)
+    fitted = task.fit(logits, labels, task.scaling(array(splits["train"], "labels")), calibrated=False)
     table = serving.answers(kept["logits"].double(), {"activation": task.activation, **fitted})
-    order = np.argsort(splits["validation"].sort("length")["row"])
-    places = np.argsort(np.argsort(splits["validation"]["row"]))
-    # numbers lost some digits on their way through the trainer
-    assert np.allclose(labels[order][places], splits["validation"]["labels"]), "answers and rows are not in one order"
+    order = np.argsort(array(splits["validation"].sort("length"), "row"))
+    places = np.argsort(np.argsort(array(splits["validation"], "row")))
+    same = np.allclose(labels[order][places], array(splits["validation"], "labels"))  # numbers lost some digits
+    assert same, "answers and rows are not in one order"
     return np.asarray(table)[order][places]
 
 

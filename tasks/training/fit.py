@@ -19,6 +19,7 @@ from tasks.models import foundation as models
 from tasks.models.adapter import PROBE_ROWS
 from tasks.scores.objective import Metric
 from tasks.settings.config import RunConfig
+from tasks.sources.columns import array
 from tasks.tracking.run import describe, log, log_files
 from tasks.training import adalora
 from tasks.training.checkpoint import newest_step
@@ -139,7 +140,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def fit_with(
     micro: MicroBatch, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher
 ) -> TrainedAdapter:
-    import numpy as np
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -148,7 +148,7 @@ def fit_with(
 
     transformers.set_seed(config.seed)
     splits = load_from_disk(data.folder)
-    target = target_of(config, data, np.asarray(splits["train"]["labels"]))
+    target = target_of(config, data, array(splits["train"], "labels"))
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
@@ -225,9 +225,8 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
 
 def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
     """A batch of the shortest and the longest row, on the model's device."""
-    import numpy as np
 
-    lengths = np.asarray(split["length"])
+    lengths = array(split, "length")
     batch = trainer.data_collator([trainer.train_dataset[int(row)] for row in (lengths.argmin(), lengths.argmax())])
     return {name: values.to(trainer.model.device) for name, values in batch.items()}
 
