@@ -84,13 +84,15 @@ def run_sweep(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), SweepConfig, space)
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.servers.runners import runners_at_hand
     from tasks.studies.trials import check_sweep
 
     check_sweep(config)
     run = config.run_config()
-    with ready_to_train(run):
-        from flows.sweep import sweep
-    result: SweepResult = sweep(**dict(config))
+    with runners_at_hand(config.parallel):
+        with ready_to_train(run):
+            from flows.sweep import sweep
+        result: SweepResult = sweep(**dict(config))
     summarize_sweep(run, result, sys.stderr if options.json else sys.stdout)
     if page:
         write_page(result.run_id, page)

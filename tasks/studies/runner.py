@@ -1,5 +1,6 @@
 """A process that runs trials of a sweep, one after the other: imported once, prepared once."""
 
+import json
 import os
 import shutil
 import signal
@@ -299,13 +300,21 @@ def get_ready() -> None:
 
 
 def main() -> None:
-    """`python -m tasks.studies.runner JOB.json NAME SHARE PARENT`: a runner that ends with the process of that number,
-    which has started it."""
+    """`python -m tasks.studies.runner SHARE PARENT <<< '{"job": FILE, "name": ..., "log": FILE}'`: a runner that ends
+    with the process of that number, which has started it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job, name, share, parent = sys.argv[1:]
-    end_with(int(parent))
+    share, parent = map(int, sys.argv[1:])
+    end_with(parent)
     try:
-        serve(Job.model_validate_json(Path(job).read_bytes()), name, int(share))
+        take_share(share)
+        get_ready()
+        if not (asked := sys.stdin.read()):  # there are no trials
+            return
+        request = json.loads(asked)
+        with Path(request["log"]).open("ab") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+        serve(Job.model_validate_json(Path(request["job"]).read_bytes()), request["name"], share)
     except KeyboardInterrupt:
         sys.exit(1)
 

@@ -65,7 +65,7 @@ def runners_of(job: Job, work: str) -> Runners | None:
         return None
     file = Path(work) / "job.json"
     job.write(file)
-    return ProcessRunners("tasks.studies.runner", file, parallel)
+    return ProcessRunners(file, parallel)
 
 
 def finals(job: Job, best: int) -> dict[int, RunConfig]:
