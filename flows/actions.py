@@ -2,10 +2,11 @@
 
 import contextlib
 import getpass
+import json
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,7 @@ from tasks.settings.loading import load_config, read_yaml
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
-    from tasks.base.records import RunResult, Source
+    from tasks.base.records import Record, RunResult, Source
     from tasks.base.sweeps import SweepResult
     from tasks.tracking.decision import Decision
 
@@ -250,6 +251,34 @@ def run_compare(options: Namespace) -> int:
     return DONE
 
 
+def run_runs(options: Namespace) -> int:
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.tracking.listing import chosen_runs, runs_text
+
+    runs = chosen_runs(options.filter, options.sort)
+    if options.json:
+        print_list(runs[: options.limit])
+    else:
+        print(runs_text(runs, options.limit))
+    return DONE
+
+
+def run_models(options: Namespace) -> int:
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.registry.listing import chosen_models, models_text
+
+    models = chosen_models(options.filter, options.sort)
+    if options.json:
+        print_list(models)
+    else:
+        print(models_text(models))
+    return DONE
+
+
+def print_list(records: "Sequence[Record]") -> None:
+    print(json.dumps([record.model_dump(mode="json") for record in records], ensure_ascii=False))
+
+
 def run_promote(options: Namespace) -> int:
     reason = given_reason(options.reason)
 
@@ -314,13 +343,15 @@ def run_history(options: Namespace) -> int:
 def run_rerun(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.studies.rerun import recall, rerun_text
+    from tasks.tracking.listing import find_run
 
-    recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
+    run_id = find_run(options.run)
+    recall(run_id, options.anyway)  # what the user must change is said before Prefect starts
     with prefect_starting():
         from flows.rerun import rerun
 
         get_ready_to_train()
-    result: RerunResult = rerun(run_id=options.run, anyway=options.anyway)
+    result: RerunResult = rerun(run_id=run_id, anyway=options.anyway)
     stream = sys.stderr if options.json else sys.stdout
     print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)
     if options.json:

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fine-tune a classifier with PEFT, judge it against its foundation model, keep it in MLflow.",
         **COMMON,
     )
+    parser.add_argument("--version", action="version", version=f"peft-flow {version('peft-flow')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         one = commands.add_parser(

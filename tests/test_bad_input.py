@@ -569,7 +569,7 @@ def test_option_of_a_megabyte_is_refused(refused: Callable[..., str]) -> None:
 def test_endless_run_id_is_refused(store: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store)
     line = refused("compare", "x" * 1_000_000, "0" * 32, command="", most_letters=1_000)
-    assert "there is no run" in line and "MLflow shows each run's id" in line
+    assert "there is no run" in line and "peft-flow runs shows them" in line
 
 
 @pytest.mark.parametrize(

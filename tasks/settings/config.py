@@ -191,7 +191,11 @@ class RerunConfig(Config):
 
     command: ClassVar[str] = "rerun"
 
-    run_id: str = Field(min_length=1, max_length=100, description="Id of the run in MLflow, as its page shows it.")
+    run_id: str = Field(
+        min_length=1,
+        max_length=250,
+        description="A run in MLflow: its id or the first digits of it, its name, or `latest`.",
+    )
     anyway: bool = Field(False, description="Go on even if its data set or model has changed, with what is there now.")
 
 
@@ -215,8 +219,8 @@ class PredictionConfig(Config):
 
     model: str = Field(
         min_length=1,
-        description="Registered model (NAME@ALIAS or NAME/3, also after models:/; NAME is NAME@champion), id of an "
-        "MLflow run, or local adapter folder.",
+        description="Registered model (NAME@ALIAS or NAME/3, also after models:/; NAME is NAME@champion), a run in "
+        "MLflow (its id or the first digits of it, its name, or `latest`), or local adapter folder.",
     )
     input: str = Field(
         min_length=1,
