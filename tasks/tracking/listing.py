@@ -131,6 +131,16 @@ def find_run(asked: str) -> str:
     return found[0].run_id
 
 
+def earlier_run_with(adapter_sha256: str, run_id: str) -> ListedRun | None:
+    """The first run, another than `run_id`, that trained this very adapter."""
+    api = client()
+    experiments = {one.experiment_id: one.name for one in api.search_experiments()}
+    asked = f"tags.adapter_sha256 = '{adapter_sha256}'"
+    found = api.search_runs([*experiments], asked, order_by=["attributes.start_time ASC"], max_results=2)
+    others = [run for run in found if run.info.run_id != run_id]
+    return listed(others[0], experiments[others[0].info.experiment_id]) if others else None
+
+
 def moment(run: ListedRun) -> str:
     return f"{datetime.fromtimestamp(run.started / 1000, UTC):%Y-%m-%d %H:%M}"
 
