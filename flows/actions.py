@@ -13,7 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from flows.summary import introduce, summarize, summarize_curve, summarize_seeds, summarize_sweep, where_to_browse
+from flows.summary import (
+    introduce,
+    listing,
+    summarize,
+    summarize_curve,
+    summarize_seeds,
+    summarize_sweep,
+    where_to_browse,
+)
 from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig, SweepConfig
 from tasks.settings.fields import InputError, check_text
 from tasks.settings.fixed import MOST_SEEDS
@@ -34,9 +42,16 @@ def overrides(options: Namespace) -> dict[str, str]:
     return {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
 
 
+def say_wait() -> None:
+    """Before the first imports, which take seconds, to whoever sits at the terminal."""
+    if sys.stderr.isatty():
+        print("checking configuration, data and model", file=sys.stderr)
+
+
 def run_finetune(options: Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
@@ -61,6 +76,7 @@ def run_finetune(options: Namespace) -> int:
 
 def run_learning_curve(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), LearningCurveConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
@@ -83,6 +99,7 @@ def run_sweep(options: Namespace) -> int:
         raise InputError(f"--page must be a file NAME.md in a folder that is there, not {str(page)!r:.80}")
     space = {"space": read_yaml(options.sweep)} if options.sweep else {}
     config = load_config(options.config, overrides(options), SweepConfig, space)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.servers.runners import runners_at_hand
@@ -121,6 +138,7 @@ def write_page(run_id: str, page: Path) -> None:
 
 def run_retrain(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.retraining.approval import check_approval
@@ -132,10 +150,10 @@ def run_retrain(options: Namespace) -> int:
     if options.json:
         print(result.model_dump_json())
         return DONE
-    champion = f"version {result.champion}" if result.champion else "none"
-    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\nchampion  {champion}")
+    facts = {"champion": f"version {result.champion}" if result.champion else "none"}
     if result.run_id:
-        print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
+        facts |= {"run": result.run_id, **where_to_browse(result.run_id)}
+    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\n{listing(facts)}")
     return DONE
 
 
@@ -219,6 +237,7 @@ def seed_count(text: str) -> int:
 
 def run_predict(options: Namespace) -> int:
     config = load_config(overrides=overrides(options), kind=PredictionConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.inference.job import find_job
@@ -353,9 +372,16 @@ def run_rerun(options: Namespace) -> int:
         get_ready_to_train()
     result: RerunResult = rerun(run_id=run_id, anyway=options.anyway)
     stream = sys.stderr if options.json else sys.stdout
-    print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)
+    print(f"\n{rerun_text(result)}\n\n{listing(where_to_browse(result.run_id))}", file=stream)
     if options.json:
         print(result.model_dump_json())
+    return DONE
+
+
+def run_completion(options: Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(options.parser, options.shell))
     return DONE
 
 

@@ -256,6 +256,14 @@ COMMANDS = (
         ),
     ),
     Command(
+        "completion",
+        "print what completes commands and options in a shell",
+        "Print what completes commands and options at the press of Tab. For bash: peft-flow completion bash > "
+        "~/.local/share/bash-completion/completions/peft-flow. For zsh: into a file _peft-flow in a folder of fpath.",
+        actions.run_completion,
+        (Argument("shell", "bash or zsh.", {"choices": ("bash", "zsh"), "metavar": "SHELL"}),),
+    ),
+    Command(
         "up",
         "start Prefect, MLflow, the deployments and a worker",
         "Start the Prefect server, the MLflow server over mlruns/, the deployments of prefect.yaml and a worker; say "
