@@ -3,6 +3,8 @@
 import contextlib
 import getpass
 import json
+import re
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -25,7 +27,7 @@ from flows.summary import (
 from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig, SweepConfig
 from tasks.settings.fields import InputError, check_text
 from tasks.settings.fixed import MOST_SEEDS
-from tasks.settings.loading import load_config, read_yaml
+from tasks.settings.loading import checked, load_config, read_yaml
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
@@ -72,6 +74,39 @@ def run_finetune(options: Namespace) -> int:
     if options.json:
         print(answer)
     return DONE
+
+
+def run_init(options: Namespace) -> int:
+    letters = re.sub(r"[^A-Za-z0-9_-]", "-", Path(options.data).name.partition(".")[0])
+    config: Path = options.config or Path(f"{letters}.yaml")
+    if config.suffix not in (".yaml", ".yml") or not config.absolute().parent.is_dir():
+        raise InputError(f"CONFIG.yaml must be a file NAME.yaml in a folder that is there, not {str(config)!r:.80}")
+    if config.exists():
+        raise InputError(f"{config} is there already; give another name, or remove it")
+    say_wait()
+
+    from tasks.base import environment
+    from tasks.data.guess import guess, told
+    from tasks.data.prepare import find_data
+    from tasks.data.splits import read_splits
+
+    environment.hide_short_bars()
+    source = find_data(checked(RunConfig, {"data": {"name": options.data}}))
+    guessed = guess(source, options.data)
+    print(told(guessed))
+    try:
+        splits = read_splits(source, checked(RunConfig, {"data": guessed.fields}).data)
+        guessed = guessed.with_task(splits.task)
+        counts = ", ".join(f"{len(split):,} {role}" for role, split in splits.datasets.items())
+        print("\n" + "\n".join((f"{counts} rows", *splits.notes)))
+    finally:  # what must be repaired in the data does not change what it is taken for
+        config.write_text(guessed.yaml(f"Made by peft-flow init {options.data}", FIRST_MODEL), encoding="utf-8")
+        print(f"\nwritten   {config}")
+    print(f"next      peft-flow finetune {shlex.quote(str(config))}")
+    return DONE
+
+
+FIRST_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def run_learning_curve(options: Namespace) -> int:

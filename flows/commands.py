@@ -17,6 +17,7 @@ from tasks.settings.config import (
 from tasks.settings.fields import Config
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import sections
+from tasks.settings.sections import DataConfig
 
 
 def port(text: str) -> int:
@@ -88,6 +89,21 @@ NAME = Argument("name", "Registered model, as tracking.registered_model named it
 REASON = Argument("--reason", "Why, in one line; it is recorded.", {"required": True, "metavar": "TEXT"})
 
 COMMANDS = (
+    Command(
+        "init",
+        "write a configuration for your own data",
+        "Look at a file, folder or data set, say which columns it takes for text and label and why, and write that as "
+        "a configuration with comments.",
+        actions.run_init,
+        (
+            Argument("data", field(DataConfig, "name"), {"metavar": "DATA"}),
+            Argument(
+                "config",
+                "Configuration to write; without it DATA.yaml in this folder.",
+                {"nargs": "?", "type": Path, "metavar": "CONFIG.yaml"},
+            ),
+        ),
+    ),
     Command(
         "finetune",
         "train an adapter and compare it with its foundation model",
