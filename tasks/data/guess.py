@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from tasks.base.records import Source
@@ -81,9 +82,10 @@ TASKS = {
 
 def told(guess: Guess) -> str:
     """For a terminal."""
-    return "\n".join(
-        f"{name:<16} {plain(value):<16} {guess.why.get(name, '')}".rstrip() for name, value in guess.fields.items()
-    )
+    values = {name: plain(value) for name, value in guess.fields.items()}
+    width = max(len(value) for value in values.values() if len(value) <= 40)
+    lines = (f"{name:<16} {value:<{width}}   {guess.why.get(name, '')}".rstrip() for name, value in values.items())
+    return "\n".join(fill(line, 120, subsequent_indent=" " * (width + 20), break_long_words=False) for line in lines)
 
 
 def plain(value: Any) -> str:
