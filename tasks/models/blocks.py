@@ -65,6 +65,14 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
+def compute_blocks_twice(model: Any) -> None:
+    """From now on training keeps what enters each block, and computes the rest again when it needs it for gradients:
+    the same numbers in less memory. ValueError for a model that cannot."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # that wants gradients of the embeddings, as the reentrant kind does: those of all blocks, adapted or not
+    model.disable_input_require_grads()
+
+
 def entering(block: Any, model: Any, inputs: Any) -> "Tensor":
     """What the model gives this block first, without dropout."""
     caught: list[Tensor] = []

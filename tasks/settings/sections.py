@@ -177,9 +177,17 @@ class TrainingConfig(Config):
     max_steps: int | None = Field(
         None, ge=1, le=10**9, description="Stop after this many optimizer steps. None: no limit."
     )
-    batch_size: int = Field(32, ge=1, le=65_536, description="Rows in one forward pass.")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, le=65_536, description="Forward passes that make one optimizer step."
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=65_536,
+        description="Rows in one batch. Long ones go through the model in pieces: the same step in less memory.",
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches that make one optimizer step.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep only what enters each block of the model, and compute the rest again for the gradients: "
+        "the same adapter in less memory, a third slower. For texts of which a single one is too large.",
     )
     learning_rate: float | None = Field(
         None,
