@@ -69,17 +69,26 @@ def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
             logits: Tensor = self.model(**dict(zip(names, columns, strict=True))).logits
             return logits
 
-    torch.onnx.export(
-        Logits().eval(),
-        tuple(example[name] for name in names),
-        folder / ONNX_FILE,
-        input_names=names,
-        output_names=["logits"],
-        dynamic_shapes={"columns": tuple({0: rows_axis, 1: tokens_axis} for _ in names)},
-        dynamo=True,
-        verbose=False,
-        external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
-    )
+    model.set_experts_implementation("batched_mm")  # of the others, ONNX has no operation for one
+    try:
+        torch.onnx.export(
+            Logits().eval(),
+            tuple(example[name] for name in names),
+            folder / ONNX_FILE,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes={"columns": tuple({0: rows_axis, 1: tokens_axis} for _ in names)},
+            dynamo=True,
+            verbose=False,
+            external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        raise InputError(
+            f"--onnx: this model cannot be written as ONNX ({first_line(cause)}); write it with --merged"
+        ) from error
 
 
 def main() -> None:
