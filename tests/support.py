@@ -47,7 +47,8 @@ TWICE_SHARED = {"num_hidden_layers": 3, "layers_block_type": ["linear_attention"
 LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"]}
 
 OWN: dict[str, dict[str, Any]] = {
-    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
+    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT | {"first_k_dense_replace": 1},
     "minicpm3": LATENT,
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],

@@ -15,7 +15,7 @@ from tasks.settings.config import RunConfig
 
 def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
     """README.md of the adapter folder, with the metadata block that model hubs read."""
-    task = objective(result.task)
+    task, adapted = objective(result.task), (*trained.target_modules, *config.adapter.target_parameters)
     return "\n\n".join(
         [
             f"---\n{metadata(config, data, result)}---",
@@ -41,7 +41,7 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             "## How it was trained",
             f"{trained.steps} optimizer steps; the checkpoint of step {trained.best_step} scored best by validation "
             f"{config.training.selection_metric}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
-            f"parameters were trained, in {quoted(trained.target_modules) or 'the prompt'} and the head. Seed "
+            f"parameters were trained, in {quoted(adapted) or 'the prompt'} and the head. Seed "
             f"{config.seed}.",
             "```yaml\n" + yaml.safe_dump(hyperparameters(config), sort_keys=False, allow_unicode=True) + "```",
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,7 +63,21 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
     fresh = PeftConfig.from_pretrained(folder, local_files_only=True).modules_to_save or ()
     check_weights(base, fresh, recorded, settings["base_model"])
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
+    if getattr(model.peft_config["default"], "target_parameters", None):
+        answer_one_at_a_time(model)
     return on_best_device(model).eval(), tokenizer
+
+
+def answer_one_at_a_time(model: Any) -> None:
+    """peft adds such an adapter to the weights and takes it away again in each call: two calls at once, as MLflow's
+    server makes them, would find it there twice, or not at all."""
+    lock, forward = Lock(), model.forward
+
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return forward(*arguments, **named)
+
+    model.forward = locked
 
 
 class OtherWeights(ValueError):

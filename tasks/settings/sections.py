@@ -150,6 +150,11 @@ class AdapterConfig(Config):
     target_modules: tuple[str, ...] = Field(
         (), description="Names of the layers to adapt. Empty: those that suit the architecture."
     )
+    target_parameters: tuple[str, ...] = Field(
+        (),
+        description="Names of weights without a layer of their own to adapt besides, as a mixture's experts: "
+        "mlp.experts.gate_up_proj, mlp.experts.down_proj. With lora and rslora, without dropout. Empty: none.",
+    )
     layers: int | None = Field(
         None,
         ge=1,

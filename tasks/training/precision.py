@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from tasks.base.machine import cpu_multiplies_bfloat16
+from tasks.models.blocks import text_width
 
 CPU_WIDTH = 256
 """Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
@@ -17,8 +18,7 @@ def use_bfloat16(model: Any) -> bool:
 
     if model.device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    width = getattr(model.config, "hidden_size", 0)
-    return model.device.type == "cpu" and width >= CPU_WIDTH and cpu_multiplies_bfloat16()
+    return model.device.type == "cpu" and text_width(model) >= CPU_WIDTH and cpu_multiplies_bfloat16()
 
 
 @contextmanager
