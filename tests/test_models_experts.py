@@ -178,6 +178,7 @@ def test_experts_are_adapted_besides_the_layers_and_in_the_top_blocks_alone() ->
     for top in ({"layers": 1}, {"options": {"layers_to_transform": [1]}}):
         names = adapted("mixtral", target_parameters=EXPERTS, **top)
         assert sorted(names) == sorted(name for name in both if ".layers.1." in name)
+    assert sorted(adapted("mixtral", target_parameters=EXPERTS, options={"target_modules": []})) == sorted(experts)
     named = adapted("mixtral", target_parameters=EXPERTS, target_modules=["q_proj"])
     assert sorted(named) == sorted([*experts, *(name for name in layers if name.endswith("q_proj"))])
 

@@ -25,9 +25,9 @@ def must_be_spelled_out(model: Any, kind: type, values: Mapping[str, Any]) -> bo
 def chosen_layers(
     model: Any, kind: type, values: Mapping[str, Any], fresh: Sequence[str], config: RunConfig
 ) -> dict[str, Any]:
-    """By full name the layers that `target_modules` names in what reads text; all that there are where it is empty."""
+    """By full name, in what reads text, the layers that `target_modules` names; without it, all that suit."""
     named = values.get("target_modules")
-    if not named:
+    if named is None:
         layers = body_layers(model, fresh, norms=config.adapter.method == "ln_tuning")
         if kind.__name__ == "LoraConfig":
             layers = {name: layer for name, layer in layers.items() if not taken_for_experts(name, model)}
