@@ -53,7 +53,7 @@ LISTS = {"layers_to_transform": [1], "layers_pattern": ["layer", "layr"]}
         ("adalora", {"init_lora_weights": "pissa"}, "choose of true, false"),
         ("adalora", {"rank_pattern": {"query": 4}}, "finds in training"),
         ("lora", {"eva_config": {"rho": 2}}, "needs a pass over the data"),
-        ("lora", {"use_qalora": True}, "quantized"),
+        ("lora", {"use_qalora": True}, "quantised in other ways"),
         ("lora", {"layer_replication": [[0, 2]]}, "deeper model"),
         ("lora", {"alora_invocation_tokens": [3]}, "write text"),
         ("tinylora", {"init_weights": False}, "choose of true, uniform"),

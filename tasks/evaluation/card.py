@@ -1,6 +1,7 @@
 """The model card of an adapter: what it is, what it was trained on, how good it is, how to use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -9,6 +10,7 @@ from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
+from tasks.models.foundation import quantization_settings
 from tasks.scores.objective import objective, selection_metric
 from tasks.settings.config import RunConfig
 
@@ -92,14 +94,16 @@ def quoted(names: Sequence[str]) -> str:
 
 def usage(config: RunConfig, data: PreparedData, snippet: str) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
+    quantization = quantization_settings(data.model, config.model)
+    imported = "AutoModelForSequenceClassification, AutoTokenizer" + ", BitsAndBytesConfig" * bool(quantization)
     return f"""```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {imported}
 
 base = AutoModelForSequenceClassification.from_pretrained(
     {data.model.name!r},
 {revision}    dtype={config.model.dtype!r},
-    num_labels={len(data.label_names)},
+{quantized_argument(quantization)}    num_labels={len(data.label_names)},
     ignore_mismatched_sizes=True,
 )
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
@@ -109,3 +113,13 @@ logits = model(**tokenizer("a text", return_tensors="pt")).logits
 {snippet}
 ```
 """
+
+
+def quantized_argument(quantization: Mapping[str, Any] | None) -> str:
+    """Of `from_pretrained`; a model that is quantised in its own files needs none."""
+    if not quantization or quantization["stored"]:
+        return ""
+    kinds = {"nf4": f"load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype={quantization['compute']!r}"}
+    kind = kinds.get(quantization["kind"], "load_in_8bit=True, llm_int8_threshold=0.0")
+    skip = f"llm_int8_skip_modules={quantization['skip']!r}"
+    return f"    quantization_config=BitsAndBytesConfig(\n        {kind},\n        {skip},\n    ),\n"

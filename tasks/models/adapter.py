@@ -28,11 +28,12 @@ from tasks.models.layers import (
     without_all_linear,
 )
 from tasks.models.options import check_attached, check_options
+from tasks.models.quantized import stored_kind
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean
-from tasks.settings.methods import METHODS, Method, Shape
+from tasks.settings.methods import METHODS, ON_QUANTIZED, Method, Shape
 from tasks.settings.sections import AdapterConfig
 
 if TYPE_CHECKING:
@@ -65,7 +66,13 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
         if not any(name == wanted or name.endswith("." + wanted) for name in names):
             known = sorted({name.split(".")[-1] for name in body_layers(model, ())})
             raise InputError(f"adapter.target_modules: no layer is called '{wanted}'; there are {', '.join(known)}")
-    check_options(model, config.adapter.method, without_all_linear(config.adapter.options))
+    is_quantized = (stored_kind(model.config, source.name) or config.model.quantization) != "none"
+    if is_quantized and config.adapter.method not in ON_QUANTIZED:
+        raise InputError(
+            f"adapter.method: {config.adapter.method} does not work on quantised weights; choose of "
+            f"{', '.join(sorted(ON_QUANTIZED))}"
+        )
+    check_options(model, config.adapter.method, without_all_linear(config.adapter.options), is_quantized)
     if text_parts(model) != [""]:
         tell("%s reads more than text: the adapter goes into what reads text, the rest stays as it is", source.name)
     if config.adapter.method == "prompt_tuning" and hasattr(model, "score"):
@@ -230,8 +237,11 @@ def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
 
 def widths(layer: Any) -> tuple[int, int]:
     """Of what goes into a linear layer, and of what comes out."""
+    import torch
     from transformers.pytorch_utils import Conv1D
 
+    if isinstance(layer, torch.nn.Linear):  # of a quantised one the weight has another shape
+        return layer.in_features, layer.out_features
     first, second = layer.weight.shape[:2]
     return (first, second) if isinstance(layer, Conv1D) else (second, first)
 

@@ -17,7 +17,7 @@ from tasks.settings.loading import did_you_mean
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 
-QUANTIZED = "is for quantized weights, which are not loaded here; leave it out"
+QUANTIZED = "is for weights that are quantised in other ways; leave it out"
 
 UNUSABLE = {
     "alora_invocation_tokens": "is for models that write text; leave it out",
@@ -48,20 +48,23 @@ STARTS = {
 }
 """The option of a method that says how its weights start, and the values that work."""
 
+FROM_WEIGHTS = ("pissa", "olora", "mica")
+"""Starts that decompose the foundation model's weights; the first two then change them."""
+
 LAYERS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 """Options with names of layers, and with regular expressions for ends of names."""
 
 
-def check_options(model: Any, method: str, options: Mapping[str, Any]) -> None:
+def check_options(model: Any, method: str, options: Mapping[str, Any], is_quantized: bool = False) -> None:
     """What can be known before the adapter is attached; InputError names the option and what would do."""
     for option, value in options.items():
         if value and option in UNUSABLE:
             raise InputError(f"adapter.options: {option} {UNUSABLE[option]}")
     if method == "adalora" and options.get("rank_pattern"):
         raise InputError("adapter.options: rank_pattern is what adalora finds in training; leave it out")
-    check_start(model, method, options)
+    check_start(model, method, options, is_quantized)
     if str(options.get("prompt_tuning_init")).upper().endswith("TEXT"):
         raise InputError(
             "adapter.options: prompt_tuning_init: TEXT would ask the Hub for a tokenizer, even offline; choose RANDOM "
@@ -90,16 +93,19 @@ def checks_of(model: Any) -> dict[str, Callable[[Any], None]]:
     }
 
 
-def check_start(model: Any, method: str, options: Mapping[str, Any]) -> None:
+def check_start(model: Any, method: str, options: Mapping[str, Any], is_quantized: bool) -> None:
     from transformers.pytorch_utils import Conv1D
 
     option, works = STARTS.get(method, ("", ()))
+    if is_quantized:
+        works = tuple(start for start in works if start not in FROM_WEIGHTS)
     if option not in options:
         return
     start = str(options[option]).lower()
     if start not in works:
         raise InputError(
-            f"adapter.options: {option}: {start} does not work with {method}; choose of {', '.join(works)}"
+            f"adapter.options: {option}: {start} does not work with {method}{' on quantised weights' * is_quantized}; "
+            f"choose of {', '.join(works)}"
         )
     if start == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
         raise InputError(f"adapter.options: {option}: olora does not fit the layers of this model; choose pissa")

@@ -18,6 +18,7 @@ from tasks.models import serving
 from tasks.models.adapter import attach_adapter
 from tasks.models.blocks import entering, evaluating, find_blocks
 from tasks.models.foundation import load_foundation, load_tokenizer
+from tasks.models.quantized import compute_in_float32, rounding
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 
@@ -57,7 +58,7 @@ def try_model(source: Source, config: RunConfig) -> None:
                 check_blocks(model, tokenizer, rows, config)
             check_gradients(model, tokenizer, rows, source)
             if model.num_parameters() <= EXACT_WEIGHTS:
-                model.float()
+                compute_in_float32(model)
             check_answers(model, tokenizer, rows, long, source)
     del model
     free_device_memory()
@@ -88,8 +89,7 @@ def check_answers(model: Any, tokenizer: Any, rows: Any, long: Any, source: Sour
         alone = torch.cat([serving.classify(model, tokenizer, row(rows, place), 1) for place in range(2)])
         serving.classify(model, tokenizer, long, 1)
         again = serving.classify(model, tokenizer, rows, 2)
-    dtype = str(model.dtype).removeprefix("torch.")
-    tolerance = TOLERANCE[dtype] * float(together.abs().max())
+    tolerance = TOLERANCE[rounding(model)] * float(together.abs().max())
     findings = (  # what answers by chance differs alone, too
         (again, "differs when it is asked again after other texts", "it keeps something of them, or draws by chance"),
         (alone, "depends on the other texts of the batch", "it does not ignore padding"),

@@ -14,7 +14,7 @@ Assignment = Mapping[str, Any]
 """Values by field, as `{"training.learning_rate": 0.001}`."""
 
 VARIED = {
-    "model": ("name", "revision", "dtype"),
+    "model": ("name", "revision", "dtype", "quantization"),
     "data": ("max_length", "max_train_rows"),
     "adapter": ("method", "r", "alpha", "dropout", "target_modules", "target_parameters", "layers", "options"),
     "training": (

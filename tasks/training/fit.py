@@ -16,6 +16,7 @@ from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256
 from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
+from tasks.models import quantized
 from tasks.models.adapter import PROBE_ROWS
 from tasks.scores.objective import Metric
 from tasks.settings.config import RunConfig
@@ -99,7 +100,7 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
             if not smaller:
                 raise RuntimeError(
                     "the GPU's memory is too small even for one row at a time; try a smaller data.max_length, "
-                    "model.dtype bfloat16 or a smaller model"
+                    "model.quantization nf4 or a smaller model"
                 ) from error
             smaller.write(run.micro_batch)
             step = newest_step(run.checkpoints)
@@ -152,6 +153,8 @@ def fit_with(
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+    if quantized.layers(model):
+        tell("%s", quantized.weights_sentence(model, micro.batch_size, config.data.max_length))
     model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
     if config.adapter.layers:
         trunk = Trunk(model, data, config, splits)
@@ -214,7 +217,9 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
+    products = {"quantised_products": quantized.rounding(model)} if quantized.layers(model) else {}
     return {
+        **products,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
         "training_precision": "bfloat16 autocast" if arguments.bf16 else str(model.dtype).removeprefix("torch."),

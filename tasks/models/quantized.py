@@ -1,0 +1,114 @@
+"""Weights of the foundation model in 4 or 8 bits: what is asked for, what its files hold, what it takes in memory."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from tasks.base.disk import size
+from tasks.base.machine import bfloat16_pays
+from tasks.base.words import counted
+from tasks.models import serving
+from tasks.settings.fields import InputError
+from tasks.settings.sections import ModelConfig
+
+
+def check_quantization(architecture: Any, name: str, config: ModelConfig) -> None:
+    """Refuses what cannot be loaded here, before anything is: InputError with the field."""
+    stored = stored_kind(architecture, name)
+    kind = stored or config.quantization
+    if kind == "none":
+        return
+    if stored and config.quantization not in ("none", stored):
+        raise InputError(
+            f"model.quantization: the weights of {name} are quantised already, in {stored}; leave "
+            f"{config.quantization} out"
+        )
+    if config.dtype != "float32":
+        raise InputError(f"model.dtype: {name} is quantised, and all else is float32; leave {config.dtype} out")
+    check_package(f"model.name: {name}, whose weights are in {stored}," if stored else f"model.quantization: {kind}")
+
+
+def check_package(field: str) -> None:
+    if not find_spec("bitsandbytes"):
+        raise InputError(f"{field} needs one more package: pip install 'peft-flow[quantized]'")
+
+
+def stored_kind(architecture: Any, name: str) -> str | None:
+    """How the weights are quantised in the model's own files, in words of `model.quantization`; fp4 besides."""
+    stored = stored_settings(architecture)
+    if stored is None:
+        return None
+    if stored.get("load_in_8bit"):
+        return "int8"
+    if stored.get("load_in_4bit"):
+        return str(stored.get("bnb_4bit_quant_type", "fp4"))
+    method = stored.get("quant_method", "an unnamed method")
+    raise InputError(
+        f"model.name: the weights of {name} are quantised with {method}, on which nothing can be trained here; choose "
+        "the model that they were made from, or one of bitsandbytes"
+    )
+
+
+def without_stored(architecture: Any) -> Any:
+    """The configuration, changed to that of a model which is not quantised."""
+    for config in (architecture, architecture.get_text_config()):
+        config.quantization_config = None
+    return architecture
+
+
+def stored_settings(architecture: Any) -> Mapping[str, Any] | None:
+    for config in (architecture, architecture.get_text_config()):
+        if (found := getattr(config, "quantization_config", None)) is not None:
+            settings: Mapping[str, Any] = found if isinstance(found, Mapping) else found.to_dict()
+            return settings
+    return None
+
+
+def computes_in(architecture: Any) -> str:
+    """The number format of products with quantised weights: kept with the adapter, so that it is the same anywhere."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width = getattr(architecture.get_text_config(), "hidden_size", 0)
+    return "bfloat16" if bfloat16_pays(device, width) else "float32"
+
+
+def rounding(model: Any) -> str:
+    """The number format whose rounding shows in the model's answers."""
+    import torch
+
+    layers = (getattr(module, "compute_dtype", None) for module in model.modules())
+    is_coarse = torch.bfloat16 in (model.dtype, *layers)
+    return "bfloat16" if is_coarse else "float32"
+
+
+def compute_in_float32(model: Any) -> None:
+    """The whole model, for good."""
+    import torch
+
+    torch.nn.Module.float(model)  # a quantised model itself refuses
+    if layers(model):
+        serving.compute_alike(model, torch.float32)
+
+
+def layers(model: Any) -> list[Any]:
+    """Those whose weights are quantised."""
+    return [weight for weight in model.parameters() if serving.scales(weight) is not None]
+
+
+def weights_sentence(model: Any, rows: int, tokens: int) -> str:
+    """What the weights take in memory, and what training adds to them."""
+    weights = list(model.parameters())
+    packed = sum(weight.nbytes + serving.scales(weight).nbytes for weight in layers(model))
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    others = sum(weight.nbytes for weight in weights if weight.is_floating_point())
+    return (
+        f"The model's weights take {size(packed + others)} in memory: {size(packed)} quantised and {size(others)} not, "
+        f"embeddings for the most part; in float32 they would take {size(4 * model.num_parameters())}. Training adds "
+        f"{size(BYTES_TRAINED * trained)} for gradients and optimizer, and what {counted(rows, 'text')} of up to "
+        f"{tokens} tokens take on their way through the model"
+    )
+
+
+BYTES_TRAINED = 16
+"""For each trained weight: its gradient, Adam's two averages, and a copy while it is updated."""
