@@ -168,6 +168,7 @@ def take_through(here: Path, model: dict[str, str], method: str) -> Iterator[tup
     from tasks.data.prepare import prepare
     from tasks.evaluation import references
     from tasks.inference import portable
+    from tasks.inference.export import check_arithmetic
     from tasks.models import serving
     from tasks.models.adapter import PROBE_TOLERANCE
     from tasks.settings.loading import validated
@@ -195,22 +196,28 @@ def take_through(here: Path, model: dict[str, str], method: str) -> Iterator[tup
     rows = serving.model_rows(load_rows(data.folder), tokenizer)
     logits, tolerance = serving.classify(again, tokenizer, rows, 8), PROBE_TOLERANCE["float32"]
 
-    def verdict(found: Any, expected: Any = logits) -> str:
+    def verdict(found: Any, expected: Any) -> str:
         difference = float((found - expected).abs().max())
         return WORKS if difference <= tolerance else f"FAILS: logits differ by {difference:.2g}"
 
     yield "read back", verdict(logits, load_file(trained.probe)["logits"])
+    settings = serving.read_settings(Path(trained.folder))
+    if quantization := settings["base_model"].get("quantization"):  # an export is of the weights written out
+        again, _ = serving.load_adapter(Path(trained.folder), local_files_only=True, dequantized=True)
+        quantised, logits = logits, serving.classify(again, tokenizer, rows, 8)
+        check_arithmetic(method, quantised, logits, quantization)
     plain = portable.merge(again, method)
-    if verdict(serving.classify(plain, tokenizer, rows, 8)) != WORKS:
+    if verdict(serving.classify(plain, tokenizer, rows, 8), logits) != WORKS:
         yield "merged", "refused: merging this adapter into the model's weights changes its predictions"
         return
     yield "merged", WORKS
+    if quantization:
+        return
     tokenizer.save_pretrained(here / "plain")
     plain.save_pretrained(here / "plain")
-    settings = serving.read_settings(Path(trained.folder))
-    yield "merged folder", verdict(portable.ask_transformers(here / "plain", tokenizer, rows, settings))
+    yield "merged folder", verdict(portable.ask_transformers(here / "plain", tokenizer, rows, settings), logits)
     portable.write_onnx(plain, tokenizer, rows, here / "plain")
-    yield "ONNX", verdict(portable.ask_onnx(here / "plain", tokenizer, rows, settings))
+    yield "ONNX", verdict(portable.ask_onnx(here / "plain", tokenizer, rows, settings), logits)
 
 
 def load_rows(folder: str) -> Any:
@@ -255,7 +262,6 @@ def families() -> list[str]:
 def try_all(parts: Collection[str], only: Collection[str]) -> None:
     """Writes the page after each row; what is not among `parts`, or `only` where that names any, stays as it is."""
     from tasks.settings.methods import METHODS
-    from tasks.settings.sections import ModelConfig
 
     tables, names = read_page(), families()
     tables["family"] = {family: tables["family"].get(family, {}) for family in names}
@@ -277,7 +283,7 @@ def try_all(parts: Collection[str], only: Collection[str]) -> None:
                 row = apart(partial(try_one, table, method))
                 before = of_steps(NF4_STEPS, before) | of_steps(STEPS, row)
                 keep(table, method, before)
-            if wanted("nf4", table, method) and "quantization" in ModelConfig.model_fields:
+            if wanted("nf4", table, method):
                 row = apart(partial(try_one, table, method, quantization="nf4"))
                 named = {column: row[step] for column, step in NF4_STEPS.items() if step in row}
                 keep(table, method, of_steps(STEPS, before) | named)
