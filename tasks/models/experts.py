@@ -59,7 +59,7 @@ def free_weights(model: Any) -> list[str]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    layers, parts = (torch.nn.Linear, Conv1D, torch.nn.Embedding, torch.nn.modules.conv._ConvNd), text_parts(model)
+    layers, parts = (torch.nn.Linear, Conv1D, torch.nn.Embedding, torch.nn.Conv1d), text_parts(model)
     return [
         f"{owner}.{name}"
         for owner, module in model.named_modules()
