@@ -24,7 +24,7 @@ from tests.support_page import METHOD_FAMILIES, NF4_STEPS, STEPS, WORKS, Row, re
 
 PARTS = ("families", "methods", "nf4")
 
-SECONDS = 180
+SECONDS = 240
 """For each row; what has not answered by then is not waited for."""
 
 SMALL = {

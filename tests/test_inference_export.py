@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
+from tasks.inference import portable
 from tasks.inference.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
 from tasks.inference.portable import ask_onnx, usage, write_onnx
 from tasks.models import serving
@@ -209,6 +210,14 @@ def test_a_model_that_cannot_be_onnx_is_refused_with_the_reason(
     with pytest.raises(InputError, match=r"--onnx: .* cannot be written as ONNX \(no complex numbers\); .* --merged$"):
         export(trained.adapter.folder, out, merged=False, onnx=True)
     assert not out.exists()
+
+    def fail_later(*arguments: Any) -> None:
+        raise RuntimeError("Got invalid dimensions for input: input_ids")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *arguments, **named: None)
+    monkeypatch.setattr(portable, "ask_onnx", fail_later)
+    with pytest.raises(InputError, match=r"cannot be written as ONNX \(Got invalid dimensions for input: input_ids\)"):
+        export(trained.adapter.folder, out, merged=False, onnx=True)
 
 
 def test_onnx_without_its_packages_says_what_to_install(

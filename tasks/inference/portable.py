@@ -82,10 +82,13 @@ def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
             verbose=False,
             external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
         )
-    except torch.onnx.OnnxExporterError as error:
+        ask_onnx(folder, tokenizer, rows, {})  # it may take texts of one length only
+    except Exception as error:  # of two libraries, each with many kinds
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
+        if isinstance(cause, OSError | MemoryError):
+            raise
         raise InputError(
             f"--onnx: this model cannot be written as ONNX ({first_line(cause)}); write it with --merged"
         ) from error

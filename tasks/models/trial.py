@@ -52,7 +52,7 @@ def try_model(source: Source, config: RunConfig) -> None:
         model = serving.on_best_device(attach_adapter(model, config, fresh, steps=100))
         rows = serving.tokenize([list(TEXTS)], tokenizer, config.data.max_length)
         length = min(config.data.max_length, LONGEST)
-        long = serving.tokenize([[f"{TEXTS[1]} " * (length // 8)]], tokenizer, length)
+        long = serving.tokenize([[f"{TEXTS[1]} " * (1 + length // 8)]], tokenizer, length)
         with refusing(source), stirred(model):
             if config.adapter.layers:
                 check_blocks(model, tokenizer, rows, config)
@@ -67,7 +67,7 @@ def try_model(source: Source, config: RunConfig) -> None:
 
 @contextmanager
 def refusing(source: Source) -> Iterator[None]:
-    """Within, whatever a model does not like about two texts is the user's to know, in one line."""
+    """Within, whatever a model does not like about a few texts is the user's to know, in one line."""
     import torch
 
     try:
@@ -76,7 +76,7 @@ def refusing(source: Source) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"model {source.name}: it cannot read two short texts ({first_line(error)}); choose another model"
+            f"model {source.name}: it cannot read a few plain texts ({first_line(error)}); choose another model"
         ) from error
 
 
