@@ -6,12 +6,13 @@ import re
 import sys
 import time
 from contextlib import chdir, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import page, peers, speed, sweep
+from benchmarks import page, peers, quantized, speed, sweep
 from tasks.settings.loading import load_config, read_yaml
 from tasks.settings.space import grid, read_space, values_of
 from tests.conftest import ROOT, sentences, write_tokenizer
@@ -157,3 +158,15 @@ def test_sweep_and_its_rivals_try_the_same_values(tmp_path: Path) -> None:
     ]
     given = {"learning_rate": config.training.learning_rate, "r": config.adapter.r, "seed": config.seed}
     assert [given, *(values for values in tried if values != given)] == sweep.VALUES and len(tried) == 24
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")
+def test_sides_of_quantized_read_their_adapter_back(foundation: Any, tmp_path: Path) -> None:
+    weights = {}
+    for kind in quantized.KINDS:
+        (tmp_path / kind).mkdir()
+        side = quantized.train_side(foundation("llama"), kind, tmp_path / kind)
+        assert quantized.read_side(tmp_path / kind) == {"read_back_difference": 0}
+        weights[kind] = side["weights_mb"]
+        assert side["embeddings_mb"] == 200 * 32 * 4 / 2**20 and side["forward_seconds"] > 0
+    assert weights["nf4"] < weights["int8"] < weights["none"]

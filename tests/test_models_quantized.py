@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -320,6 +323,50 @@ def test_card_reads_the_base_as_it_was_trained_on(fitted: Callable[[str], Traine
     assert quantized_argument(None) == ""
 
 
+def test_import_of_bitsandbytes_gets_no_code_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some CPUs it asks the package kernels for it, where that is installed."""
+    assert find_spec("kernels") is None, "in our own processes"
+    there = ModuleType("kernels")
+    monkeypatch.setitem(sys.modules, "kernels", there)
+    with serving.without_code_of_the_hub(), pytest.raises(ImportError):
+        import_module("kernels")
+    assert import_module("kernels") is there
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_training_under_bfloat16_autocast_is_read_back_exactly(
+    kind: str, small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from datasets import load_from_disk
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr("tasks.models.quantized.bfloat16_pays", lambda device, width: True)
+    monkeypatch.setattr("tasks.training.fit.use_bfloat16", lambda model: True)
+    models.quantization_settings.cache_clear()
+    config = small_config({"model": {"quantization": kind}, "training": {"max_steps": 2}}, "bert")
+    data = prepare(config, tmp_path)
+    trained = fit_adapter(config, data, tmp_path / "run", Watcher(lambda progress: None))
+    models.quantization_settings.cache_clear()
+    assert trained.compute["training_precision"] == "bfloat16 autocast"
+    assert trained.compute["quantised_products"] == "bfloat16"
+    model, tokenizer = serving.load_adapter(Path(trained.folder))
+    rows = serving.model_rows(load_from_disk(data.folder)["validation"], tokenizer)
+    logits, probe = serving.classify(model, tokenizer, rows, 8), load_file(trained.probe)["logits"]
+    assert torch.equal(logits, probe)
+
+
+def test_lower_blocks_in_4_bits_are_computed_once(small_config: Any, workplace: Path) -> None:
+    config = small_config({"model": {"quantization": "nf4"}, "adapter": {"layers": 1}, "training": {"max_steps": 2}})
+    data = prepare(config, workplace / "work")
+    trained = fit_adapter(config, data, workplace / "run", Watcher(lambda progress: None))
+    assert trained.trunk_seconds > 0 and measure_adapter(config, data, trained)
+    (file,) = (workplace / "mlruns/trunks").glob("*.states")
+    plain = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "none"})})
+    fit_adapter(plain, data, workplace / "plain", Watcher(lambda progress: None))
+    assert len(list(file.parent.glob("*.states"))) == 2, "of other weights they are others"
+
+
 def test_results_on_other_weights_are_other_results(fitted: Callable[[str], Trained]) -> None:
     keys = set()
     for kind in ("none", "nf4", "int8"):
@@ -346,8 +393,7 @@ def test_whole_run_in_4_bits_and_predictions_with_its_adapter(
 ) -> None:
     import pandas as pd
 
-    name = small_config(family="bert").model.name
-    config = small_config({"model": {"name": name, "quantization": "nf4"}, "training": {"epochs": 8}})
+    config = small_config({"model": {"quantization": "nf4"}, "training": {"epochs": 8}}, "bert")
     result = run_flow(config)
     assert result.status == "finished" and {"probe", "zero_shot"} <= set(result.references)
     adapter = Path(result.adapter_path)
@@ -431,6 +477,7 @@ def test_another_quantisation_than_that_of_the_files_is_refused(
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
         {"quant_method": "mxfp4"},
         {"quant_method": "of tomorrow"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
         {},
     ],
 )
@@ -468,13 +515,8 @@ def test_without_the_package_one_line_says_what_to_install(
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - ON_QUANTIZED))
-def test_method_that_computes_otherwise_on_quantised_weights_is_refused(
-    method: str, small_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_method_that_computes_otherwise_on_quantised_weights_is_refused(method: str, small_config: Any) -> None:
     config = small_config({"model": {"quantization": "nf4"}, "adapter": {"method": method}}, "bert")
-    config = config.model_copy(
-        update={"model": small_config(family="bert").model.model_copy(update={"quantization": "nf4"})}
-    )
     source = models.find_model(config)
     with pytest.raises(InputError, match=f"adapter.method: {method} does not work on quantised weights; choose of"):
         adapters.check_adapter(models.check_model(source, config), source, config)
@@ -507,9 +549,7 @@ def test_method_says_the_same_on_quantised_weights_as_on_the_floats_that_they_st
 @pytest.mark.parametrize("start", ["pissa", "olora", "mica"])
 def test_start_from_the_weights_is_refused_where_these_are_quantised(start: str, small_config: Any) -> None:
     changes = {"adapter": {"options": {"init_lora_weights": start}}}
-    name = small_config(family="llama").model.name
-    config = small_config({"model": {"name": name, "quantization": "nf4"}, **changes})
-    says = refusal(config)
+    says = refusal(small_config({"model": {"quantization": "nf4"}, **changes}, "llama"))
     assert f"init_lora_weights: {start} does not work with lora on quantised weights; choose of true" in says
 
 

@@ -94,8 +94,8 @@ def quoted(names: Sequence[str]) -> str:
 
 def usage(config: RunConfig, data: PreparedData, snippet: str) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
-    quantization = quantization_settings(data.model, config.model)
-    imported = "AutoModelForSequenceClassification, AutoTokenizer" + ", BitsAndBytesConfig" * bool(quantization)
+    argument = quantized_argument(quantization_settings(data.model, config.model))
+    imported = "AutoModelForSequenceClassification, AutoTokenizer" + ", BitsAndBytesConfig" * bool(argument)
     return f"""```python
 from peft import PeftModel
 from transformers import {imported}
@@ -103,7 +103,7 @@ from transformers import {imported}
 base = AutoModelForSequenceClassification.from_pretrained(
     {data.model.name!r},
 {revision}    dtype={config.model.dtype!r},
-{quantized_argument(quantization)}    num_labels={len(data.label_names)},
+{argument}    num_labels={len(data.label_names)},
     ignore_mismatched_sizes=True,
 )
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")

@@ -101,17 +101,13 @@ def load_foundation(
     """
     import torch
 
+    settings = base_model_settings(source, config.model)
     torch.manual_seed(config.seed)
     try:
-        model, info = serving.load_classifier(
-            base_model_settings(source, config.model),
-            label_names,
-            tokenizer.pad_token_id,
-            source.local_files_only,
-        )
+        model, info = serving.load_classifier(settings, label_names, tokenizer.pad_token_id, source.local_files_only)
     except Exception as error:
         raise unusable("weights (safetensors)", source, error) from error
-    if config.model.quantization != "none" and not quantized.layers(model):
+    if config.model.quantization != "none" and not quantized.packed(model):
         raise InputError(
             f"model.quantization: {source.name} has no linear layers that could be quantised; leave it out"
         )

@@ -1,6 +1,6 @@
 """Weights of the foundation model in 4 or 8 bits: what is asked for, what its files hold, what it takes in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,14 +38,17 @@ def stored_kind(architecture: Any, name: str) -> str | None:
     stored = stored_settings(architecture)
     if stored is None:
         return None
+    storage = stored.get("bnb_4bit_quant_storage", "uint8")
     if stored.get("load_in_8bit"):
         return "int8"
-    if stored.get("load_in_4bit"):
+    if stored.get("load_in_4bit") and storage == "uint8":
         return str(stored.get("bnb_4bit_quant_type", "fp4"))
     method = stored.get("quant_method", "an unnamed method")
+    if stored.get("load_in_4bit"):
+        method += f" and stored as {storage}"
     raise InputError(
         f"model.name: the weights of {name} are quantised with {method}, on which nothing can be trained here; choose "
-        "the model that they were made from, or one of bitsandbytes"
+        "the model that they were made from, or one that bitsandbytes has quantised"
     )
 
 
@@ -77,9 +80,8 @@ def rounding(model: Any) -> str:
     """The number format whose rounding shows in the model's answers."""
     import torch
 
-    layers = (getattr(module, "compute_dtype", None) for module in model.modules())
-    is_coarse = torch.bfloat16 in (model.dtype, *layers)
-    return "bfloat16" if is_coarse else "float32"
+    formats = (model.dtype, *(getattr(module, "compute_dtype", None) for module in model.modules()))
+    return "bfloat16" if torch.bfloat16 in formats else "float32"
 
 
 def compute_in_float32(model: Any) -> None:
@@ -87,27 +89,30 @@ def compute_in_float32(model: Any) -> None:
     import torch
 
     torch.nn.Module.float(model)  # a quantised model itself refuses
-    if layers(model):
+    if packed(model):
         serving.compute_alike(model, torch.float32)
 
 
-def layers(model: Any) -> list[Any]:
-    """Those whose weights are quantised."""
+def packed(model: Any) -> list[Any]:
+    """Its quantised weights."""
     return [weight for weight in model.parameters() if serving.scales(weight) is not None]
 
 
 def weights_sentence(model: Any, rows: int, tokens: int) -> str:
     """What the weights take in memory, and what training adds to them."""
-    weights = list(model.parameters())
-    packed = sum(weight.nbytes + serving.scales(weight).nbytes for weight in layers(model))
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    others = sum(weight.nbytes for weight in weights if weight.is_floating_point())
+    small, whole = bytes_of(packed(model)), bytes_of(model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return (
-        f"The model's weights take {size(packed + others)} in memory: {size(packed)} quantised and {size(others)} not, "
+        f"The model's weights take {size(whole)} in memory: {size(small)} quantised and {size(whole - small)} not, "
         f"embeddings for the most part; in float32 they would take {size(4 * model.num_parameters())}. Training adds "
         f"{size(BYTES_TRAINED * trained)} for gradients and optimizer, and what {counted(rows, 'text')} of up to "
         f"{tokens} tokens take on their way through the model"
     )
+
+
+def bytes_of(weights: Iterable[Any]) -> int:
+    """With their scales, where they are quantised."""
+    return sum(weight.nbytes + getattr(serving.scales(weight), "nbytes", 0) for weight in weights)
 
 
 BYTES_TRAINED = 16

@@ -159,7 +159,7 @@ def load_classifier(
     }
     quantization = base_model.get("quantization")
     if quantization:
-        head = quantized(quantization, head, base_model["name"], where)
+        head = quantized_arguments(quantization, head, base_model["name"], where)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         base_model["name"],
         **where,
@@ -207,7 +207,9 @@ def without_code_of_the_hub() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def quantized(quantization: dict[str, Any], head: dict[str, Any], name: str, where: dict[str, Any]) -> dict[str, Any]:
+def quantized_arguments(
+    quantization: dict[str, Any], head: dict[str, Any], name: str, where: dict[str, Any]
+) -> dict[str, Any]:
     """Arguments of `from_pretrained` for a classifier whose linear layers, without `skip`, are quantised, or are so in
     their files (`stored`)."""
     from transformers import AutoConfig
@@ -318,10 +320,10 @@ def fuse_activations(model: Any) -> None:
 def on_best_device(model: Any) -> Any:
     import torch
 
-    if getattr(model, "is_quantized", False):  # it has been read to where it computes
-        return model
     if torch.cuda.is_available():
-        return model.to("cuda")
+        return torch.nn.Module.to(model, "cuda")  # a quantised model itself refuses
+    if getattr(model, "is_quantized", False):
+        return model
     return model.to("mps") if torch.backends.mps.is_available() else model
 
 

@@ -153,7 +153,7 @@ def fit_with(
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
-    if quantized.layers(model):
+    if quantized.packed(model):
         tell("%s", quantized.weights_sentence(model, micro.batch_size, config.data.max_length))
     model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
     if config.adapter.layers:
@@ -217,7 +217,7 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
-    products = {"quantised_products": quantized.rounding(model)} if quantized.layers(model) else {}
+    products = {"quantised_products": quantized.rounding(model)} if quantized.packed(model) else {}
     return {
         **products,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
