@@ -231,7 +231,7 @@ def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
     shapes = [widths(layer) for layer in layers.values()] or [(1, 1)]
     inputs, outputs = zip(*shapes, strict=True)
     embeddings = word_embeddings(model)
-    width = text_width(model) if embeddings is None else embeddings.shape[1]
+    width = text_width(model.config) if embeddings is None else embeddings.shape[1]
     return Shape(gcd(*inputs), gcd(*outputs), width, steps, adapter.r)
 
 

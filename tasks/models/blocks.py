@@ -38,9 +38,9 @@ def text_parts(model: Any) -> list[str]:
     return parts or [""]
 
 
-def text_width(model: Any) -> int:
+def text_width(config: Any) -> int:
     """Numbers for each token between the blocks that read text; 0 where the configuration does not say."""
-    return int(getattr(model.config.get_text_config(), "hidden_size", 0))
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
 def text_kinds(config: Any) -> set[type]:

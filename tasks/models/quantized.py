@@ -8,6 +8,7 @@ from tasks.base.disk import size
 from tasks.base.machine import bfloat16_pays
 from tasks.base.words import counted
 from tasks.models import serving
+from tasks.models.blocks import text_width
 from tasks.settings.fields import InputError
 from tasks.settings.sections import ModelConfig
 
@@ -72,8 +73,7 @@ def computes_in(architecture: Any) -> str:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    width = getattr(architecture.get_text_config(), "hidden_size", 0)
-    return "bfloat16" if bfloat16_pays(device, width) else "float32"
+    return "bfloat16" if bfloat16_pays(device, text_width(architecture)) else "float32"
 
 
 def rounding(model: Any) -> str:

@@ -11,7 +11,7 @@ from tasks.models.blocks import text_width
 
 def use_bfloat16(model: Any) -> bool:
     """Whether bfloat16 autocast is faster for this model on its device; its weights stay what they are."""
-    return bfloat16_pays(model.device.type, text_width(model))
+    return bfloat16_pays(model.device.type, text_width(model.config))
 
 
 @contextmanager

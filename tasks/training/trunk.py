@@ -51,7 +51,7 @@ class Trunk:
         assert blocks and config.adapter.layers  # tasks/models/adapter.py has refused what has none
         self.blocks: Blocks = blocks
         self.first = len(blocks.modules) - config.adapter.layers
-        self.width, self.dtype = text_width(model), getattr(torch, config.model.dtype)
+        self.width, self.dtype = text_width(model.config), getattr(torch, config.model.dtype)
         lengths = [len(ids) for split in SPLITS for ids in splits[split]["input_ids"]]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.bytes = int(self.starts[-1]) * self.width * self.dtype.itemsize
