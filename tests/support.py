@@ -226,7 +226,7 @@ def load_rows(folder: str) -> Any:
     return load_from_disk(folder)["validation"]
 
 
-def apart(work: Callable[[Callable[[Row], None]], Row]) -> Row:
+def apart(work: Callable[..., Row]) -> Row:
     """In a process of its own, with a time limit."""
     context = multiprocessing.get_context("fork")  # this one has imported what each needs
     with tempfile.TemporaryDirectory() as place:
@@ -238,7 +238,7 @@ def apart(work: Callable[[Callable[[Row], None]], Row]) -> Row:
         def run() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            note(work(note) | {"": ""})
+            note(work(note=note) | {"": ""})
 
         process = context.Process(target=run)
         process.start()

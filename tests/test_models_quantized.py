@@ -19,6 +19,7 @@ from tasks.evaluation.card import quantized_argument
 from tasks.evaluation.references import measurement_key
 from tasks.evaluation.zero_shot import load_language_model
 from tasks.inference.export import export
+from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import quantized, serving, trial
@@ -33,6 +34,7 @@ from tasks.training.watching import Watcher
 from tests.conftest import Trained
 from tests.support import build
 from tests.test_finetune_flow import run_flow
+from tests.test_models_foundation import attach, save, train
 
 pytestmark = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")
 
@@ -293,6 +295,19 @@ def test_export_writes_the_weights_out_and_says_how_far_that_is_off(
     assert exported.quantised in (folder / "README.md").read_text()
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and (folder / "model.onnx").exists() is has_onnx
+
+
+def test_a_method_that_peft_does_not_merge_into_4_bits_is_merged_into_floats(small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"model": {"quantization": "nf4"}, "adapter": {"method": "ia3"}}, family="bert")
+    model, built = attach(config)
+    train(model, built.tokenizer)
+    save(model, built, config, tmp_path / "adapter")
+    rows = built.tokenizer(["a warm and funny film", "dull"])
+    logits = serving.classify(model, built.tokenizer, rows, 4)
+    plain, _ = serving.load_adapter(tmp_path / "adapter", dequantized=True)
+    assert torch.allclose(serving.classify(merge(plain, "a"), built.tokenizer, rows, 4), logits, atol=1e-4)
 
 
 def test_export_that_rounding_does_not_explain_is_refused(

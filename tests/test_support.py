@@ -75,6 +75,13 @@ def test_what_hangs_is_not_waited_for_and_keeps_what_it_said(monkeypatch: pytest
     assert apart(lambda note: {"trains": WORKS}) == {"trains": WORKS}
 
 
+def test_a_row_of_families_is_of_lora(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "apart", lambda work: work(note=lambda row: None))
+    monkeypatch.setattr(support, "take_through", lambda here, model, method: iter([("trains", f"refused: {method}")]))
+    try_all(["families"], ["bert"])
+    assert read_page()["family"]["bert"] == {"trains": "refused: lora"}
+
+
 def without_numbers(cell: str) -> str:
     return cell.partition(" (")[0]
 

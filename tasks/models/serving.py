@@ -288,6 +288,7 @@ def dequantize(model: Any) -> None:
         return
     turned = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     model.dequantize(dtype=torch.float32)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # else peft refuses to merge IA3
     for name in turned:
         linear = model.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)
