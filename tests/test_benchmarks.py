@@ -6,12 +6,13 @@ import re
 import sys
 import time
 from contextlib import chdir, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import memory, page, peers, speed, sweep
+from benchmarks import memory, page, peers, quantized, speed, sweep
 from tasks.settings.loading import load_config, read_yaml
 from tasks.settings.space import grid, read_space, values_of
 from tests.conftest import ROOT, sentences, write_tokenizer
@@ -180,3 +181,15 @@ def test_memory_is_compared_by_medians() -> None:
     found = [one("new", 1), one("new", 90), one("new", 2), one("old", 4), one("old", 4)]
     said = memory.summary("minilm-512", found)
     assert said.startswith("minilm-512: peak 4.00 to 2.00 (0.50), training 4.00 to 2.00 (0.50), rows/s ")
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")
+def test_sides_of_quantized_read_their_adapter_back(foundation: Any, tmp_path: Path) -> None:
+    weights = {}
+    for kind in quantized.KINDS:
+        (tmp_path / kind).mkdir()
+        side = quantized.train_side(foundation("llama"), kind, tmp_path / kind)
+        assert quantized.read_side(tmp_path / kind) == {"read_back_difference": 0}
+        weights[kind] = side["weights_mb"]
+        assert side["embeddings_mb"] == 200 * 32 * 4 / 2**20 and side["forward_seconds"] > 0
+    assert weights["nf4"] < weights["int8"] < weights["none"]

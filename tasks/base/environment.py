@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,10 @@ for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# with this package bitsandbytes, which peft imports if it is installed, fetches compiled code from the Hub and runs it
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
 for message in (
     "fan_in_fan_out is set to False",  # peft corrects it for GPT-2 itself

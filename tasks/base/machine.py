@@ -7,6 +7,7 @@ import platform
 import sys
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import tasks
@@ -54,12 +55,26 @@ def public_version(package: str) -> str:
     return importlib.metadata.version(package).split("+")[0]
 
 
+BFLOAT16_WIDTH = 256
+"""Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
+
+
+def bfloat16_pays(device: str, width: int) -> bool:
+    """Whether products in bfloat16 are faster on this kind of device, for a model of this hidden size."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and width >= BFLOAT16_WIDTH and cpu_multiplies_bfloat16()
+
+
 @lru_cache
 def environment_key() -> str:
     """Digest of what else decides about bits: this program, the packages that compute, device and threads."""
     import torch
 
-    packages = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "tokenizers", "numpy")]
+    names = ["torch", "transformers", "peft", "tokenizers", "numpy", *filter(find_spec, ["bitsandbytes"])]
+    packages = [f"{name} {version(name)}" for name in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return digest([packages, code_key(), device, cpu_multiplies_bfloat16(), torch.get_num_threads()])
 

@@ -58,11 +58,13 @@ def measure_adapter(config: RunConfig, data: PreparedData, trained: TrainedAdapt
     run_offline(RELOAD, request)
     reloaded, probe = load_file(run.reloaded), load_file(trained.probe)["logits"]
     difference = float((reloaded["probe"] - probe).abs().max())
-    if not difference <= PROBE_TOLERANCE[config.model.dtype]:
+    settings = serving.read_settings(Path(trained.folder))
+    base = settings["base_model"]
+    if not difference <= PROBE_TOLERANCE[base["quantization"]["compute"] if "quantization" in base else base["dtype"]]:
         raise ReloadMismatch(
             f"the adapter read back from {trained.folder} differs from the trained model by {difference:.3g} "
             "in its logits; it was not logged"
         )
     test = load_from_disk(data.folder)["test"]
-    table = serving.answers(reloaded["test"], serving.read_settings(Path(trained.folder)))
+    table = serving.answers(reloaded["test"], settings)
     return write_evaluation(data.task, table, test, run.predictions, time.monotonic() - started)

@@ -1,6 +1,7 @@
 """The model card of an adapter: what it is, what it was trained on, how good it is, how to use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -9,13 +10,15 @@ from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
-from tasks.scores.objective import objective
+from tasks.models.foundation import quantization_settings
+from tasks.scores.objective import objective, selection_metric
 from tasks.settings.config import RunConfig
 
 
 def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, result: Comparison) -> str:
     """README.md of the adapter folder, with the metadata block that model hubs read."""
-    task = objective(result.task)
+    task, adapted = objective(result.task), (*trained.target_modules, *config.adapter.target_parameters)
+    chosen_by = selection_metric(task, config.training.selection_metric).name
     return "\n\n".join(
         [
             f"---\n{metadata(config, data, result)}---",
@@ -40,8 +43,8 @@ def model_card(config: RunConfig, data: PreparedData, trained: TrainedAdapter, r
             *(f"- {note}" for note in data.notes),
             "## How it was trained",
             f"{trained.steps} optimizer steps; the checkpoint of step {trained.best_step} scored best by validation "
-            f"{config.training.selection_metric}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
-            f"parameters were trained, in {quoted(trained.target_modules) or 'the prompt'} and the head. Seed "
+            f"{chosen_by}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
+            f"parameters were trained, in {quoted(adapted) or 'the prompt'} and the head. Seed "
             f"{config.seed}.",
             "```yaml\n" + yaml.safe_dump(hyperparameters(config), sort_keys=False, allow_unicode=True) + "```",
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "
@@ -91,14 +94,16 @@ def quoted(names: Sequence[str]) -> str:
 
 def usage(config: RunConfig, data: PreparedData, snippet: str) -> str:
     revision = "" if data.model.is_local else f"    revision={data.model.revision!r},\n"
+    argument = quantized_argument(quantization_settings(data.model, config.model))
+    imported = "AutoModelForSequenceClassification, AutoTokenizer" + ", BitsAndBytesConfig" * bool(argument)
     return f"""```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {imported}
 
 base = AutoModelForSequenceClassification.from_pretrained(
     {data.model.name!r},
 {revision}    dtype={config.model.dtype!r},
-    num_labels={len(data.label_names)},
+{argument}    num_labels={len(data.label_names)},
     ignore_mismatched_sizes=True,
 )
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
@@ -108,3 +113,13 @@ logits = model(**tokenizer("a text", return_tensors="pt")).logits
 {snippet}
 ```
 """
+
+
+def quantized_argument(quantization: Mapping[str, Any] | None) -> str:
+    """Of `from_pretrained`; a model that is quantised in its own files needs none."""
+    if not quantization or quantization["stored"]:
+        return ""
+    kinds = {"nf4": f"load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype={quantization['compute']!r}"}
+    kind = kinds.get(quantization["kind"], "load_in_8bit=True, llm_int8_threshold=0.0")
+    skip = f"llm_int8_skip_modules={quantization['skip']!r}"
+    return f"    quantization_config=BitsAndBytesConfig(\n        {kind},\n        {skip},\n    ),\n"

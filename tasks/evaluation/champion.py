@@ -35,7 +35,7 @@ def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | Non
             settings = serving.read_settings(adapter)
             check_champion(config, data, champion.uri, settings)
             model, tokenizer = serving.load_adapter(adapter, local_files_only=config.offline)
-        except serving.OtherWeights as error:
+        except (serving.OtherWeights, serving.NeedsPackage) as error:
             raise ChampionLeftOut(f"{champion.uri}: {error}") from error
         except OSError as error:
             if is_network_trouble(error) and not config.offline:

@@ -107,10 +107,15 @@ def load_language_model(source: Source, config: RunConfig) -> tuple[Any, Any, bo
     if masked and tokenizer.mask_token_id is None:
         raise ZeroShotLeftOut(f"the tokenizer of {source.name} has no mask")
     kind: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    quantization = models.quantization_settings(source, config.model)
+    more = {}
+    if quantization and not quantization["stored"]:
+        more["quantization_config"] = serving.bitsandbytes_config(quantization["kind"], None)
     try:
         model, info = kind.from_pretrained(
             source.name,
             **models.hub_arguments(source, config.model.model_copy(update={"trust_remote_code": False})),
+            **more,
             dtype=getattr(torch, config.model.dtype),
             ignore_mismatched_sizes=True,
             use_safetensors=True,
@@ -122,6 +127,8 @@ def load_language_model(source: Source, config: RunConfig) -> tuple[Any, Any, bo
         raise (ZeroShotLeftOut(str(trouble)) if isinstance(trouble, InputError) else trouble) from error
     if lost := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise ZeroShotLeftOut(f"{source.name} has no language head: its files lack {len(lost)} of its weights")
+    if quantization:
+        serving.compute_alike(model, getattr(torch, quantization["compute"]))
     model.config.use_cache = False
     serving.fuse_activations(model)
     serving.attend_to_all(model)

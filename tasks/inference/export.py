@@ -18,6 +18,7 @@ from tasks.base.words import counted
 from tasks.inference.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.models import serving
 from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
+from tasks.models.trial import TOLERANCE as ROUNDING
 from tasks.settings.fields import InputError
 from tasks.sources.local import looks_like_path
 from tasks.tracking.adapters import fetched_adapter, find_test_table
@@ -44,6 +45,8 @@ class Exported(Record):
     texts: int
     answers: str
     """What makes answers of its logits, in a sentence."""
+    quantised: str
+    """How far they are from what the adapter says on quantised weights; empty where there are none."""
 
 
 class ExportMismatch(RuntimeError):
@@ -67,10 +70,15 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
         texts = some_texts(table, settings["text_columns"])
         try:
             model, tokenizer = serving.load_adapter(adapter)
-        except serving.OtherWeights as error:
+        except (serving.OtherWeights, serving.NeedsPackage) as error:
             raise InputError(f"{name}: {error}") from None
         rows = serving.tokenize(texts, tokenizer, settings["max_length"])
-        expected = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
+        expected, off = serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE), None
+        if quantization := settings["base_model"].get("quantization"):
+            # merged into quantised weights it would be rounded with them, and become another adapter
+            model, _ = serving.load_adapter(adapter, dequantized=True)
+            quantised, expected = expected, serving.classify(model.cpu(), tokenizer, rows, BATCH_SIZE)
+            off = check_arithmetic(name, quantised, expected, quantization)
         plain = merge(model, name)
         if not difference(serving.classify(plain, tokenizer, rows, BATCH_SIZE), expected) <= tolerance(settings):
             raise InputError(f"{name}: merging this adapter into the model's weights changes its predictions; {ADVICE}")
@@ -82,13 +90,25 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
             if onnx:
                 write_onnx(plain, tokenizer, rows, partial)
             worst = check(partial, texts, expected, settings)
-            write_text(partial / "README.md", readme(name, settings, merged, onnx, worst, len(texts[0])))
+            write_text(partial / "README.md", readme(name, settings, merged, onnx, worst, len(texts[0]), off))
     return Exported(
         folder=str(folder.resolve()),
         largest_difference=worst,
         texts=len(texts[0]),
         answers=answers_sentence(settings),
+        quantised=quantised_sentence(settings, off),
     )
+
+
+def check_arithmetic(name: str, quantised: "Tensor", expected: "Tensor", quantization: dict[str, Any]) -> float:
+    """How far the adapter's logits on the quantised weights are from those on the weights written out as float32: the
+    same numbers, multiplied in another format. Raises InputError where rounding does not explain it."""
+    off = difference(quantised, expected)
+    if not off <= ROUNDING[quantization["compute"]] * float(expected.abs().max()):
+        raise InputError(
+            f"{name}: without quantisation this adapter says something else (logits differ by {off:.2g}); {ADVICE}"
+        )
+    return off
 
 
 def check_folder(folder: Path) -> None:
@@ -203,7 +223,19 @@ def answers_sentence(settings: dict[str, Any]) -> str:
     return f"The number is the logit times {settings['std']!r} plus {settings['mean']!r}."
 
 
-def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst: float, texts: int) -> str:
+def quantised_sentence(settings: dict[str, Any], off: float | None) -> str:
+    if off is None:
+        return ""
+    quantization = settings["base_model"]["quantization"]
+    return (
+        f"The adapter was trained on weights in {quantization['kind']}, written out as float32 here. On those "
+        f"themselves, multiplied in {quantization['compute']}, its logits differ from these by up to {off:.1e}."
+    )
+
+
+def readme(
+    name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst: float, texts: int, off: float | None
+) -> str:
     base = settings["base_model"]
     revision = f" at revision {base['revision']}" if base["revision"] else ""
     parts = (
@@ -211,6 +243,7 @@ def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst:
         f"{purpose(settings)}. Made by "
         f"peft-flow from {name}, an adapter on `{base['name']}`{revision}, merged into its weights. On "
         f"{counted(texts, 'text')} a fresh process found the adapter's logits again within {worst:.1e}.",
+        *filter(None, [quantised_sentence(settings, off)]),
         answers_sentence(settings),
         f"Texts are cut to {settings['max_length']} tokens, as in training.",
         *usage(settings, merged, onnx),
@@ -219,7 +252,8 @@ def readme(name: str, settings: dict[str, Any], merged: bool, onnx: bool, worst:
 
 
 def describe_export(exported: Exported) -> str:
-    return (
+    found = (
         f"Wrote {exported.folder}: a fresh process found the adapter's logits within "
-        f"{exported.largest_difference:.1e} on {counted(exported.texts, 'text')}. {exported.answers}"
+        f"{exported.largest_difference:.1e} on {counted(exported.texts, 'text')}."
     )
+    return " ".join(filter(None, [found, exported.quantised, exported.answers]))

@@ -124,6 +124,10 @@ def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
         raise InputError(f"model: {config.model}: {serving.SETTINGS} has no {missing[0]}; copy the adapter again")
     if own_code and not config.trust_remote_code:
         raise InputError(f"model: {config.model} brings its own Python code and trust_remote_code is not set")
+    try:
+        serving.check_packages(base)
+    except serving.NeedsPackage as error:
+        raise InputError(f"model: {config.model}: {error}") from None
     if config.abstain_below and "probability" not in serving.answer_columns(settings):
         raise InputError(
             f"abstain_below: {config.model} does not choose one class, with one probability; leave abstain_below out"

@@ -121,7 +121,7 @@ def load_classifier(config: PredictionConfig, job: Job) -> Classifier:
         settings["thresholds"] = [job.choice.thresholds.get(name, usual) for name, usual in pairs]
     try:
         return Classifier(*serving.load_adapter(folder, local_files_only=config.offline), settings)
-    except serving.OtherWeights as error:
+    except (serving.OtherWeights, serving.NeedsPackage) as error:
         raise InputError(f"model: {config.model}: {error}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_network_trouble(error) and not config.offline:

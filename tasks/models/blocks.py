@@ -38,6 +38,11 @@ def text_parts(model: Any) -> list[str]:
     return parts or [""]
 
 
+def text_width(config: Any) -> int:
+    """Numbers for each token between the blocks that read text; 0 where the configuration does not say."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
 def text_kinds(config: Any) -> set[type]:
     """Classes of configurations: this one's, or of those that it is made of the ones for text."""
     names = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]

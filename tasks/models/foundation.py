@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tasks.base.environment import hide_short_bars
 from tasks.base.records import Source
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.models import serving
+from tasks.models import quantized, serving
 from tasks.models.blocks import compute_blocks_twice
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
@@ -101,16 +102,16 @@ def load_foundation(
     """
     import torch
 
+    settings = base_model_settings(source, config.model)
     torch.manual_seed(config.seed)
     try:
-        model, info = serving.load_classifier(
-            base_model_settings(source, config.model),
-            label_names,
-            tokenizer.pad_token_id,
-            source.local_files_only,
-        )
+        model, info = serving.load_classifier(settings, label_names, tokenizer.pad_token_id, source.local_files_only)
     except Exception as error:
         raise unusable("weights (safetensors)", source, error) from error
+    if config.model.quantization != "none" and not quantized.packed(model):
+        raise InputError(
+            f"model.quantization: {source.name} has no linear layers that could be quantised; leave it out"
+        )
     return model, fresh_modules(check_weights(model, info, source), model.base_model_prefix)
 
 
@@ -132,13 +133,58 @@ def check_weights(model: Any, info: Mapping[str, Any], source: Source) -> list[s
 
 
 def base_model_settings(source: Source, config: ModelConfig) -> dict[str, Any]:
-    """What serving.load_classifier must know to find this model again."""
+    """What serving.load_classifier must know to find this model again, and to read it in the same way."""
+    quantization = quantization_settings(source, config)
+    return plain_settings(source, config) | ({"quantization": quantization} if quantization else {})
+
+
+def plain_settings(source: Source, config: ModelConfig) -> dict[str, Any]:
     return {
         "name": source.name,
         "revision": None if source.is_local else source.revision,
         "dtype": config.dtype,
         "trust_remote_code": config.trust_remote_code,
     }
+
+
+@lru_cache(maxsize=64)  # the files of a source are the same ones
+def quantization_settings(source: Source, config: ModelConfig) -> dict[str, Any] | None:
+    """How the model is quantised, without the head and what its files lack; None where it is not."""
+    architecture = load_config(source, config)
+    stored = quantized.stored_kind(architecture, source.name)
+    if not stored and config.quantization == "none":
+        return None
+    model, info = match_weights(source, config)
+    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    return {
+        "kind": stored or config.quantization,
+        "compute": quantized.computes_in(architecture),
+        "skip": sorted({*heads, *fresh_modules(info["missing_keys"], model.base_model_prefix)}),
+        "stored": bool(stored),
+    }
+
+
+@patient
+def match_weights(source: Source, config: ModelConfig) -> tuple[Any, dict[str, Any]]:
+    """The classifier's shape, as before it was quantised, and what `from_pretrained` says about the names and shapes of
+    the weights in its files, none of which is read."""
+    from transformers import AutoModelForSequenceClassification
+
+    architecture = quantized.without_stored(load_config(source, config))
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.name,
+            **hub_arguments(source, config),
+            config=architecture,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            device_map="meta",
+            adapter_kwargs={"local_files_only": source.local_files_only},
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise unusable("weights (safetensors)", source, error) from error
+    return model, info
 
 
 def fresh_modules(parameters: Sequence[str], prefix: str) -> list[str]:
@@ -157,6 +203,7 @@ def check_model(source: Source, config: RunConfig) -> Any:
     """The classifier's shape, without weights, after refusing what this model cannot do: InputError with the field."""
     architecture = load_config(source, config.model)
     check_layers(architecture, source)
+    quantized.check_quantization(architecture, source.name, config.model)
     tokenizer = load_tokenizer(source, config.model)
     model = empty_classifier(architecture, source, config)
     check_vocabulary(tokenizer, model, source)
@@ -170,7 +217,7 @@ def check_model(source: Source, config: RunConfig) -> Any:
             f"data.max_length: {config.data.max_length} is more than the {limit} positions of {source.name}{less}"
         )
     if source.is_local:
-        check_files(source, config, tokenizer)
+        check_files(source, config)
     return model
 
 
@@ -222,7 +269,7 @@ def word_embeddings(model: Any) -> Any:
     return getattr(embeddings, "weight", None)
 
 
-def check_files(source: Source, config: RunConfig, tokenizer: Any) -> None:
+def check_files(source: Source, config: RunConfig) -> None:
     """A local model's weight files are there, whole, and those of its configuration; InputError says which is not."""
     from safetensors import SafetensorError, safe_open
 
@@ -238,17 +285,8 @@ def check_files(source: Source, config: RunConfig, tokenizer: Any) -> None:
             raise InputError(
                 f"model {source.name}: {file.name} is damaged ({first_line(error)}); copy it again"
             ) from None
-    try:
-        model, info = serving.load_classifier(
-            base_model_settings(source, config.model),
-            ("one", "two"),
-            tokenizer.pad_token_id,
-            local_files_only=True,
-            device_map="meta",
-        )
-    except Exception as error:
-        raise unusable("weights (safetensors)", source, error) from error
-    check_weights(model, info, source)
+    if not quantized.stored_kind(load_config(source, config.model), source.name):  # else tried whole
+        check_weights(*match_weights(source, config.model), source)
 
 
 def empty_classifier(architecture: Any, source: Source, config: RunConfig) -> Any:

@@ -11,12 +11,13 @@ from itertools import chain
 from typing import Any
 
 from tasks.models.blocks import find_blocks
+from tasks.models.experts import adapted_name
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean
 
 NEEDS_DATA = "needs a pass over the data before training, which is not made here; leave it out"
 
-QUANTIZED = "is for quantized weights, which are not loaded here; leave it out"
+QUANTIZED = "is for weights that are quantised in other ways; leave it out"
 
 UNUSABLE = {
     "alora_invocation_tokens": "is for models that write text; leave it out",
@@ -47,20 +48,23 @@ STARTS = {
 }
 """The option of a method that says how its weights start, and the values that work."""
 
+FROM_WEIGHTS = ("pissa", "olora", "mica")
+"""Starts that decompose the foundation model's weights; the first two then change them."""
+
 LAYERS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 """Options with names of layers, and with regular expressions for ends of names."""
 
 
-def check_options(model: Any, method: str, options: Mapping[str, Any]) -> None:
+def check_options(model: Any, method: str, options: Mapping[str, Any], is_quantized: bool = False) -> None:
     """What can be known before the adapter is attached; InputError names the option and what would do."""
     for option, value in options.items():
         if value and option in UNUSABLE:
             raise InputError(f"adapter.options: {option} {UNUSABLE[option]}")
     if method == "adalora" and options.get("rank_pattern"):
         raise InputError("adapter.options: rank_pattern is what adalora finds in training; leave it out")
-    check_start(model, method, options)
+    check_start(model, method, options, is_quantized)
     if str(options.get("prompt_tuning_init")).upper().endswith("TEXT"):
         raise InputError(
             "adapter.options: prompt_tuning_init: TEXT would ask the Hub for a tokenizer, even offline; choose RANDOM "
@@ -82,9 +86,6 @@ def checks_of(model: Any) -> dict[str, Callable[[Any], None]]:
     names = [name for name, _ in model.named_modules() if name]
     return {
         **{option: partial(check_layers, option, names=names) for option in LAYERS},
-        "target_parameters": partial(
-            check_layers, "target_parameters", names=[name for name, _ in model.named_parameters()]
-        ),
         **{option: partial(check_patterns, option, names=names, where="in this model") for option in PATTERNS},
         "layers_pattern": partial(check_lists, names=names),
         "layers_to_transform": partial(check_blocks, model),
@@ -92,16 +93,19 @@ def checks_of(model: Any) -> dict[str, Callable[[Any], None]]:
     }
 
 
-def check_start(model: Any, method: str, options: Mapping[str, Any]) -> None:
+def check_start(model: Any, method: str, options: Mapping[str, Any], is_quantized: bool) -> None:
     from transformers.pytorch_utils import Conv1D
 
     option, works = STARTS.get(method, ("", ()))
+    if is_quantized:
+        works = tuple(start for start in works if start not in FROM_WEIGHTS)
     if option not in options:
         return
     start = str(options[option]).lower()
     if start not in works:
         raise InputError(
-            f"adapter.options: {option}: {start} does not work with {method}; choose of {', '.join(works)}"
+            f"adapter.options: {option}: {start} does not work with {method}{' on quantised weights' * is_quantized}; "
+            f"choose of {', '.join(works)}"
         )
     if start == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
         raise InputError(f"adapter.options: {option}: olora does not fit the layers of this model; choose pissa")
@@ -176,7 +180,7 @@ def check_attached(model: Any, options: Mapping[str, Any]) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = [
-        name.removeprefix("base_model.model.")
+        adapted_name(name, module).removeprefix("base_model.model.")
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
     ]

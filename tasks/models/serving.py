@@ -6,14 +6,18 @@ imports nothing of this project. What was measured and what is served are theref
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,13 +39,17 @@ CPU_TOKENS = 1024
 """Batches of so many evaluate MiniLM a quarter faster than 64 rows at a time: what they compute stays in the caches."""
 
 
-def load_adapter(folder: Path, base_model: str | None = None, local_files_only: bool = False) -> tuple[Any, Any]:
+def load_adapter(
+    folder: Path, base_model: str | None = None, local_files_only: bool = False, dequantized: bool = False
+) -> tuple[Any, Any]:
     """Classifier with its adapter and head, in evaluation mode, and the tokenizer, read from `folder`.
 
     `base_model` replaces the recorded foundation model, for machines where it lies elsewhere. The Hub is asked only
-    for what the cache does not hold. Raises OtherWeights where the foundation model is not the one trained on.
+    for what the cache does not hold. Raises OtherWeights where the foundation model is not the one trained on. With
+    `dequantized` quantised weights are written out as the float32 that they stand for.
     """
-    from peft import PeftConfig, PeftModel
+    with without_code_of_the_hub():
+        from peft import PeftConfig, PeftModel
     from transformers import AutoTokenizer
 
     settings = read_settings(folder)
@@ -61,8 +69,24 @@ def load_adapter(folder: Path, base_model: str | None = None, local_files_only: 
         base, _ = load_classifier(*arguments, local_files_only=False, problem_type=kind)
     fresh = PeftConfig.from_pretrained(folder, local_files_only=True).modules_to_save or ()
     check_weights(base, fresh, recorded, settings["base_model"])
+    if dequantized:
+        dequantize(base)
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
+    if getattr(model.peft_config["default"], "target_parameters", None):
+        answer_one_at_a_time(model)
     return on_best_device(model).eval(), tokenizer
+
+
+def answer_one_at_a_time(model: Any) -> None:
+    """peft adds such an adapter to the weights and takes it away again in each call: two calls at once, as MLflow's
+    server makes them, would find it there twice, or not at all."""
+    lock, forward = Lock(), model.forward
+
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return forward(*arguments, **named)
+
+    model.forward = locked
 
 
 class OtherWeights(ValueError):
@@ -82,12 +106,14 @@ def check_weights(base: Any, fresh: Sequence[str], at_hand: dict[str, Any], trai
 def weights_sha256(model: Any, fresh: Sequence[str]) -> str:
     """Of the pretrained weights, wherever and in whatever files they lie: the head and `fresh` modules are left out.
 
-    500 MB take a third of a second on one core.
+    500 MB take a third of a second on one core. Of quantised weights it is that of their scales, which are exact: how a
+    weight between two steps is rounded differs from device to device.
     """
     import torch
 
     def sha256(name: str) -> bytes:
-        data = weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        weight = weights[name].detach() if scales(weights[name]) is None else scales(weights[name])
+        data = weight.cpu().contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.sha256(data).digest() + str(tuple(weights[name].shape)).encode()
 
     body = f"{model.base_model_prefix}."
@@ -111,39 +137,163 @@ def load_classifier(
     label_names: Sequence[str],
     pad_token_id: int,
     local_files_only: bool,
-    device_map: str | None = None,
     problem_type: str = SINGLE_LABEL,
 ) -> tuple[Any, dict[str, Any]]:
     """Foundation model with a classification head, and what `from_pretrained` said about its weights.
 
     The head is drawn from torch's generator: seed it first. Weights come from safetensors only, never from pickle.
-    With `device_map="meta"` names and shapes of the weights are matched and none is read.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    where = {
+        "revision": base_model["revision"] or "main",
+        "trust_remote_code": base_model["trust_remote_code"],
+        "local_files_only": local_files_only,
+    }
+    head = {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: label for label, name in enumerate(label_names)},
+        "problem_type": problem_type,
+    }
+    quantization = base_model.get("quantization")
+    if quantization:
+        head = quantized_arguments(quantization, head, base_model["name"], where)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         base_model["name"],
-        revision=base_model["revision"] or "main",
+        **where,
+        **head,
         dtype=getattr(torch, base_model["dtype"]),
-        trust_remote_code=base_model["trust_remote_code"],
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={name: label for label, name in enumerate(label_names)},
-        problem_type=problem_type,
         ignore_mismatched_sizes=True,
         use_safetensors=True,
-        local_files_only=local_files_only,
-        device_map=device_map,
         adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter, even offline
         output_loading_info=True,
     )
+    if quantization:
+        compute_alike(model, getattr(torch, quantization["compute"]))
     for config in (model.config, model.config.get_text_config()):  # of a model that reads pictures too, another
         config.pad_token_id = pad_token_id
     model.config.use_cache = False  # nothing is generated: the keys and values of a text would be kept for nothing
     fuse_activations(model)
     attend_to_all(model)
     return model, info
+
+
+class NeedsPackage(ImportError):
+    """A package is missing, without which this foundation model cannot be read."""
+
+
+def check_packages(base_model: dict[str, Any]) -> None:
+    if base_model.get("quantization") and not find_spec("bitsandbytes"):
+        kind = base_model["quantization"]["kind"]
+        raise NeedsPackage(f"the foundation model is quantised ({kind}), which needs: pip install '{BITSANDBYTES}'")
+
+
+BITSANDBYTES = "bitsandbytes>=0.50.2,<0.51"
+
+
+@contextmanager
+def without_code_of_the_hub() -> Iterator[None]:
+    """Within, the import of bitsandbytes, which peft imports where it is installed, does not fetch compiled code from
+    the Hub and run it, and does not say that it failed to."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    before = {name: sys.modules[name] for name in ("kernels",) if name in sys.modules}
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["kernels"]
+        sys.modules.update(before)
+
+
+def quantized_arguments(
+    quantization: dict[str, Any], head: dict[str, Any], name: str, where: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a classifier whose linear layers, without `skip`, are quantised, or are so in
+    their files (`stored`)."""
+    from transformers import AutoConfig
+
+    check_packages({"quantization": quantization})
+    if not quantization["stored"]:
+        return {**head, "quantization_config": bitsandbytes_config(quantization["kind"], quantization["skip"])}
+    config = AutoConfig.from_pretrained(name, **where, **head)
+    stored = config.quantization_config
+    stored["llm_int8_skip_modules"] = [*(stored.get("llm_int8_skip_modules") or ()), *patterns(quantization["skip"])]
+    return {"config": config}
+
+
+def patterns(modules: Sequence[str]) -> list[str]:
+    """Of whole names: transformers takes a plain name for the end of one, too."""
+    return [f"^{re.escape(name)}" for name in modules]
+
+
+def bitsandbytes_config(kind: str, skip: Sequence[str] | None) -> Any:
+    """Scales are not quantised once more: each is then the largest of its weights, on any device. Without `skip` the
+    output embeddings are left out."""
+    with without_code_of_the_hub():
+        import bitsandbytes  # noqa: F401
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=kind != "int8",
+        load_in_8bit=kind == "int8",
+        bnb_4bit_quant_type="nf4",
+        llm_int8_skip_modules=None if skip is None else patterns(skip),
+    )
+
+
+def compute_alike(model: Any, dtype: Any) -> None:
+    """Quantised layers multiply in `dtype` by the weights written out, in training as in evaluation.
+
+    Left alone, in evaluation those of 4 bits repack themselves on some CPUs, with rounded scales, and let no gradient
+    through from then on; those of 8 bits round what comes in, and the batch decides how.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.compute_dtype, layer.compute_type_is_set = dtype, True
+            layer.support_avx512bf16_for_cpu = False
+        elif isinstance(layer, Linear8bitLt):
+            layer.compute_dtype = dtype
+            layer.forward = partial(multiply_8bit, layer)  # type: ignore[method-assign]
+
+
+def multiply_8bit(layer: Any, values: "Tensor") -> "Tensor":
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    # not as it does that itself: peft would then lose the scales on a CPU
+    layer.state.CB, layer.state.SCB = layer.weight.data, layer.weight.SCB
+    dtype, bias = layer.compute_dtype, layer.bias
+    product: Tensor = MatMul8bitFp.apply(
+        values.to(dtype), layer.weight, None, None if bias is None else bias.to(dtype), layer.state
+    )
+    return product.to(values.dtype)
+
+
+def scales(weight: Any) -> Any:
+    """Those of a quantised weight, each the largest of its block or row; None of any other."""
+    if type(weight).__name__ == "Params4bit":
+        return weight.quant_state.absmax
+    return weight.SCB if type(weight).__name__ == "Int8Params" else None
+
+
+def dequantize(model: Any) -> None:
+    """Quantised layers become what they were made of: torch's, or GPT-2's, whose weights lie the other way round."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if not getattr(model, "is_quantized", False):
+        return
+    turned = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
+    model.dequantize(dtype=torch.float32)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # else peft refuses to merge IA3
+    for name in turned:
+        linear = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
+        model.set_submodule(name, layer)
 
 
 def attend_to_all(model: Any) -> None:
@@ -172,7 +322,9 @@ def on_best_device(model: Any) -> Any:
     import torch
 
     if torch.cuda.is_available():
-        return model.to("cuda")
+        return torch.nn.Module.to(model, "cuda")  # a quantised model itself refuses
+    if getattr(model, "is_quantized", False):
+        return model
     return model.to("mps") if torch.backends.mps.is_available() else model
 
 

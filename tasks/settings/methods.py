@@ -128,3 +128,12 @@ METHODS: dict[str, Method] = {
     "vera": Method("VeraConfig", "r", dropout="vera_dropout", rate=FEW_RATE),
     "waveft": Method("WaveFTConfig", fitted=frequencies(2592), rate=FEW_RATE),
 }
+
+ON_QUANTIZED = frozenset(
+    {
+        *("lora", "dora", "rslora", "adalora", "beft", "boft", "fourierft", "hira", "ia3", "ln_tuning", "miss", "oft"),
+        *("prompt_tuning", "pvera", "randlora", "road", "shira", "vblora", "vera", "waveft"),
+    }
+)
+"""Methods that give the same logits on weights in nf4 and int8 as on the floats that these stand for. Of the others
+most break off; peanut and hra compute with the bytes of int8 as if they were the weights."""

@@ -22,10 +22,27 @@ class ModelConfig(Config):
         "float32",
         description="Number format of the frozen weights and of the trained head; bfloat16 is slow on most CPUs.",
     )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="Keep weights of frozen linear layers in 4 bits (nf4) or 8 (int8), all else in float32. Products "
+        "are bfloat16 where the machine has units for it. Needs peft-flow[quantized].",
+    )
     trust_remote_code: bool = Field(
         False,
         description="Run Python code that comes with the model. Leave off unless you trust its authors.",
     )
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _as_word(cls, value: object) -> object:
+        """On the command line `none` is no value at all."""
+        return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _leaves_the_rest_float32(self) -> Self:
+        if self.quantization != "none" and self.dtype != "float32":
+            raise ValueError(f"with quantization {self.quantization} all else is float32; leave dtype {self.dtype} out")
+        return self
 
 
 TaskName = Literal["auto", "single_label", "multi_label", "regression"]
@@ -149,6 +166,11 @@ class AdapterConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
     target_modules: tuple[str, ...] = Field(
         (), description="Names of the layers to adapt. Empty: those that suit the architecture."
+    )
+    target_parameters: tuple[str, ...] = Field(
+        (),
+        description="Names of weights without a layer of their own to adapt besides, as a mixture's experts: "
+        "mlp.experts.gate_up_proj, mlp.experts.down_proj. With lora and rslora, without dropout. Empty: none.",
     )
     layers: int | None = Field(
         None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tasks.base.progress import warn
 from tasks.base.sweeps import Outcome, State, Trial
 from tasks.base.trouble import ask_again, first_line, growing_pauses
+from tasks.models.quantized import check_package
 from tasks.scores.objective import Metric
 from tasks.settings.config import SweepConfig
 from tasks.settings.fields import InputError
@@ -42,6 +43,8 @@ def check_sweep(config: SweepConfig) -> tuple[tuple[Varied, ...], int]:
     space = read_space(config.space, config.run_config())
     if (config.storage or "").startswith("postgresql:") and not find_spec("psycopg2"):
         raise InputError("storage: postgresql needs one more package: pip install 'peft-flow[postgresql]'")
+    if any(one.field == "model.quantization" for one in space):
+        check_package("sweep: model.quantization")
     if config.sampler != "grid":
         return space, config.trials or USUAL_TRIALS
     base = values_of(config.run_config())

@@ -228,20 +228,21 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
         if model.model_id not in [output.model_id for output in outputs]:
             api.log_outputs(sent.run_id, [LoggedModelOutput(model.model_id, step=0)])
         kinds = {"number": DataType.double, "text": DataType.string, "texts": Array(DataType.string)}
+        adapter = journal.folder / known["adapter"]
         identity = {"model_uuid": model.model_id, "model_id": model.model_id, "run_id": sent.run_id}
         with TemporaryDirectory() as folder:
             mlflow.pyfunc.save_model(
                 f"{folder}/model",
                 mlflow_model=Model(artifact_path=model.artifact_location, **identity),
                 python_model=serving.__file__,
-                artifacts={"adapter": str(journal.folder / known["adapter"])},
+                artifacts={"adapter": str(adapter)},
                 model_config={"base_model": known["base_model"]},
                 signature=ModelSignature(
                     inputs=Schema([ColSpec(DataType.string, name) for name in known["text_columns"]]),
                     outputs=Schema([ColSpec(kinds[kind], name) for name, kind in known["answers"].items()]),
                 ),
                 input_example=pd.DataFrame(known["example"], columns=known["text_columns"]),
-                pip_requirements=[f"{name}=={public_version(name)}" for name in SERVING_PACKAGES],
+                pip_requirements=[f"{name}=={public_version(name)}" for name in serving_packages(adapter)],
             )
             api.log_model_artifacts(model.model_id, f"{folder}/model")
         api.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -254,7 +255,12 @@ def send_model(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> 
     return sent.model_copy(update={"model_id": model_id, "version": version})
 
 
-SERVING_PACKAGES = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas", "numpy")
+def serving_packages(adapter: Path) -> list[str]:
+    from tasks.models import serving
+
+    is_quantized = "quantization" in serving.read_settings(adapter)["base_model"]
+    names = ["mlflow", "torch", "transformers", "peft", "safetensors", "pandas", "numpy"]
+    return [*names, "bitsandbytes"] if is_quantized else names
 
 
 def send_end(api: "MlflowClient", journal: Journal, lines: Sequence[Line]) -> Sent:

@@ -17,6 +17,7 @@ from tasks.base.words import counted
 from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
+from tasks.models import quantized
 from tasks.models.adapter import PROBE_ROWS
 from tasks.models.blocks import compute_blocks_twice
 from tasks.scores.objective import Metric
@@ -103,7 +104,7 @@ def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watc
             if not smaller:
                 raise RuntimeError(
                     "the GPU's memory is too small even for one row at a time; try training.gradient_checkpointing, "
-                    "a smaller data.max_length, model.dtype bfloat16 or a smaller model"
+                    "a smaller data.max_length, model.quantization nf4 or a smaller model"
                 ) from error
             Fitting(tokens=smaller).write(run.fitting)
             step = newest_step(run.checkpoints)
@@ -143,6 +144,9 @@ def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFold
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
     if config.training.gradient_checkpointing:
         compute_blocks_twice(model.get_base_model())
+    if quantized.packed(model):
+        most = min(pieces.most_tokens, config.training.batch_size * config.data.max_length)
+        tell("%s", quantized.weights_sentence(model, most))
     model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
     if config.adapter.layers:
         trunk = Trunk(model, data, config, splits)
@@ -205,7 +209,9 @@ def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces)
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
+    products = {"quantised_products": quantized.rounding(model)} if quantized.packed(model) else {}
     return {
+        **products,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
         "training_precision": "bfloat16 autocast" if arguments.bf16 else str(model.dtype).removeprefix("torch."),

@@ -5,20 +5,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from tasks.base.machine import cpu_multiplies_bfloat16
-
-CPU_WIDTH = 256
-"""Hidden size from which bfloat16 pays on a CPU: below, casting costs more than the products win."""
+from tasks.base.machine import bfloat16_pays
+from tasks.models.blocks import text_width
 
 
 def use_bfloat16(model: Any) -> bool:
     """Whether bfloat16 autocast is faster for this model on its device; its weights stay what they are."""
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    width = getattr(model.config, "hidden_size", 0)
-    return model.device.type == "cpu" and width >= CPU_WIDTH and cpu_multiplies_bfloat16()
+    return bfloat16_pays(model.device.type, text_width(model.config))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.models.blocks import evaluating, find_blocks
+from tasks.models.quantized import rounding
 from tasks.models.trial import stirred
 
 if TYPE_CHECKING:
@@ -41,16 +42,15 @@ def trim_last_block(model: Any, batch: Any) -> tuple[str, ...]:
         with torch.no_grad():
             whole = model(**batch).logits
             trim = Trim(model, found)
-            if not close(model(**batch).logits, whole):
+            if not close(model(**batch).logits, whole, TOLERANCE[rounding(model)]):
                 trim.remove()
                 return ()
     return tuple(found.parts)
 
 
-def close(one: "Tensor", other: "Tensor") -> bool:
+def close(one: "Tensor", other: "Tensor", tolerance: float) -> bool:
     import torch
 
-    tolerance = TOLERANCE[str(other.dtype).removeprefix("torch.")]
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
@@ -101,6 +101,7 @@ def read_token(model: Any, block: Any, batch: Any) -> Found | None:
     outputs = [call.output for call in once.values()]
     gradients = torch.autograd.grad((logits * weights).sum(), outputs, allow_unused=True)
     slopes = {name: slope for name, slope in zip(once, gradients, strict=True) if slope is not None}
+    tolerance = TOLERANCE[rounding(model)]
     for find in (first_token, last_token):
         token = token_of(find, model, batch)
         others = torch.ones(slopes[""].shape[:2], dtype=torch.bool, device=logits.device)
@@ -108,12 +109,14 @@ def read_token(model: Any, block: Any, batch: Any) -> Found | None:
         # exactly zero: whatever is left out has no influence at all
         alone = {name: once[name] for name, slope in slopes.items() if not slope[others].any()}
         if "" in alone:
-            parts = outermost({name: call for name, call in alone.items() if name and works_alone(call, token)})
+            parts = outermost(
+                {name: call for name, call in alone.items() if name and works_alone(call, token, tolerance)}
+            )
             return Found(find, parts) if parts else None
     return None
 
 
-def works_alone(call: Call, token: "Tensor") -> bool:
+def works_alone(call: Call, token: "Tensor", tolerance: float) -> bool:
     """Whether the module makes the same of a token without the others: attention does not."""
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -125,7 +128,7 @@ def works_alone(call: Call, token: "Tensor") -> bool:
             narrow = call.module(*(at(values, token) for values in call.inputs))
         except Exception:  # it needs to know the length
             return False
-    return isinstance(narrow, torch.Tensor) and close(narrow, at(call.output, token))
+    return isinstance(narrow, torch.Tensor) and close(narrow, at(call.output, token), tolerance)
 
 
 def outermost(calls: dict[str, Call]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from tasks.base.records import PreparedData, digest
 from tasks.base.words import counted
 from tasks.models import serving
 from tasks.models.adapter import PROBE_TOLERANCE
-from tasks.models.blocks import Blocks, entering, evaluating, find_blocks
+from tasks.models.blocks import Blocks, entering, evaluating, find_blocks, text_width
+from tasks.models.quantized import rounding
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
@@ -50,11 +51,17 @@ class Trunk:
         assert blocks and config.adapter.layers  # tasks/models/adapter.py has refused what has none
         self.blocks: Blocks = blocks
         self.first = len(blocks.modules) - config.adapter.layers
-        self.width, self.dtype = int(model.config.get_text_config().hidden_size), getattr(torch, config.model.dtype)
+        self.width, self.dtype = text_width(model.config), getattr(torch, config.model.dtype)
         lengths = [len(ids) for split in SPLITS for ids in splits[split]["input_ids"]]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.bytes = int(self.starts[-1]) * self.width * self.dtype.itemsize
-        asked = [config.data.text_columns, config.data.max_length, config.model.dtype, self.first]
+        asked = [
+            config.data.text_columns,
+            config.data.max_length,
+            config.model.dtype,
+            config.model.quantization,
+            self.first,
+        ]
         key = digest([data.model.content, data.fingerprint, asked, environment_key()])
         self.file = TRUNKS / f"{key}.states"
         limit = int(config.training.max_trunk_gb * 10**9)
@@ -178,7 +185,7 @@ class Trunk:
             except Exception:  # its blocks take more than the states, or states of another length
                 cut = whole * math.inf
         difference = float((whole - cut).abs().max())
-        if not difference <= PROBE_TOLERANCE[str(self.dtype).removeprefix("torch.")]:
+        if not difference <= PROBE_TOLERANCE[rounding(model)]:
             raise InputError(
                 f"adapter.layers: the {counted(self.first, 'lower block')} of this model cannot be computed once "
                 f"(logits differ by {difference:.2g}); leave it empty"
