@@ -7,9 +7,8 @@ import pytest
 from flows import reference
 from flows.commands import COMMANDS
 from tasks.servers.deployments import FLOWS
-from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig
+from tasks.settings.config import GateConfig, PredictionConfig, RerunConfig, RetrainConfig
 from tasks.settings.loading import sections
-from tasks.settings.sections import GateConfig
 
 
 def test_pages_are_what_the_program_says() -> None:
