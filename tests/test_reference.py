@@ -22,7 +22,7 @@ def test_configuration_page_has_every_field_with_its_description() -> None:
         for name, field in kind.model_fields.items():
             if name not in dict(sections(RetrainConfig)):
                 assert f"| `{name}` | " in page and f" | {field.description} |" in page
-    assert "| `gradient_accumulation_steps` | `1` | ≥ 1, ≤ 65,536 | Batches that make one optimizer step. |" in page
+    assert "| `batch_size` | `32` | ≥ 1, ≤ 65,536 | Rows in one batch. " in page
     assert "| `on_error` | `stop` | `stop`, `skip` | " in page
     assert "| `run_id` | required |  | " in page
 
