@@ -275,14 +275,6 @@ FAULTS = (
     ),
     Fault(
         "training",
-        "each piece of a batch counts as a whole step",
-        "trainer.py",
-        "super().training_step(model, piece, *arguments, **keywords)",
-        "super().training_step(model, piece)",
-        "tests/test_training_pieces.py -k add_up",
-    ),
-    Fault(
-        "training",
         "checkpoints are sorted by name: 9 counts as newer than 10",
         "checkpoint.py",
         "sorted(found, key=step_of, reverse=True)",

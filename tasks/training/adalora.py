@@ -25,7 +25,7 @@ def with_penalty(loss: "Callable[..., Tensor]", model: Any) -> "Callable[..., Te
 
     def compute(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":
         found = loss(outputs, labels, num_items_in_batch)
-        if not torch.is_grad_enabled():  # validation, which Trainer tells a number of items, too
+        if not torch.is_grad_enabled():  # validation, of which Trainer tells the number of items, too
             return found
         return found + weight * penalty(model) * (labels.numel() / num_items_in_batch)  # its share of the step
 

@@ -170,9 +170,9 @@ class ResumableTrainer(Trainer):
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             labels = batch.pop("labels")
-            outputs = self.model(**batch)
+            loss = float(self.compute_loss_func(self.model(**batch), labels))
         self.model.train(training)
-        return float(self.compute_loss_func(outputs, labels))
+        return loss
 
     # --- reading
 
