@@ -88,12 +88,18 @@ def table_rows(text: str) -> Iterator[tuple[str, str, list[str]]]:
 INTRODUCTION = """# What was tried
 
 Made by `python -m tests.support` on a CPU, with {packages}.
-Each family of classifiers that transformers has, and each method, as a random model of two layers and width 64:
-checked, measured, probed (families only), trained for three steps, read back, merged in memory, written as a merged
-folder and read by plain transformers, written as ONNX and read by ONNX Runtime, by peft-flow's own functions.
-`works`: the logits are those of the trained model. `refused`: before training (merging and ONNX: nothing is left
-behind), with exit code 2, in the line of that number at the end of the page. A cell is empty after one that did not
-work.
+Each family of classifiers that transformers has, and each method, as a random model of two layers and width 64, goes
+through peft-flow's own functions, step by step:
+
+- *trains*: checked, measured and probed (families only), trained for three steps;
+- *read back*: from its files, with the logits of the model that was trained;
+- *merged*: into the model's weights, in memory; *merged folder*: read by plain transformers, from the files of
+  `export --merged`; *ONNX*: read by ONNX Runtime, from the file of `export --onnx`;
+- *nf4*: the same on a base model in 4 bits (`model.quantization: nf4`), merged into its weights written out as float32.
+
+`works`: the logits are those of the trained model. `refused`: with exit code 2, before training, or before an export
+leaves anything behind; the line is that of the number, [at the end of the page](#the-lines). A cell is empty after one
+that did not work, and where nothing was tried.
 
 Every model is tried before each training, known here or not: a text must get the same logits alone, beside another
 one, and again after other texts, and the adapter must have a say in them.

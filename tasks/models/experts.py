@@ -113,8 +113,8 @@ def check_layers_are_meant(names: Any, model: Any) -> None:
             )
 
 
-def is_reread(model: Any) -> bool:
-    """Whether peft's LoRA reads names of layers in this model's family as names of before."""
+def renames_layers(model: Any) -> bool:
+    """Whether peft's LoRA reads names of layers in this family as transformers 4 had them, patterns included."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.models.blocks import find_blocks, is_inside, text_parts
-from tasks.models.experts import is_reread, taken_for_experts
+from tasks.models.experts import renames_layers, taken_for_experts
 from tasks.models.options import listed
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
@@ -17,7 +17,7 @@ def must_be_spelled_out(model: Any, kind: type, values: Mapping[str, Any]) -> bo
     if "target_modules" not in {field.name for field in dataclasses.fields(kind)}:
         return False
     named = values.get("target_modules")
-    if kind.__name__ == "LoraConfig" and isinstance(named, str) and is_reread(model):
+    if kind.__name__ == "LoraConfig" and isinstance(named, str) and renames_layers(model):
         return True
     return text_parts(model) != [""] or bool(values.get("target_parameters") and named is None)
 
