@@ -69,14 +69,14 @@ PARTS = {
 }
 
 
-def alone(command: list[str], folder: Path) -> dict[str, Any]:
-    """What the last line of a fresh process says, as JSON, and its peak memory, in MiB."""
+def alone(command: list[str], folder: Path, code: Path = ROOT) -> dict[str, Any]:
+    """What the last line of a fresh process says, as JSON, and its peak memory, in MiB; the modules are of `code`."""
     with (
         tempfile.TemporaryDirectory(dir=folder) as work,
         open(f"{work}/stdout", "w+") as out,
         open(f"{work}/stderr", "w+") as err,
     ):
-        began, paths = time.time(), os.environ | {"PYTHONPATH": str(ROOT)}
+        began, paths = time.time(), os.environ | {"PYTHONPATH": str(code)}
         process = subprocess.Popen([sys.executable, "-m", *command], cwd=work, env=paths, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         ended, process.returncode = time.time(), os.waitstatus_to_exitcode(status)

@@ -2,25 +2,36 @@
 
 import contextlib
 import getpass
+import json
+import re
+import shlex
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from flows.summary import introduce, summarize, summarize_curve, summarize_seeds, summarize_sweep, where_to_browse
+from flows.summary import (
+    introduce,
+    listing,
+    summarize,
+    summarize_curve,
+    summarize_seeds,
+    summarize_sweep,
+    where_to_browse,
+)
 from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig, SweepConfig
 from tasks.settings.fields import InputError, check_text
 from tasks.settings.fixed import MOST_SEEDS
-from tasks.settings.loading import load_config, read_yaml
+from tasks.settings.loading import checked, load_config, read_yaml
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
-    from tasks.base.records import RunResult, Source
+    from tasks.base.records import Record, RunResult, Source
     from tasks.base.sweeps import SweepResult
     from tasks.tracking.decision import Decision
 
@@ -33,9 +44,16 @@ def overrides(options: Namespace) -> dict[str, str]:
     return {name.split(" ", 1)[1]: value for name, value in vars(options).items() if name.startswith("field ")}
 
 
+def say_wait() -> None:
+    """Before the first imports, which take seconds, to whoever sits at the terminal."""
+    if sys.stderr.isatty():
+        print("checking configuration, data and model", file=sys.stderr)
+
+
 def run_finetune(options: Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
@@ -58,8 +76,42 @@ def run_finetune(options: Namespace) -> int:
     return DONE
 
 
+def run_init(options: Namespace) -> int:
+    letters = re.sub(r"[^A-Za-z0-9_-]", "-", Path(options.data).name.partition(".")[0])
+    config: Path = options.config or Path(f"{letters}.yaml")
+    if config.suffix not in (".yaml", ".yml") or not config.absolute().parent.is_dir():
+        raise InputError(f"CONFIG.yaml must be a file NAME.yaml in a folder that is there, not {str(config)!r:.80}")
+    if config.exists():
+        raise InputError(f"{config} is there already; give another name, or remove it")
+    say_wait()
+
+    from tasks.base import environment
+    from tasks.data.guess import guess, told
+    from tasks.data.prepare import find_data
+    from tasks.data.splits import read_splits
+
+    environment.hide_short_bars()
+    source = find_data(checked(RunConfig, {"data": {"name": options.data}}))
+    guessed = guess(source, options.data)
+    print(told(guessed))
+    try:
+        splits = read_splits(source, checked(RunConfig, {"data": guessed.fields}).data)
+        guessed = guessed.with_task(splits.task)
+        counts = ", ".join(f"{len(split):,} {role}" for role, split in splits.datasets.items())
+        print("\n" + "\n".join((f"{counts} rows", *splits.notes)))
+    finally:  # what must be repaired in the data does not change what it is taken for
+        config.write_text(guessed.yaml(f"Made by peft-flow init {options.data}", FIRST_MODEL), encoding="utf-8")
+        print(f"\nwritten   {config}")
+    print(f"next      peft-flow finetune {shlex.quote(str(config))}")
+    return DONE
+
+
+FIRST_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
 def run_learning_curve(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), LearningCurveConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.base.fresh_process import reload_at_hand
@@ -82,15 +134,18 @@ def run_sweep(options: Namespace) -> int:
         raise InputError(f"--page must be a file NAME.md in a folder that is there, not {str(page)!r:.80}")
     space = {"space": read_yaml(options.sweep)} if options.sweep else {}
     config = load_config(options.config, overrides(options), SweepConfig, space)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.servers.runners import runners_at_hand
     from tasks.studies.trials import check_sweep
 
     check_sweep(config)
     run = config.run_config()
-    with ready_to_train(run):
-        from flows.sweep import sweep
-    result: SweepResult = sweep(**dict(config))
+    with runners_at_hand(config.parallel):
+        with ready_to_train(run):
+            from flows.sweep import sweep
+        result: SweepResult = sweep(**dict(config))
     summarize_sweep(run, result, sys.stderr if options.json else sys.stdout)
     if page:
         write_page(result.run_id, page)
@@ -118,6 +173,7 @@ def write_page(run_id: str, page: Path) -> None:
 
 def run_retrain(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), RetrainConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.retraining.approval import check_approval
@@ -129,10 +185,10 @@ def run_retrain(options: Namespace) -> int:
     if options.json:
         print(result.model_dump_json())
         return DONE
-    champion = f"version {result.champion}" if result.champion else "none"
-    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\nchampion  {champion}")
+    facts = {"champion": f"version {result.champion}" if result.champion else "none"}
     if result.run_id:
-        print(f"run       {result.run_id}\nbrowse    {where_to_browse(result.run_id)}")
+        facts |= {"run": result.run_id, **where_to_browse(result.run_id)}
+    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\n{listing(facts)}")
     return DONE
 
 
@@ -216,6 +272,7 @@ def seed_count(text: str) -> int:
 
 def run_predict(options: Namespace) -> int:
     config = load_config(overrides=overrides(options), kind=PredictionConfig)
+    say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.inference.job import find_job
@@ -246,6 +303,34 @@ def run_compare(options: Namespace) -> int:
         result = compare_runs(first, second)
     print(result.model_dump_json() if options.json else comparison_text(result))
     return DONE
+
+
+def run_runs(options: Namespace) -> int:
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.tracking.listing import chosen_runs, runs_text
+
+    runs = chosen_runs(options.filter, options.sort)
+    if options.json:
+        print_list(runs[: options.limit])
+    else:
+        print(runs_text(runs, options.limit))
+    return DONE
+
+
+def run_models(options: Namespace) -> int:
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.registry.listing import chosen_models, models_text
+
+    models = chosen_models(options.filter, options.sort)
+    if options.json:
+        print_list(models)
+    else:
+        print(models_text(models))
+    return DONE
+
+
+def print_list(records: "Sequence[Record]") -> None:
+    print(json.dumps([record.model_dump(mode="json") for record in records], ensure_ascii=False))
 
 
 def run_promote(options: Namespace) -> int:
@@ -312,17 +397,26 @@ def run_history(options: Namespace) -> int:
 def run_rerun(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.studies.rerun import recall, rerun_text
+    from tasks.tracking.listing import find_run
 
-    recall(options.run, options.anyway)  # what the user must change is said before Prefect starts
+    run_id = find_run(options.run)
+    recall(run_id, options.anyway)  # what the user must change is said before Prefect starts
     with prefect_starting():
         from flows.rerun import rerun
 
         get_ready_to_train()
-    result: RerunResult = rerun(run_id=options.run, anyway=options.anyway)
+    result: RerunResult = rerun(run_id=run_id, anyway=options.anyway)
     stream = sys.stderr if options.json else sys.stdout
-    print(f"\n{rerun_text(result)}\n\nbrowse    {where_to_browse(result.run_id)}", file=stream)
+    print(f"\n{rerun_text(result)}\n\n{listing(where_to_browse(result.run_id))}", file=stream)
     if options.json:
         print(result.model_dump_json())
+    return DONE
+
+
+def run_completion(options: Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(options.parser, options.shell))
     return DONE
 
 

@@ -1,10 +1,12 @@
 """The command `peft-flow`: arguments in, exit code out. Nothing heavy is imported before it is needed."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_field = rest[0].startswith("-") and "kind" in options
             name = rest[0].lstrip("-").split("=")[0]
             raise InputError(unknown_field(name, options.kind) if is_field else f"unexpected argument {rest[0]!r}")
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as of `peft-flow runs | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return FAILED
     except KeyboardInterrupt:
         say("stopped")
         return FAILED
@@ -96,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fine-tune a classifier with PEFT, judge it against its foundation model, keep it in MLflow.",
         **COMMON,
     )
+    parser.add_argument("--version", action="version", version=f"peft-flow {version('peft-flow')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         one = commands.add_parser(
@@ -105,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
             add_fields(one, command.kind, command.places)
         for argument in command.arguments:
             one.add_argument(argument.name, help=argument.help.replace("%", "%%"), **argument.more)
-        one.set_defaults(command=command.run)
+        one.set_defaults(command=command.run, parser=parser)
     return parser
 
 

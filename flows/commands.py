@@ -17,11 +17,18 @@ from tasks.settings.config import (
 from tasks.settings.fields import Config
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import sections
+from tasks.settings.sections import DataConfig
 
 
 def port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 65_535:
         raise ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r:.80}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise ArgumentTypeError(f"must be a whole number from 1 to 1,000,000, not {text!r:.80}")
     return int(text)
 
 
@@ -36,7 +43,8 @@ class Argument(NamedTuple):
         """`[--seeds SEEDS]`, `RUN`."""
         value = str(self.more.get("metavar") or self.name.lstrip("-").upper())
         if self.name.startswith("-"):
-            text = self.name if "action" in self.more else f"{self.name} {value}"
+            is_flag = self.more.get("action") == "store_true"
+            text = self.name if is_flag else f"{self.name} {value}{' ...' if self.more.get('action') else ''}"
             return text if self.more.get("required") else f"[{text}]"
         return f"[{value}]" if self.more.get("nargs") == "?" else value
 
@@ -74,11 +82,28 @@ def field(kind: type[Config], name: str) -> str:
 CONFIG_FILE = Argument("config", "Configuration; see configs/.", {"nargs": "?", "type": Path, "metavar": "CONFIG.yaml"})
 JSON_AT_END = flag("--json", "Print one JSON object as the last line of output.")
 JSON_ALONE = flag("--json", "Print one JSON object instead of the tables.")
-RUN = Argument("run", "Id of a run in MLflow, as finetune shows it at its end.", {"metavar": "RUN"})
+JSON_LIST = flag("--json", "Print a JSON list instead of the table.")
+FILTER = Argument("--filter", "", {"action": "append", "default": [], "metavar": "TEXT"})
+RUN = Argument("run", field(RerunConfig, "run_id"), {"metavar": "RUN"})
 NAME = Argument("name", "Registered model, as tracking.registered_model named it.", {"metavar": "NAME"})
 REASON = Argument("--reason", "Why, in one line; it is recorded.", {"required": True, "metavar": "TEXT"})
 
 COMMANDS = (
+    Command(
+        "init",
+        "write a configuration for your own data",
+        "Look at a file, folder or data set, say which columns it takes for text and label and why, and write that as "
+        "a configuration with comments.",
+        actions.run_init,
+        (
+            Argument("data", field(DataConfig, "name"), {"metavar": "DATA"}),
+            Argument(
+                "config",
+                "Configuration to write; without it DATA.yaml in this folder.",
+                {"nargs": "?", "type": Path, "metavar": "CONFIG.yaml"},
+            ),
+        ),
+    ),
     Command(
         "finetune",
         "train an adapter and compare it with its foundation model",
@@ -153,12 +178,50 @@ COMMANDS = (
         ("predict",),
     ),
     Command(
+        "runs",
+        "list the runs in MLflow",
+        "List the runs in MLflow, the newest first: their ids, scores on the test rows, verdicts and names. Wherever a "
+        "run is asked for, the first digits of its id are enough.",
+        actions.run_runs,
+        (
+            FILTER._replace(
+                help="FIELD=VALUE, where FIELD is name, experiment, kind (run, seeds, learning curve, sweep or trial), "
+                "status, verdict or a parameter such as adapter.method; or a word of name, id or verdict. All that are "
+                "given must apply. Trials of sweeps are listed only where kind is asked for."
+            ),
+            Argument(
+                "--sort",
+                "started (the default), seconds, score, or a field as above.",
+                {"default": "started", "metavar": "FIELD"},
+            ),
+            Argument(
+                "--limit", "Most runs that are shown (default 20).", {"type": count, "default": 20, "metavar": "N"}
+            ),
+            JSON_LIST,
+        ),
+    ),
+    Command(
+        "models",
+        "list the registered models and their champions",
+        "List the registered models, with the version that is champion, its score, and since when it is.",
+        actions.run_models,
+        (
+            FILTER._replace(help="A word of the name. All that are given must apply."),
+            Argument(
+                "--sort",
+                "name (the default), registered (the newest version first) or score.",
+                {"choices": ("name", "registered", "score"), "default": "name", "metavar": "FIELD"},
+            ),
+            JSON_LIST,
+        ),
+    ),
+    Command(
         "compare",
         "test whether the adapters of two runs differ",
         "Test on the test rows that two runs share whether their adapters differ, second minus first, and show which "
         "settings differ.",
         actions.run_compare,
-        (RUN._replace(name="first"), RUN._replace(name="second", help="Id of the other run."), JSON_ALONE),
+        (RUN._replace(name="first"), RUN._replace(name="second", help="The other run."), JSON_ALONE),
     ),
     Command(
         "promote",
@@ -207,6 +270,14 @@ COMMANDS = (
             flag("--onnx", "model.onnx, for ONNX Runtime; needs peft-flow[onnx]."),
             flag("--trust_remote_code", field(PredictionConfig, "trust_remote_code")),
         ),
+    ),
+    Command(
+        "completion",
+        "print what completes commands and options in a shell",
+        "Print what completes commands and options at the press of Tab. For bash: peft-flow completion bash > "
+        "~/.local/share/bash-completion/completions/peft-flow. For zsh: into a file _peft-flow in a folder of fpath.",
+        actions.run_completion,
+        (Argument("shell", "bash or zsh.", {"choices": ("bash", "zsh"), "metavar": "SHELL"}),),
     ),
     Command(
         "up",

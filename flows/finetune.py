@@ -24,7 +24,7 @@ from tasks.evaluation.wording import caution, headline
 from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
-from tasks.tracking.address import run_url
+from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.journal import run_id_of
 from tasks.tracking.run import tracked_run
@@ -86,7 +86,7 @@ def finetune(**given: Any) -> RunResult:
         clock.lap("compare")
 
         logged = record(work, config, prepared, check, evaluations, trained, result)
-        logger.info("Recorded: %s", run_url(logged.run_id))
+        logger.info("Recorded: %s", where_to_find(logged.run_id))
         clock.lap("record")
     return run_result(config, prepared, trained, result, logged, clock.seconds())
 

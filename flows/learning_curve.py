@@ -16,7 +16,7 @@ from tasks.data.prepare import found_input
 from tasks.settings.config import LearningCurveConfig, RunConfig
 from tasks.settings.loading import checked
 from tasks.studies.learning_curve import check_sentence, next_sentence, rows_of_curve, summarize_curve
-from tasks.tracking.address import run_url
+from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
 
@@ -44,7 +44,7 @@ def learning_curve(**given: Any) -> LearningCurveResult:
         results = tuple(tuple(part(config, seed, count, counts[-1]) for seed in seeds) for count in counts)
         result = summarize_curve(work, config, counts, results)
         logger.info("%s %s", next_sentence(result), check_sentence(result))
-        logger.info("Recorded: %s", run_url(result.run_id))
+        logger.info("Recorded: %s", where_to_find(result.run_id))
     return result
 
 

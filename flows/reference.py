@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from flows.cli import EPILOG, bounds, shown
 from flows.commands import COMMANDS, Argument, Command
 from tasks.settings.config import (
+    GateConfig,
     LearningCurveConfig,
     PredictionConfig,
     RerunConfig,
@@ -24,7 +25,6 @@ from tasks.settings.config import (
 )
 from tasks.settings.fields import Config
 from tasks.settings.loading import choices, sections
-from tasks.settings.sections import GateConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = "<!-- Written by `python -m flows.reference`; change the descriptions in the program, not this page. -->"

@@ -14,6 +14,7 @@ from tasks.base.work import as_one
 from tasks.settings.config import RerunConfig
 from tasks.studies.rerun import judge_rerun, recall_run, rerun_folder, sentence
 from tasks.tracking.flow import first_sign_of_life, live
+from tasks.tracking.listing import find_run
 
 
 @first_sign_of_life
@@ -27,9 +28,10 @@ def rerun(**given: Any) -> RerunResult:
     """Do a finished run again from its record in MLflow, as a new run, and find out whether the same comes out."""
     asked = RerunConfig(**given)
     live()
-    config = recall_run(asked.run_id, asked.anyway)
-    with as_one(rerun_folder(asked.run_id)):
+    run_id = find_run(asked.run_id)  # once: the newest run will be another in the end
+    config = recall_run(run_id, asked.anyway)
+    with as_one(rerun_folder(run_id)):
         again = finetune(**dict(config))
-        result = judge_rerun(asked.run_id, again.run_id)
+        result = judge_rerun(run_id, again.run_id)
     get_run_logger().info("%s. %s", result.outcome.capitalize(), sentence(result))
     return result

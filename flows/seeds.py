@@ -19,7 +19,7 @@ from tasks.settings.config import RunConfig, SeedsConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
 from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
-from tasks.tracking.address import run_url
+from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
 
@@ -50,7 +50,7 @@ def finetune_seeds(**given: Any) -> SeedsResult:
         logger.info("%s. %s %s", capital(result.verdict), headline(result), noise_sentence(result))
         if result.cautions:
             logger.warning("%s", caution(result.cautions))
-        logger.info("Recorded: %s", run_url(result.run_id))
+        logger.info("Recorded: %s", where_to_find(result.run_id))
     return result
 
 

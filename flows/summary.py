@@ -1,8 +1,11 @@
 """What the command prints about a run, first and last."""
 
+import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from tasks.settings.config import RunConfig
@@ -33,22 +36,34 @@ def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     record = RunFolder.around(result.adapter_path).comparison_record
     comparison = Comparison.model_validate_json(record.read_bytes())
     parts = [
-        f"\n{comparison.verdict.upper()}  {config.run_name()}",
         headline(config, comparison),
         caution(comparison.cautions),
         ladder_table(comparison),
         step_sentence(comparison),
         f"Leakage: {leak_sentence(comparison)}." if comparison.leaked else "",
     ]
-    print(
-        "\n\n".join(filter(None, parts)) + "\n\n"
-        f"run       {result.run_id}\n"
-        f"adapter   {result.adapter_path}\n"
-        f"browse    {where_to_browse(result.run_id)}\n"
-        f"load      mlflow.set_tracking_uri({public_uri()!r}); mlflow.pyfunc.load_model({result.model_uri!r})\n"
-        f"took      {result.seconds.total:.0f} s",
-        file=stream,
+    facts = {
+        "run": result.run_id,
+        "adapter": result.adapter_path,
+        **where_to_browse(result.run_id),
+        "load": f"mlflow.set_tracking_uri({public_uri()!r})\nmlflow.pyfunc.load_model({result.model_uri!r})",
+        "next": "\n".join(next_commands(config, result)),
+        "took": f"{result.seconds.total:.0f} s",
+    }
+    tell(comparison.verdict, config.run_name(), parts, facts, stream)
+
+
+def next_commands(config: RunConfig, result: "RunResult") -> list[str]:
+    """Three that people give after a run, with its names."""
+    from tasks.tracking.versions import promote_command
+
+    run, model = result.run_id[:8], config.tracking.registered_model
+    use = (
+        promote_command(model, result.version)
+        if model and result.version
+        else f"peft-flow export {run} FOLDER --merged"
     )
+    return [f"peft-flow predict {run} FILE.csv labelled.csv", use, f"peft-flow compare {run} OTHER_RUN"]
 
 
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
@@ -57,66 +72,73 @@ def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> No
     from tasks.studies.seeds import headline, noise_sentence, runs_table, seeds_table
 
     parts = [
-        f"\n{result.verdict.upper()}  {config.name_of(f'{len(result.runs)} seeds')}",
         headline(result),
         caution(result.cautions),
         seeds_table(result),
         runs_table(result),
         noise_sentence(result),
     ]
-    print(
-        "\n\n".join(filter(None, parts)) + "\n\n"
-        f"run       {result.run_id}\n"
-        f"browse    {where_to_browse(result.run_id)}\n"
-        f"took      {result.seconds:.0f} s",
-        file=stream,
-    )
+    facts = {"run": result.run_id, **where_to_browse(result.run_id), "took": f"{result.seconds:.0f} s"}
+    tell(result.verdict, config.name_of(f"{len(result.runs)} seeds"), parts, facts, stream)
 
 
 def summarize_curve(config: RunConfig, result: "LearningCurveResult", stream: Any) -> None:
     """What twice the rows would bring, the curve, and every run."""
     from tasks.studies.learning_curve import check_sentence, next_sentence, points_table, runs_table
 
-    parts = [
-        f"\n{result.verdict.upper()}  {config.name_of(f'learning curve, {len(result.points[0].runs)} seeds')}",
-        next_sentence(result),
-        check_sentence(result),
-        points_table(result),
-        runs_table(result),
-    ]
-    print(
-        "\n\n".join(parts) + "\n\n"
-        f"run       {result.run_id}\n"
-        f"browse    {where_to_browse(result.run_id)}\n"
-        f"took      {result.seconds:.0f} s",
-        file=stream,
-    )
+    parts = [next_sentence(result), check_sentence(result), points_table(result), runs_table(result)]
+    facts = {"run": result.run_id, **where_to_browse(result.run_id), "took": f"{result.seconds:.0f} s"}
+    name = config.name_of(f"learning curve, {len(result.points[0].runs)} seeds")
+    tell(result.verdict, name, parts, facts, stream)
 
 
 def summarize_sweep(config: RunConfig, result: "SweepResult", stream: Any) -> None:
     """Whether tuning helped, the best trials, and what to do next."""
     from tasks.studies.sweep_page import headline, trials_table
 
-    parts = [
-        f"\n{result.verdict.upper()}  {config.name_of(f'sweep, {len(result.trials)} trials')}",
-        headline(result),
-        trials_table(result, 10),
-    ]
-    print(
-        "\n\n".join(parts) + "\n\n"
-        f"run       {result.run_id}\n"
-        f"best      {result.best_run}\n"
-        f"browse    {where_to_browse(result.run_id)}",
-        file=stream,
-    )
+    facts = {"run": result.run_id, "best": result.best_run, **where_to_browse(result.run_id)}
+    name = config.name_of(f"sweep, {len(result.trials)} trials")
+    tell(result.verdict, name, [headline(result), trials_table(result, 10)], facts, stream)
 
 
-def where_to_browse(run_id: str) -> str:
-    """How to see the run in MLflow, and the list of all runs of its experiment."""
-    from tasks.tracking.address import experiment_url, run_url, serve_command
+def tell(verdict: str, name: str, parts: Sequence[str], facts: Mapping[str, str], stream: Any) -> None:
+    """The verdict, tables and sentences, then `facts`; sentences in lines of at most WIDTH characters."""
+    print(f"\n{in_colour(verdict, stream)}  {name}\n", file=stream)
+    for part in filter(None, parts):
+        wrapped = fill(part, WIDTH, break_long_words=False, break_on_hyphens=False)
+        print(part if part.startswith("|") else wrapped, end="\n\n", file=stream)
+    print(listing(facts), file=stream)
 
-    start = ""
-    if command := serve_command():
-        program = Path(sys.executable).with_name(command[0])
-        start = f"{shlex.join([str(program), *command[1:]])}   then "
-    return f"{start}open {run_url(run_id)}\nall runs  {experiment_url(run_id)}"
+
+def listing(facts: Mapping[str, str]) -> str:
+    """A line for each, or several where a text has several; none is cut, for people copy them."""
+    return "\n".join(f"{name:<9} {text}".replace("\n", f"\n{'':<10}") for name, text in facts.items())
+
+
+WIDTH = 120
+
+COLOURS = {"better": 32, "tuning helped": 32, "worse": 31, "tuning hurt": 31}
+"""By what a verdict begins with: green and red, as terminals number them; all others say that nothing was shown."""
+
+YELLOW = 33
+
+
+def in_colour(verdict: str, stream: Any) -> str:
+    """In capitals; coloured where a person looks at a terminal and has not said no (https://no-color.org)."""
+    words = verdict.upper()
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return words
+    colour = next((code for start, code in COLOURS.items() if verdict.startswith(start)), YELLOW)
+    return f"\x1b[1;{colour}m{words}\x1b[0m"
+
+
+def where_to_browse(run_id: str) -> dict[str, str]:
+    """The pages of the run and of all runs of its experiment in MLflow; where nothing answers, what would show them."""
+    from tasks.tracking.address import experiment_url, is_served, run_url, serve_command
+
+    if is_served():
+        return {"browse": run_url(run_id), "all runs": experiment_url(run_id)}
+    if not (command := serve_command()):
+        return {}
+    program = Path(sys.executable).with_name(command[0])
+    return {"browse": f"{shlex.join([str(program), *command[1:]])}   shows it"}

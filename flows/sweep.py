@@ -22,7 +22,7 @@ from tasks.studies.sweep import finals, run_trials, take_over
 from tasks.studies.sweep_page import headline
 from tasks.studies.sweep_result import summarize_sweep
 from tasks.studies.trials import check_sweep
-from tasks.tracking.address import run_url
+from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.run import tracked_run
 
@@ -52,7 +52,7 @@ def sweep(**given: Any) -> SweepResult:
         runs = {number: in_full(job, number, one) for number, one in finals(job, best).items()}
         result = summarize_sweep(work, job, prepared, best, runs)
         logger.info("%s. %s", capital(result.verdict), headline(result))
-        logger.info("Recorded: %s", run_url(result.run_id))
+        logger.info("Recorded: %s", where_to_find(result.run_id))
     return result
 
 

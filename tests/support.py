@@ -1,28 +1,31 @@
 """`python -m tests.support`: every family of classifiers that transformers has, and every method, tried; the result is
-docs/support.md. `--only bert,llama` tries those again, `--only methods` the methods, and keeps the other rows.
+docs/support.md. `--parts methods` tries one part again, `--only bert,lora` these families or methods alone; all else
+stays as it is on the page, which is written after each row.
 
 Each is a random model of two layers and width 64, taken through the product's own functions: check, baseline, probe,
-three steps, read back, merged.
+three steps, read back, merged, written as a merged folder and as ONNX.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT, sentences, write_tokenizer
+from tests.conftest import sentences, write_tokenizer
+from tests.support_page import METHOD_FAMILIES, NF4_STEPS, STEPS, WORKS, Row, read_page, write_page
 
-PAGE = ROOT / "docs/support.md"
-SECONDS = 180
-METHOD_FAMILIES = ("bert", "llama", "gpt2")
-WORKS = "works"
+PARTS = ("families", "methods", "nf4")
+
+SECONDS = 240
+"""For each row; what has not answered by then is not waited for."""
 
 SMALL = {
     "vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -44,7 +47,8 @@ TWICE_SHARED = {"num_hidden_layers": 3, "layers_block_type": ["linear_attention"
 LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"]}
 
 OWN: dict[str, dict[str, Any]] = {
-    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
+    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT | {"first_k_dense_replace": 1},
     "minicpm3": LATENT,
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -122,32 +126,33 @@ def reviews(folder: Path) -> Path:
     return folder
 
 
-Row = dict[str, str]
-
-
-def try_one(family: str, method: str = "lora") -> Row:
-    """What happened at each step; nothing after one that did not work."""
+def try_one(family: str, method: str = "lora", note: Callable[[Row], None] = lambda row: None, **model: str) -> Row:
+    """What happened at each step, told to `note` as it goes; nothing after one that did not work. `model` is more of
+    that section."""
     row: Row = {}
     with tempfile.TemporaryDirectory() as place, chdir(place):
         here = Path(place)
         try:
-            model = build(family, here / "model")
+            folder = build(family, here / "model")
         except Exception as error:  # transformers needs another package for it, say
             return {"trains": f"not tried: {line(error)}"}
         try:
-            take_through(here, model, method, row)
+            for column, cell in take_through(here, {"name": str(folder), **model}, method):
+                row[column] = cell
+                note(row)
         except Exception as error:
-            from tasks.settings.fields import InputError
-
-            row[next_step(row)] = f"{'refused' if isinstance(error, InputError) else 'FAILS'}: {line(error)}"
+            row[next_step(row)] = failure(error)
     return row
-
-
-STEPS = ("trains", "read back", "merged")
 
 
 def next_step(row: Row) -> str:
     return next(step for step in STEPS if step not in row)
+
+
+def failure(error: Exception) -> str:
+    from tasks.settings.fields import InputError
+
+    return f"{'refused' if isinstance(error, InputError) else 'FAILS'}: {line(error)}"
 
 
 def line(error: Exception) -> str:
@@ -155,13 +160,15 @@ def line(error: Exception) -> str:
     return text.replace("|", "/")[:300]
 
 
-def take_through(here: Path, model: Path, method: str, row: Row) -> None:
+def take_through(here: Path, model: dict[str, str], method: str) -> Iterator[tuple[str, str]]:
+    """Columns and cells, as they become known."""
     import torch
     from safetensors.torch import load_file
 
     from tasks.data.prepare import prepare
     from tasks.evaluation import references
     from tasks.inference import portable
+    from tasks.inference.export import check_arithmetic
     from tasks.models import serving
     from tasks.models.adapter import PROBE_TOLERANCE
     from tasks.settings.loading import validated
@@ -170,7 +177,7 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
 
     config = validated(
         {
-            "model": {"name": str(model)},
+            "model": model,
             "data": {"name": str(reviews(here / "reviews")), "max_length": 32},
             "adapter": {"method": method},
             "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 0.01},
@@ -182,16 +189,35 @@ def take_through(here: Path, model: Path, method: str, row: Row) -> None:
         references.ask_foundation(config, data)
         references.ask_probe(config, data)
     trained = fit_adapter(config, data, here / "run", Watcher(lambda progress: None))
-    row["trains"], row["adapted"] = WORKS, ", ".join(trained.target_modules)
+    yield "trains", WORKS
+    yield "adapted", ", ".join(trained.target_modules)
     torch.manual_seed(1)
     again, tokenizer = serving.load_adapter(Path(trained.folder), local_files_only=True)
     rows = serving.model_rows(load_rows(data.folder), tokenizer)
     logits, tolerance = serving.classify(again, tokenizer, rows, 8), PROBE_TOLERANCE["float32"]
-    row["read back"] = verdict(float((logits - load_file(trained.probe)["logits"]).abs().max()), tolerance)
+
+    def verdict(found: Any, expected: Any) -> str:
+        difference = float((found - expected).abs().max())
+        return WORKS if difference <= tolerance else f"FAILS: logits differ by {difference:.2g}"
+
+    yield "read back", verdict(logits, load_file(trained.probe)["logits"])
+    settings = serving.read_settings(Path(trained.folder))
+    if quantization := settings["base_model"].get("quantization"):  # an export is of the weights written out
+        again, _ = serving.load_adapter(Path(trained.folder), local_files_only=True, dequantized=True)
+        quantised, logits = logits, serving.classify(again, tokenizer, rows, 8)
+        check_arithmetic(method, quantised, logits, quantization)
     plain = portable.merge(again, method)
-    row["merged"] = verdict(float((serving.classify(plain, tokenizer, rows, 8) - logits).abs().max()), tolerance)
-    if row["merged"] != WORKS:
-        row["merged"] = "refused: merging this adapter into the model's weights changes its predictions"
+    if verdict(serving.classify(plain, tokenizer, rows, 8), logits) != WORKS:
+        yield "merged", "refused: merging this adapter into the model's weights changes its predictions"
+        return
+    yield "merged", WORKS
+    if quantization:
+        return
+    tokenizer.save_pretrained(here / "plain")
+    plain.save_pretrained(here / "plain")
+    yield "merged folder", verdict(portable.ask_transformers(here / "plain", tokenizer, rows, settings), logits)
+    portable.write_onnx(plain, tokenizer, rows, here / "plain")
+    yield "ONNX", verdict(portable.ask_onnx(here / "plain", tokenizer, rows, settings), logits)
 
 
 def load_rows(folder: str) -> Any:
@@ -200,27 +226,31 @@ def load_rows(folder: str) -> Any:
     return load_from_disk(folder)["validation"]
 
 
-def verdict(difference: float, tolerance: float) -> str:
-    return WORKS if difference <= tolerance else f"FAILS: logits differ by {difference:.2g}"
-
-
-def apart(work: Callable[[], Row]) -> Row:
+def apart(work: Callable[..., Row]) -> Row:
     """In a process of its own, with a time limit."""
     context = multiprocessing.get_context("fork")  # this one has imported what each needs
-    results = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "row.json"
 
-    def run() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        results.put(work())
+        def note(row: Row) -> None:
+            file.write_text(json.dumps(row), encoding="utf-8")
 
-    process = context.Process(target=run)
-    process.start()
-    process.join(SECONDS)
-    if process.is_alive():
+        def run() -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            note(work(note=note) | {"": ""})
+
+        process = context.Process(target=run)
+        process.start()
+        process.join(SECONDS)
+        hangs = process.is_alive()
         process.kill()
-        return {"trains": f"not tried: no answer in {SECONDS} s"}
-    return results.get() if not results.empty() else {"trains": f"FAILS: its process ended with {process.exitcode}"}
+        process.join()
+        row: Row = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if "" in row:
+            return {column: cell for column, cell in row.items() if column}
+        ended = f"not tried: no answer in {SECONDS} s" if hangs else f"FAILS: its process ended: {process.exitcode}"
+        return row | {next_step(row): ended}
 
 
 def families() -> list[str]:
@@ -229,104 +259,63 @@ def families() -> list[str]:
     return sorted(NAMES)
 
 
-def try_all(only: Collection[str]) -> dict[str, dict[str, Row]]:
-    """By table, by name, a row by column; what is not among `only`, where it names any, is taken from the page."""
+def try_all(parts: Collection[str], only: Collection[str]) -> None:
+    """Writes the page after each row; what is not among `parts`, or `only` where that names any, stays as it is."""
     from tasks.settings.methods import METHODS
 
-    kept = read_page() if only else {}
-    tried: dict[str, dict[str, Row]] = {"family": {}, "method": {}}
-    for family in families():
-        if not only or family in only:
-            tried["family"][family] = said(family, apart(partial(try_one, family)))
-        else:
-            tried["family"][family] = kept["family"][family]
-    for method in METHODS:
-        if not only or {"methods", method} & set(only) or method not in kept["method"]:
-            rows = {family: apart(partial(try_one, family, method)) for family in METHOD_FAMILIES}
-            tried["method"][method] = said(method, {family: summary(row) for family, row in rows.items()})
-        else:
-            tried["method"][method] = kept["method"][method]
-    return tried
+    tables, names = read_page(), families()
+    tables["family"] = {family: tables["family"].get(family, {}) for family in names}
+    for table in METHOD_FAMILIES:
+        tables[table] = {method: tables[table].get(method, {}) for method in METHODS}
+
+    def keep(table: str, name: str, row: Row) -> None:
+        print(table, name, row, file=sys.stderr, flush=True)
+        tables[table][name] = row
+        write_page(tables)
+
+    def wanted(part: str, table: str, name: str) -> bool:
+        return part in parts and (not only or name in only or table in only)
+
+    for table in METHOD_FAMILIES:
+        for method in METHODS:
+            before = tables[table][method]
+            if wanted("methods", table, method):
+                row = apart(partial(try_one, table, method))
+                before = of_steps(NF4_STEPS, before) | of_steps(STEPS, row)
+                keep(table, method, before)
+            if wanted("nf4", table, method):
+                row = apart(partial(try_one, table, method, quantization="nf4"))
+                named = {column: row[step] for column, step in NF4_STEPS.items() if step in row}
+                keep(table, method, of_steps(STEPS, before) | named)
+    for family in names:
+        if wanted("families", "family", family):
+            keep("family", family, apart(partial(try_one, family)))
 
 
-def said(name: str, row: Row) -> Row:
-    print(name, row, file=sys.stderr, flush=True)
-    return row
-
-
-def summary(row: Row) -> str:
-    """`works`, or the first step that did not."""
-    return next((f"{step}: {row[step]}" for step in STEPS if row.get(step) != WORKS), WORKS).removeprefix("trains: ")
-
-
-COLUMNS = {"family": ("trains", "adapted", "read back", "merged"), "method": METHOD_FAMILIES}
-
-
-def read_page() -> dict[str, dict[str, Row]]:
-    tables: dict[str, dict[str, Row]] = {kind: {} for kind in COLUMNS}
-    kind = ""
-    for text in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in text.strip("|").split("|")]
-        if cells[0] in COLUMNS:
-            kind = cells[0]
-        elif text.startswith("| `"):
-            named = zip(COLUMNS[kind], cells[1:], strict=True)
-            tables[kind][cells[0].strip("`")] = {column: cell for column, cell in named if cell}
-    return tables
-
-
-def write_page(tried: Mapping[str, Mapping[str, Row]]) -> None:
-    from importlib.metadata import version
-
-    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch"))
-    tables = {kind: table(kind, rows) for kind, rows in tried.items()}
-    PAGE.write_text(INTRODUCTION.format(packages=packages, **tables), encoding="utf-8")
-
-
-def table(kind: str, rows: Mapping[str, Row]) -> str:
-    columns = COLUMNS[kind]
-    head = [f"| {kind} | {' | '.join(columns)} |", "| - " * (len(columns) + 1) + "|"]
-    body = [f"| `{name}` | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()]
-    return "\n".join([*head, *body])
-
-
-INTRODUCTION = """# What was tried
-
-Made by `python -m tests.support` on a CPU, with {packages}.
-Each family of classifiers that transformers has, and each method, as a random model of two layers and width 64:
-checked, measured, probed (families only), trained for three steps, read back and merged in memory by peft-flow's own
-functions. `works`: the logits read back, and merged, are those of the trained model. `refused`: before training
-(merging: before anything is written), in the line that stands there, with exit code 2.
-
-Every model is tried before each training, known here or not: two texts must get the same logits alone and side by
-side, and the adapter must have a say in them.
-
-## Families, with LoRA on the layers that are adapted where none are named
-
-{family}
-
-## Methods, on the layers that are adapted where none are named
-
-{method}
-"""
+def of_steps(columns: Collection[str], row: Mapping[str, str]) -> Row:
+    return {column: row[column] for column in columns if column in row}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="NAMES", help="families, methods, or `methods` for all of these")
-    only = [name for name in parser.parse_args().only.split(",") if name]
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="PARTS", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--only", default="", metavar="NAMES", help="families and methods; none: all")
+    given = parser.parse_args()
 
     import datasets  # noqa: F401  what every process needs is imported once
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
     import peft  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import torch
+    import torch.onnx
     import transformers
 
     from tasks.data import prepare as data  # noqa: F401
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # else a forked process may wait for threads that it does not have
-    write_page(try_all(only))
+    try_all(given.parts.split(","), [name for name in given.only.split(",") if name])
 
 
 if __name__ == "__main__":

@@ -212,6 +212,11 @@ CASES = [
     Case("options are no mapping", ("adapter.options", "dictionary", "'r'"), "--adapter.options r"),
     Case("options never end", ("adapter.options", "{a: 1}"), "--adapter.options '{r: 1'"),
     Case("no such layer", ("adapter.target_modules", "'q_proj'", "c_attn"), "--adapter.target_modules q_proj"),
+    Case("no experts", ("adapter.target_parameters", "'up'", "layer"), "--adapter.target_parameters up"),
+    Case(
+        "dropout of experts", ("adapter.dropout", "adapter.target_parameters"),
+        "--adapter.target_parameters up --adapter.dropout 0.1",
+    ),
     Case("method against Conv1D", ("adapter.method", "hra", "Conv1D"), "--adapter.method hra"),
     Case("prompt before last token", ("adapter.method", "prompt_tuning", "lora"), "--adapter.method prompt_tuning"),
     Case("rank of ia3", ("adapter.r", "ia3", "adapter.options"), "--adapter.method ia3 --adapter.r 4"),
@@ -569,7 +574,7 @@ def test_option_of_a_megabyte_is_refused(refused: Callable[..., str]) -> None:
 def test_endless_run_id_is_refused(store: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store)
     line = refused("compare", "x" * 1_000_000, "0" * 32, command="", most_letters=1_000)
-    assert "there is no run" in line and "MLflow shows each run's id" in line
+    assert "there is no run" in line and "peft-flow runs shows them" in line
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import page, peers, quantized, speed, sweep
+from benchmarks import memory, page, peers, quantized, speed, sweep
 from tasks.settings.loading import load_config, read_yaml
 from tasks.settings.space import grid, read_space, values_of
 from tests.conftest import ROOT, sentences, write_tokenizer
@@ -158,6 +158,29 @@ def test_sweep_and_its_rivals_try_the_same_values(tmp_path: Path) -> None:
     ]
     given = {"learning_rate": config.training.learning_rate, "r": config.adapter.r, "seed": config.seed}
     assert [given, *(values for values in tried if values != given)] == sweep.VALUES and len(tried) == 24
+
+
+def test_memory_is_measured_with_one_training(
+    small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import trainer
+
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS])
+    config = small_config({"training": {"max_steps": 3}})
+    job = memory.job_of(memory.Case(config.model.name, 32, 8, 3, False), Path(config.data.name))
+    with chdir(tmp_path):
+        found = memory.measure(job)
+        assert (tmp_path / "work/adapter").is_dir()
+    assert found["loaded_mb"] > 100 and found["rows_per_second"] > 0 and found["rows_per_cpu_second"] > 0
+
+
+def test_memory_is_compared_by_medians() -> None:
+    def one(side: str, value: float) -> dict[str, Any]:
+        return {"side": side, **dict.fromkeys(memory.SHOWN, value)}
+
+    found = [one("new", 1), one("new", 90), one("new", 2), one("old", 4), one("old", 4)]
+    said = memory.summary("minilm-512", found)
+    assert said.startswith("minilm-512: peak 4.00 to 2.00 (0.50), training 4.00 to 2.00 (0.50), rows/s ")
 
 
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")

@@ -283,6 +283,7 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = finished_run(tmp_path)
+    monkeypatch.setattr("tasks.tracking.address.is_served", lambda: True)
     monkeypatch.setattr("tasks.tracking.address.run_url", lambda run_id: "http://127.0.0.1:5000/run")
     monkeypatch.setattr("tasks.tracking.address.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
     replace_flow(monkeypatch, lambda **sections: result)
@@ -299,12 +300,87 @@ def test_json_is_the_last_line_and_the_table_goes_to_standard_error(
     output, errors = capsys.readouterr()
     assert output.startswith(f"\n{told}  b · d · lora r8\n\nAccuracy on 100 test rows is 0.800: +0.300 (")
     assert result.adapter_path in output and errors == ""
+    lines = output.splitlines()
     for said in (
         f"run       {result.run_id}",
-        "open http://127.0.0.1:5000/run",
+        "browse    http://127.0.0.1:5000/run",
         "all runs  http://127.0.0.1:5000/list",
+        f"next      peft-flow predict {result.run_id[:8]} FILE.csv labelled.csv",
+        f"          peft-flow export {result.run_id[:8]} FOLDER --merged",
     ):
-        assert said in output
+        assert said in lines
+    facts = lines.index(f"run       {result.run_id}")
+    assert max(map(len, lines[:facts])) <= 120
+
+
+@pytest.mark.parametrize(
+    ("verdict", "colour"),
+    [("better than every reference", 32), ("worse than TF-IDF", 31), ("not shown better than majority class", 33)],
+)
+def test_verdict_is_in_colour_on_a_terminal_alone(verdict: str, colour: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from flows.summary import in_colour
+
+    terminal = io.StringIO()
+    assert in_colour(verdict, terminal) == verdict.upper()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert in_colour(verdict, terminal) == f"\x1b[1;{colour}m{verdict.upper()}\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert in_colour(verdict, terminal) == verdict.upper()
+
+
+def test_no_address_is_given_at_which_nothing_answers(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    from flows.summary import where_to_browse
+    from tasks.tracking.address import _experiments, where_to_find
+
+    monkeypatch.delenv("MLFLOW_UI_URL", raising=False)
+    monkeypatch.setitem(_experiments, "abc", "1")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("tasks.tracking.address.UI", address)
+        assert where_to_find("abc") == "MLflow run abc"
+        assert list(where_to_browse("abc")) == ["browse"] and "http" not in where_to_browse("abc")["browse"]
+        server.listen()
+        assert where_to_find("abc").startswith(f"{address}/#/experiments/1/runs/abc")
+        assert [text[:20] for text in where_to_browse("abc").values()] == [address[:20]] * 2
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example")  # somebody says so
+    assert where_to_find("abc").startswith("https://mlflow.example/#/")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("peft-flow run", "runs"),
+        ("peft-flow sweep --sampl", "--sampler"),
+        ("peft-flow finetune --training.l", "--training.learning_rate"),
+        ("peft-flow models --sort sc", "score"),
+    ],
+)
+def test_shell_completes_commands_options_and_choices(
+    words: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", "bash"]) == DONE
+    script, place = capsys.readouterr().out, len(words.split()) - 1
+    tab = f'COMP_WORDS=({words}); COMP_CWORD={place}; _shtab_peft_flow; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{tab}"], capture_output=True, text=True)
+    assert done.stdout.split() == [found], done.stderr
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m flows.cli completion zsh | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "#compdef peft-flow\n" and not done.stderr
 
 
 def test_several_seeds_are_summed_up_the_same_way(
@@ -314,6 +390,7 @@ def test_several_seeds_are_summed_up_the_same_way(
     from tests.test_studies_seeds import judge
 
     result = judge(tmp_path, [80, 84, 88])
+    monkeypatch.setattr("tasks.tracking.address.is_served", lambda: True)
     monkeypatch.setattr("tasks.tracking.address.run_url", lambda run_id: "http://127.0.0.1:5000/run")
     monkeypatch.setattr("tasks.tracking.address.experiment_url", lambda run_id: "http://127.0.0.1:5000/list")
     replace_flow(monkeypatch, lambda **sections: None)

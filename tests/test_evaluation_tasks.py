@@ -103,6 +103,7 @@ def test_page_has_its_sections_and_no_word_of_another_task(any_judged: Judged) -
 def test_card_and_description_have_no_word_of_another_task(any_judged: Judged) -> None:
     task, result = objective(any_judged.data.task), any_judged.result
     card = model_card(any_judged.config, any_judged.data, any_judged.trained, result)
+    assert f"scored best by validation {objective(any_judged.data.task).metrics[0].name}." in card
     assert f"that {task.purpose} `{any_judged.data.label_names[0]}`" in card
     assert task.snippet(any_judged.trained.fitted, any_judged.data.label_names) in card
     lines = description(result).splitlines()

@@ -135,8 +135,16 @@ def test_same_configuration_gives_the_same_adapter_and_metrics(finished: Run) ->
 
 def test_run_is_finished_and_named_by_what_it_does(finished: Run, mlflow_run: Any) -> None:
     assert mlflow_run.info.status == "FINISHED"
-    assert mlflow_run.info.run_name == finished.config.run_name()
-    assert mlflow_run.info.run_name.endswith("· lora r8 · lr 0.01")
+    first = client(finished).get_run(json.loads((finished.folder / "first.json").read_text())["run_id"])
+    assert first.info.run_name == finished.config.run_name()
+    assert first.info.run_name.endswith("· lora r8 · lr 0.01")
+    assert mlflow_run.info.run_name == f"{first.info.run_name} (2)"
+
+
+def test_a_run_that_is_the_same_as_an_earlier_one_says_so(finished: Run, mlflow_run: Any) -> None:
+    first = client(finished).get_run(json.loads((finished.folder / "first.json").read_text())["run_id"])
+    assert mlflow_run.data.tags["same_adapter_as"] == first.info.run_id
+    assert "same_adapter_as" not in first.data.tags
 
 
 def test_parameters_are_the_flattened_configuration(finished: Run, mlflow_run: Any) -> None:
@@ -493,8 +501,9 @@ def test_demo_keeps_its_promise_and_says_that_it_is_one(tmp_path: Path) -> None:
     assert 0.4 <= result.references["zero_shot"]["accuracy"] <= 0.55, "its model has never read the classes' names"
     assert result.verdict == "better than every reference"
     assert "embedded demo" in done.stderr
-    # `peft-flow up` needs the folder of prefect.yaml
-    assert re.search("bin/mlflow server .*   then open http://127.0.0.1:5000/#/experiments/", done.stderr)
+    # `peft-flow up` needs the folder of prefect.yaml; nothing answers at any address
+    assert re.search("\nbrowse    .*bin/mlflow server .*   shows it\n", done.stderr)
+    assert f"Recorded: MLflow run {result.run_id}" in done.stderr
     assert result.adapter_path in done.stderr
 
 

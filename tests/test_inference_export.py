@@ -13,13 +13,15 @@ import pandas as pd
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
+from tasks.inference import portable
 from tasks.inference.export import ExportMismatch, check_folder, check_settings, export, some_texts, unfinished
-from tasks.inference.portable import usage
+from tasks.inference.portable import ask_onnx, usage, write_onnx
 from tasks.models import serving
 from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.training.watching import Watcher
 from tests.conftest import Trained
+from tests.support import build
 
 TEXTS = ["i loved every minute of it", "dull", "a warm and funny film and " * 20]
 
@@ -177,6 +179,45 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     output, errors = capsys.readouterr()
     assert output == "" and errors.count("\n") == 1
     return errors
+
+
+@pytest.mark.skipif(
+    not find_spec("onnxruntime") or not find_spec("onnxscript"), reason="peft-flow[onnx] is not installed"
+)
+def test_a_mixture_of_experts_is_written_as_onnx(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = build("mixtral", tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model.config.use_cache = False
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = serving.tokenize([[*TEXTS, "so", "so so"]], tokenizer, 32)
+    expected = serving.classify(model, tokenizer, rows, 4)
+    write_onnx(model, tokenizer, rows, tmp_path)
+    assert ask_onnx(tmp_path, tokenizer, rows, {}).numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_a_model_that_cannot_be_onnx_is_refused_with_the_reason(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise torch.onnx.OnnxExporterError("Step 3 of 3\nfailed") from RuntimeError("no complex numbers")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"--onnx: .* cannot be written as ONNX \(no complex numbers\); .* --merged$"):
+        export(trained.adapter.folder, out, merged=False, onnx=True)
+    assert not out.exists()
+
+    def fail_later(*arguments: Any) -> None:
+        raise RuntimeError("Got invalid dimensions for input: input_ids")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *arguments, **named: None)
+    monkeypatch.setattr(portable, "ask_onnx", fail_later)
+    with pytest.raises(InputError, match=r"cannot be written as ONNX \(Got invalid dimensions for input: input_ids\)"):
+        export(trained.adapter.folder, out, merged=False, onnx=True)
 
 
 def test_onnx_without_its_packages_says_what_to_install(

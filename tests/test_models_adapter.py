@@ -1,5 +1,6 @@
 """An adapter attached, trained a little, saved and put back, on real small models."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,15 @@ import pytest
 
 from tasks.base.disk import DiskFull
 from tasks.data.prepare import prepare
+from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import serving
+from tasks.settings.fields import InputError
 from tasks.settings.loading import validated
 from tasks.training.fit import fit_adapter
 from tasks.training.watching import Watcher
-from tests.conftest import sentences, write_model
+from tests.conftest import sentences, write_model, write_tokenizer
+from tests.support import build as build_family
 from tests.support import small_configuration
 from tests.test_models_foundation import attach, build, check, refusal, save, train
 
@@ -81,11 +85,23 @@ def adapted_layers(family: str, adapter: dict[str, Any]) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
-@pytest.mark.parametrize("adapter", [{}, {"target_modules": ("q_proj", "v_proj")}, {"method": "ia3"}])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {},
+        {"target_modules": ("q_proj", "v_proj")},
+        {"target_modules": "all-linear"},
+        {"options": {"target_modules": r".*\.[qv]_proj"}},
+        {"method": "ia3"},
+        {"method": "ln_tuning"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("family", "text"),
     [
         ("gemma3", ("model.language_model.",)),
+        ("qwen3_5", ("model.language_model.",)),
         ("t5gemma2", ("model.encoder.text_model.", "model.decoder.")),
         ("ultravbert", ("model.text_model.",)),
     ],
@@ -96,8 +112,55 @@ def test_of_a_model_that_reads_pictures_too_what_reads_text_is_adapted(
     names = adapted_layers(family, adapter)
     assert names and all(name.startswith(text) for name in names)
     assert all(any(name.startswith(part) for name in names) for part in text)
-    wanted = adapter.get("target_modules")
-    assert not wanted or {name.split(".")[-1] for name in names} == set(wanted)
+    if isinstance(wanted := adapter.get("target_modules"), tuple):
+        assert {name.split(".")[-1] for name in names} == set(wanted)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["out_proj"]},
+        {"target_modules": ["vision_tower.encoder.layers.0.self_attn.q_proj"]},
+        {"options": {"target_modules": r".*vision.*\.q_proj"}},
+    ],
+    ids=str,
+)
+def test_what_reads_pictures_cannot_be_adapted_by_name(adapter: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"what reads text in .* has no layer that is called '.*'; the rest is left"):
+        adapted_layers("gemma3", adapter)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_a_model_that_reads_pictures_too_is_merged_into_one_that_transformers_reads(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a tokenizer that has another pad token than the configuration."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    folder = build_family(family, tmp_path / "model")
+    write_tokenizer(folder, eos_token="[EOS]")
+    config = validated({"model": {"name": str(folder)}, "data": {"max_length": 32}})
+    with caplog.at_level(logging.INFO):
+        check(config)
+    assert any("reads more than text: the adapter goes into what reads text" in line for line in caplog.messages)
+    model, built = attach(config)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if "vis" in name}
+    train(model, built.tokenizer)
+    assert before and all(torch.equal(model.get_parameter(name), weight) for name, weight in before.items())
+    trained, _ = model.get_nb_trainable_parameters()
+    assert trained == sum(weight.numel() for name, weight in model.named_parameters() if weight.requires_grad)
+    rows = built.tokenizer(["a warm and funny film", "dull", "so " * 20])
+    logits = serving.classify(model, built.tokenizer, rows, 4)
+    save(model, built, config, tmp_path / "adapter")
+    again, tokenizer = serving.load_adapter(tmp_path / "adapter")
+    assert torch.equal(serving.classify(again, tokenizer, rows, 4), logits)
+    merge(again, family).save_pretrained(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    assert plain.config.get_text_config().pad_token_id == tokenizer.pad_token_id
+    with torch.no_grad():
+        found = plain(**tokenizer.pad(rows, return_tensors="pt")).logits
+    assert torch.allclose(found, logits, atol=1e-4)
 
 
 def test_of_a_model_that_reads_pictures_too_the_top_blocks_are_those_that_read_text() -> None:

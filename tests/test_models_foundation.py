@@ -197,6 +197,16 @@ def test_a_head_for_other_classes_is_replaced_by_a_fresh_one(small_config: Any, 
     assert built.model.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
+@pytest.mark.parametrize("family", ["albert", "xlnet"])
+def test_gradient_checkpointing_of_a_model_that_has_none_is_refused(
+    family: str, small_config: Any, tmp_path: Path
+) -> None:
+    changes = {"model": {"name": str(build_family(family, tmp_path / "model"))}}
+    check(small_config(changes))
+    said = refusal(small_config(changes | {"training": {"gradient_checkpointing": True}}))
+    assert said == f"training.gradient_checkpointing: {tmp_path / 'model'} does not support it; leave it off"
+
+
 def test_weights_of_another_shape_of_model_are_refused(small_config: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(small_config().model.name, tmp_path / "model")
     settings = json.loads((folder / "config.json").read_text())

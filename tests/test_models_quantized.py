@@ -19,6 +19,7 @@ from tasks.evaluation.card import quantized_argument
 from tasks.evaluation.references import measurement_key
 from tasks.evaluation.zero_shot import load_language_model
 from tasks.inference.export import export
+from tasks.inference.portable import merge
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import quantized, serving, trial
@@ -33,6 +34,7 @@ from tasks.training.watching import Watcher
 from tests.conftest import Trained
 from tests.support import build
 from tests.test_finetune_flow import run_flow
+from tests.test_models_foundation import attach, save, train
 
 pytestmark = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")
 
@@ -295,6 +297,19 @@ def test_export_writes_the_weights_out_and_says_how_far_that_is_off(
     assert "quantization_config" not in config and (folder / "model.onnx").exists() is has_onnx
 
 
+def test_a_method_that_peft_does_not_merge_into_4_bits_is_merged_into_floats(small_config: Any, tmp_path: Path) -> None:
+    import torch
+
+    config = small_config({"model": {"quantization": "nf4"}, "adapter": {"method": "ia3"}}, family="bert")
+    model, built = attach(config)
+    train(model, built.tokenizer)
+    save(model, built, config, tmp_path / "adapter")
+    rows = built.tokenizer(["a warm and funny film", "dull"])
+    logits = serving.classify(model, built.tokenizer, rows, 4)
+    plain, _ = serving.load_adapter(tmp_path / "adapter", dequantized=True)
+    assert torch.allclose(serving.classify(merge(plain, "a"), built.tokenizer, rows, 4), logits, atol=1e-4)
+
+
 def test_export_that_rounding_does_not_explain_is_refused(
     fitted: Callable[[str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +398,7 @@ def test_memory_is_told_by_what_is_quantised_and_what_is_not(load: Callable[...,
     model = attached(loaded)
     body = 2 * (3 * 32 * 32 + 32 * 32 + 2 * 4 * 32 * 32)
     packed = body / 2 + body / 64 * 4
-    said = quantized.weights_sentence(model, 8, 32)
+    said = quantized.weights_sentence(model, 256)
     assert f"{packed / 1000:.1f} kB quantised" in said
     assert f"in float32 they would take {4 * model.num_parameters() / 1000:.1f} kB" in said
 

@@ -7,9 +7,8 @@ import pytest
 from flows import reference
 from flows.commands import COMMANDS
 from tasks.servers.deployments import FLOWS
-from tasks.settings.config import PredictionConfig, RerunConfig, RetrainConfig
+from tasks.settings.config import GateConfig, PredictionConfig, RerunConfig, RetrainConfig
 from tasks.settings.loading import sections
-from tasks.settings.sections import GateConfig
 
 
 def test_pages_are_what_the_program_says() -> None:
@@ -22,7 +21,7 @@ def test_configuration_page_has_every_field_with_its_description() -> None:
         for name, field in kind.model_fields.items():
             if name not in dict(sections(RetrainConfig)):
                 assert f"| `{name}` | " in page and f" | {field.description} |" in page
-    assert "| `batch_size` | `32` | ≥ 1, ≤ 65,536 | Rows in one forward pass. |" in page
+    assert "| `batch_size` | `32` | ≥ 1, ≤ 65,536 | Rows in one batch. " in page
     assert "| `on_error` | `stop` | `stop`, `skip` | " in page
     assert "| `run_id` | required |  | " in page
 

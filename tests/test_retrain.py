@@ -16,9 +16,8 @@ from tasks.registry import decisions as registry
 from tasks.registry.history import history_of
 from tasks.retraining.challenger import decide
 from tasks.retraining.gate import Trial, against_champion
-from tasks.settings.config import RetrainConfig
+from tasks.settings.config import GateConfig, RetrainConfig
 from tasks.settings.loading import checked
-from tasks.settings.sections import GateConfig
 from tasks.tracking.decision import Decision
 from tasks.tracking.versions import find_champion, registered_versions
 from tests.conftest import made_up_labeller, only_run, register, sentences, without_pictures

@@ -8,7 +8,7 @@ import pytest
 from tasks.base.outcomes import Footprint, Gate
 from tasks.base.records import Comparison, Difference, Interval, Rung
 from tasks.retraining.gate import NewClasses, Trial, against_champion, page, without_champion
-from tasks.settings.sections import GateConfig
+from tasks.settings.config import GateConfig
 
 ROWS, CLASSES, SAMPLES = 400, 2, 500
 

@@ -13,11 +13,13 @@ from tasks.servers.runners import PoolRunners, ProcessRunners
 from tests.stacks import until
 
 SLEEPER = """
-import sys, time
-assert sys.argv[1].endswith("job.json") and sys.argv[3] == "2", sys.argv
-print("began", flush=True)
-if len(sys.argv[2].split("-")) == 2 and sys.argv[2].endswith("-1"):
+import json, os, sys, time
+assert sys.argv[1:] == ["2", str(os.getppid())], sys.argv
+asked = json.load(sys.stdin)
+assert asked["job"].endswith("job.json"), asked
+if asked["name"].endswith("-1"):
     sys.exit("there is no such layer")
+open(asked["log"], "w").close()
 time.sleep(600)
 """
 
@@ -27,7 +29,8 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
     """Of which the first fails and the others sleep."""
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made = ProcessRunners("sleeper", tmp_path / "job.json", 2)
+    monkeypatch.setattr(runners, "MODULE", "sleeper")
+    made = ProcessRunners(tmp_path / "job.json", 2)
     yield made
     made.stop()
 
@@ -41,11 +44,36 @@ def test_process_that_has_ended_is_not_alive_and_has_last_words(processes: Proce
 
 def test_processes_are_gone_when_they_are_stopped(processes: ProcessRunners) -> None:
     names = [processes.start() for _ in range(3)][1:]
-    until(lambda: all("began" in processes.log(name).read_text() for name in names), 60, "begin")
+    until(lambda: all(processes.log(name).exists() for name in names), 60, "begin")
     began = time.monotonic()
     processes.stop()
     assert time.monotonic() - began < runners.STOP_SECONDS + 2
     assert processes.alive(names) == []
+
+
+def test_processes_are_gone_when_all_trials_have_ended(processes: ProcessRunners) -> None:
+    names = [processes.start() for _ in range(2)][1:]
+    until(lambda: processes.log(names[0]).exists(), 60, "begin")
+    processes.finish(names)
+    processes.processes[names[0]].wait(5)
+    assert processes.alive(names) == []
+
+
+def test_processes_at_hand_are_used_and_what_is_left_of_them_ends(
+    processes: ProcessRunners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with runners.runners_at_hand(2):
+        spare, used = runners._at_hand
+        name = processes.start()
+        assert processes.processes[name] is used and used.poll() is None
+    assert spare.poll() is not None and not runners._at_hand
+    processes.stop()
+    with runners.runners_at_hand(1):  # the trials run in this process
+        assert not runners._at_hand
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    with runners.runners_at_hand(2):  # in those of the work pool
+        assert not runners._at_hand
 
 
 def test_process_of_a_driver_that_was_killed_is_not_one_of_ours(processes: ProcessRunners) -> None:
@@ -108,6 +136,18 @@ def test_stopping_cancels_those_that_wait_and_has_the_others_stopped(pool: PoolR
     set_state(runs, Running())
     pool.stop()
     assert state_of(waits).is_cancelled() and state_of(runs).is_cancelling()
+
+
+def test_flow_runs_complete_by_themselves_when_all_trials_have_ended(
+    pool: PoolRunners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Completed, Running
+
+    sees_it, still_starts = pool.start(), pool.start()
+    set_state(sees_it, Running())
+    monkeypatch.setattr("tasks.servers.runners.time.sleep", lambda seconds: set_state(sees_it, Completed()))
+    pool.finish([sees_it])  # not of the other, which nobody has told
+    assert state_of(sees_it).is_completed() and state_of(still_starts).is_scheduled()
 
 
 def test_server_that_does_not_answer_says_nothing_about_who_is_alive(

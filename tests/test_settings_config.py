@@ -48,7 +48,7 @@ def test_fields_are_those_of_the_design() -> None:
         "model": "name revision dtype trust_remote_code",
         "data": "name config revision text_columns label_column train_split validation_split test_split max_length "
         "max_train_rows max_test_rows",
-        "adapter": "method r alpha dropout target_modules options",
+        "adapter": "method r alpha dropout target_modules target_parameters options",
         "training": "epochs max_steps batch_size gradient_accumulation_steps learning_rate warmup_fraction "
         "weight_decay scheduler early_stopping_patience selection_metric",
         "evaluation": "batch_size references bootstrap_samples confidence",

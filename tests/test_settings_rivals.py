@@ -17,8 +17,9 @@ from tasks.evaluation.report import ladder_frame
 from tasks.retraining.gate import without_champion
 from tasks.scores.objective import objective
 from tasks.settings import rivals
+from tasks.settings.config import GateConfig
 from tasks.settings.rivals import RIVALS, Reference, ReferenceName
-from tasks.settings.sections import EvaluationConfig, GateConfig
+from tasks.settings.sections import EvaluationConfig
 from tests.test_evaluation_error_analysis import Case, sure
 from tests.test_retraining_gate import ladder
 

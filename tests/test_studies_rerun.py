@@ -215,7 +215,7 @@ def test_run_that_cannot_be_done_again_is_refused_with_the_reason(
     with pytest.raises(RuntimeError), tracked() as failed:
         raise RuntimeError
     assert f"run {failed} has not finished (FAILED)" in refused(capsys, failed)
-    assert "there is no run what? in" in refused(capsys, "what?")
+    assert "there is no run 'what?' in" in refused(capsys, "what?")
     api = MlflowClient(f"sqlite:///{workplace}/mlruns/mlflow.db")
     with tracked(work="b") as other:
         pass

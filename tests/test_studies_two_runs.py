@@ -232,8 +232,8 @@ def test_run_that_cannot_be_compared_is_refused_with_the_reason(
     import mlflow
 
     good = store(GOOD)
-    assert f"there is no run {'0' * 32} in sqlite:" in refused(capsys, good, "0" * 32)
-    assert "there is no run what? in" in refused(capsys, "what?", good)
+    assert f"there is no run '{'0' * 32}' in sqlite:" in refused(capsys, good, "0" * 32)
+    assert "there is no run 'what?' in" in refused(capsys, "what?", good)
     assert "both runs are" in refused(capsys, good, good)
     assert "is of an older version" in refused(capsys, good, store(GOOD, leave_out="test_fingerprint"))
     assert "was not made by peft-flow" in refused(capsys, store(GOOD, leave_out="verdict"), good)

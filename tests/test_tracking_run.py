@@ -129,13 +129,13 @@ def test_command_to_promote_can_be_copied_into_a_shell() -> None:
     assert shlex.split(command) == ["peft-flow", "promote", "Max's model", "2", "--reason", "TEXT"]
 
 
-def left(name: str, experiment: str = "peft-flow", **head: Any) -> Journal:
-    """A run that was killed in the folder `name`, of which MLflow knows nothing yet."""
-    folder = (WORK / name).resolve()
+def left(work: str, experiment: str = "peft-flow", **head: Any) -> Journal:
+    """A run that was killed in the folder `work`, of which MLflow knows nothing yet."""
+    folder = (WORK / work).resolve()
     folder.mkdir(parents=True)
-    described = {"key": name, "name": name, "experiment": experiment, "started": now(), "parent": None} | head
+    described = {"key": work, "name": work, "experiment": experiment, "started": now(), "parent": None} | head
     journal = Journal.create(folder, Head.model_validate(described))
-    journal.add("begin", {"flow_run_id": None, "tags": {"left": name}})
+    journal.add("begin", {"flow_run_id": None, "tags": {"left": work}})
     return journal
 
 
@@ -247,6 +247,18 @@ def test_run_whose_parents_folder_was_removed_is_delivered(workplace: Path) -> N
     left("a", parent=str((WORK / "gone").resolve()))
     tracking.send_what_waits()
     assert names_in_mlflow() == {"a"}
+
+
+@pytest.mark.parametrize("name", ["a", "it's 100 %_", "n" * 250])
+def test_runs_of_one_name_differ_by_a_number(name: str, workplace: Path) -> None:
+    opening.make_store()
+    for work in ("1", "2", "3"):
+        left(work, name=name)
+    left("other experiment", name=name, experiment="other")
+    left("longer", name=f"{name[:200]} and more")
+    tracking.send_what_waits()
+    short = name[:246]
+    assert names_in_mlflow() == {name, f"{short} (2)", f"{short} (3)", f"{name[:200]} and more"}
 
 
 def test_experiments_runs_and_tags_may_have_any_letters(workplace: Path) -> None:

@@ -34,9 +34,22 @@ def test_each_batch_of_a_step_adds_its_share_and_validation_nothing() -> None:
     model = model_of(2.0)
     loss = with_penalty(lambda *_: torch.tensor(1.0), model)
     whole, labels = 2 * float(penalty(model)), torch.zeros(4)
-    assert float(loss(None, labels)) == 1
+    with torch.no_grad():
+        assert float(loss(None, labels)) == float(loss(None, labels, 4)) == 1
     assert float(loss(None, labels, 4)) == pytest.approx(1 + whole)
     assert float(loss(None, labels, 16)) == pytest.approx(1 + whole / 4)
+
+
+def test_loss_of_the_validation_rows_holds_no_penalty(small_config: Any, tmp_path: Path) -> None:
+    found = []
+    for weight in (0.0, 5.0):
+        adapter = {"method": "adalora", "options": {"orth_reg_weight": weight}}
+        config = small_config({"adapter": adapter, "training": {"max_steps": 1, "learning_rate": 0}}, "bert")
+        trained = fit_adapter(config, prepare(config, tmp_path), tmp_path / f"{weight}", Watcher(lambda progress: None))
+        found.append({name: value for point in trained.history for name, value in point.metrics.items()})
+    without, penalised = found
+    assert penalised["train/loss"] > 1 + without["train/loss"]
+    assert penalised["validation/loss"] == without["validation/loss"]
 
 
 def test_weight_of_the_penalty_changes_what_is_learned(small_config: Any, tmp_path: Path) -> None:

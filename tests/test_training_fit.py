@@ -19,8 +19,10 @@ from tasks.models import foundation as models
 from tasks.models import losses, serving
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
+from tasks.settings.methods import METHODS
 from tasks.training import fit as training
 from tasks.training.fit import fit_adapter, planned_steps
+from tasks.training.pieces import pieces_here
 from tasks.training.target import target_of
 from tasks.training.watching import Progress, Watcher
 from tests.conftest import Trained, sentences
@@ -318,10 +320,11 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     splits = load_from_disk(data.folder)
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    micro = training.MicroBatch.asked_for(config)
     model = adapters.attach_adapter(model, config, fresh, steps=100)
     target = target_of(config, data, np.asarray(splits["train"]["labels"]))
-    trainer = training.build_trainer(config, micro, model, tokenizer, splits, None, tmp_path / "run", silent, target)
+    trainer = training.build_trainer(
+        config, pieces_here(None), model, tokenizer, splits, None, tmp_path / "run", silent, target
+    )
     loader = trainer.get_train_dataloader()
 
     def epoch() -> list[Any]:
@@ -336,6 +339,83 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
     by_chance = [lengths[i::40] for i in range(40)]
     assert sum(max(batch) * len(batch) for batch in by_chance) / sum(lengths) > 1.4, "else grouping shows nothing"
     assert [mask.shape for mask in first] != [mask.shape for mask in second], "each epoch is shuffled anew"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+METHODS_TRIED = ("adalora", "prompt_tuning", "ln_tuning")
+"""Those whose layers or penalty stand elsewhere than lora's."""
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [
+        ("bert", {"dropout": 0.2}),
+        ("gpt2", {"dropout": 0.2}),
+        ("llama", {"dropout": 0.2}),
+        ("gpt2", {"layers": 1}),
+        ("bart", {}),
+        *(("bert", {"method": method}) for method in METHODS_TRIED),
+        *(
+            pytest.param("bert", {"method": method}, marks=pytest.mark.endurance)
+            for method in METHODS
+            if method not in METHODS_TRIED
+        ),
+    ],
+)
+def test_gradient_checkpointing_changes_memory_not_training(
+    family: str, adapter: dict[str, Any], small_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import modeling_utils
+
+    blocks, checkpoint = [0], modeling_utils.checkpoint
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        blocks[0] += 1
+        assert not named["use_reentrant"]
+        return checkpoint(*arguments, **named)
+
+    monkeypatch.setattr(modeling_utils, "checkpoint", counted)
+    found, steps = [], 4
+    for is_on in (False, True):
+        changes = {"adapter": adapter, "training": {"max_steps": steps, "gradient_checkpointing": is_on}}
+        config = small_config(changes, family)
+        data = prepare(config, tmp_path)
+        found.append(fit_adapter(config, data, tmp_path / f"run-{is_on}", silent))
+        rounding = 1e-5 if adapter.get("method") in ("psoft", "tinylora") else 0  # which decompose weights when read
+        read_back = read_back_logits(found[-1], config, data)
+        assert torch.allclose(read_back, probe_logits(found[-1]), rtol=0, atol=rounding)
+        assert bool(blocks[0]) is is_on
+    plain, checkpointed = found
+    assert checkpointed.sha256 == plain.sha256 and checkpointed.history == plain.history
+    in_each = {"bart": 4}.get(family, adapter.get("layers", 2))
+    assert blocks[0] == steps * in_each
+
+
+def test_optimizer_and_checkpoints_hold_what_is_trained_and_nothing_else(
+    fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from tasks.training import resume
+
+    groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    write = "tasks.training.trainer.write_checkpoint"
+
+    def look(folder: Path, step: int, tensors: Any, state: Any) -> None:
+        groups.append((tensors["weights"], tensors["optimizer"]))
+
+    monkeypatch.setattr(resume, "MOST_SHARE", float("inf"))
+    monkeypatch.setattr(write, look)
+    trained = fit({"training": {"max_steps": 3}})
+    kept, optimizer = groups[-1]
+    saved = load_file(Path(trained.folder) / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in kept.values()) == trained.trainable_parameters
+    assert sorted(tuple(tensor.shape) for tensor in kept.values()) == sorted(tuple(w.shape) for w in saved.values())
+    moments = [tensor for name, tensor in optimizer.items() if name.endswith(("exp_avg", "exp_avg_sq"))]
+    assert sum(tensor.numel() for tensor in moments) == 2 * trained.trainable_parameters
+    assert len(optimizer) == len(moments) * 3 // 2, "and a step for each"
 
 
 # --- what it reports -------------------------------------------------------------------------------------------------
@@ -403,6 +483,7 @@ def test_the_record_describes_the_adapter(trained: Trained) -> None:
     assert adapter.target_modules == ("c_attn",) and adapter.peak_memory_mb > 50
     assert adapter.steps == 8 * STEPS_PER_EPOCH and adapter.examples_per_second > 0
     used = adapter.compute
+    assert used["tokens_at_a_time"] == str(pieces_here(None).most_tokens)
     assert used["threads"] == str(torch.get_num_threads()) and used["optimizer"] == "adamw_torch_fused"
     assert (used["device"], used["attention"]) == ("cpu", "sdpa") or torch.cuda.is_available()
 

@@ -10,6 +10,7 @@ from tasks.models import serving
 from tasks.training.fit import fit_adapter
 from tasks.training.precision import quick_autocast, use_bfloat16
 from tasks.training.watching import Watcher
+from tests.support import small_configuration
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,17 @@ def test_a_cpu_trains_in_bfloat16_where_that_pays(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
     shape = BertConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     assert use_bfloat16(BertForSequenceClassification(shape)) is expected
+
+
+def test_the_width_of_a_model_that_reads_pictures_too_is_that_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for width, expected in ((64, False), (256, True)):
+        shape = small_configuration("gemma3")
+        shape.text_config.hidden_size = width
+        assert use_bfloat16(AutoModelForSequenceClassification.from_config(shape)) is expected
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "distilbert", "llama"])

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 from tasks.base import files
 from tasks.base.records import PreparedData, TrainedAdapter
 from tasks.data.prepare import prepare
-from tasks.models import losses
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.settings.sections import AdapterMethod
-from tasks.training import checkpoint, resume, watching
+from tasks.training import checkpoint, pieces, resume, watching
 from tasks.training import fit as training
 from tasks.training.checkpoint import newest_checkpoint, newest_first
 from tasks.training.fit import fit_adapter
@@ -93,6 +93,8 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "few log lines": ({"training": {"epochs": 2, "learning_rate": 0.001}}, "gpt2"),
     "adalora": ({"training": {"epochs": 4, "learning_rate": 0.05}, "adapter": {"method": "adalora", "r": 2}}, "gpt2"),
     "whole modules": ({"training": {"epochs": 2}}, "bert"),
+    "pieces": ({"training": {"epochs": 2}}, "bert"),
+    "gradient checkpointing": ({"training": {"epochs": 2, "gradient_checkpointing": True}}, "gpt2"),
 }
 
 
@@ -117,6 +119,8 @@ def test_interrupted_training_ends_with_the_same_bits(
 ) -> None:
     if name == "few log lines":  # the loss of several steps in one
         monkeypatch.setattr(training, "CURVE_POINTS", 4)
+    if name == "pieces":
+        monkeypatch.setattr(pieces, "CPU_TOKENS", 30)
     changes, family = JOBS[name]
     one = job(changes, family)
     whole = one.fit("whole")
@@ -360,50 +364,53 @@ def test_first_ctrl_c_asks_and_the_second_stops(capsys: pytest.CaptureFixture[st
 
 
 @pytest.fixture
-def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """`small_gpu(3)`: no batch of more than 3 rows fits from then on; the sizes that were tried."""
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[tuple[int, int]]]:
+    """`small_gpu(30)`: no piece of more than 30 tokens fits from then on; rows and length of those that were tried."""
     import torch
 
-    sizes: list[int] = []
-    loss = losses.cross_entropy
+    sizes: list[tuple[int, int]] = []
+    step = Trainer.training_step
 
-    def limit(most: int) -> list[int]:
-        def limited(logits: Any, labels: Any, *rest: Any) -> Any:
-            if logits.requires_grad:  # training, not validation
-                sizes.append(len(labels))
-                if len(labels) > most:
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return loss(logits, labels, *rest)
+    def limit(most: int) -> list[tuple[int, int]]:
+        def limited(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+            sizes.append(tuple(inputs["attention_mask"].shape))
+            if math.prod(sizes[-1]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return step(self, model, inputs, *rest)
 
-        monkeypatch.setitem(losses.LOSSES, "cross_entropy", limited)
+        monkeypatch.setattr(Trainer, "training_step", limited)
         return sizes
 
     return limit
 
 
-def test_batch_that_does_not_fit_is_cut_and_the_step_stays(job: Any, small_gpu: Any) -> None:
-    asked = job({"training": {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 4}}).fit("asked")
+def test_batch_that_does_not_fit_is_cut_and_the_step_stays(
+    job: Any, small_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, told = job({"training": {"epochs": 2}}), []
-    sizes = small_gpu(3)
+    sizes = small_gpu(30)
     trained = one.fit("small", too_big=lambda *numbers: told.append(numbers))
-    assert told == [(4, 2, 0), (2, 4, 0)] and sizes[:2] == [8, 4] and set(sizes[2:]) == {2}
-    assert what_counts(trained) == what_counts(asked), "eight rows make a step, as if they had been asked for so"
-    assert "for 8 rows at a time" in one.said[0] and "as many rows as before" in one.said[0]
+    rows, length = sizes[0]
+    assert rows == 8 and rows * length > 30 and told[0] == (4 * length, 0)
+    assert max(map(math.prod, sizes[-20:])) <= 30 and trained.compute["tokens_at_a_time"] == str(told[-1][0])
+    assert f"for 8 rows of {length} tokens at a time" in one.said[0] and "as many rows as before" in one.said[0]
+    monkeypatch.setattr(pieces, "CPU_TOKENS", told[-1][0])
+    assert what_counts(one.fit("asked")) == what_counts(trained), "as if it had been cut so from the start"
 
 
-def test_smaller_batch_is_kept_when_training_goes_on(job: Any, small_gpu: Any, always_save: None) -> None:
+def test_smaller_pieces_are_kept_when_training_goes_on(job: Any, small_gpu: Any, always_save: None) -> None:
     one = job({"training": {"epochs": 2}})
-    sizes = small_gpu(4)
+    sizes = small_gpu(30)
     with pytest.raises(PowerCut):
         one.fit("cut", 3)
     del sizes[:]
     one.fit("cut")
-    assert set(sizes) == {4}
+    assert sizes and max(map(math.prod, sizes)) <= 30
 
 
 def test_one_row_that_does_not_fit_says_what_to_do(job: Any, small_gpu: Any) -> None:
     small_gpu(0)
-    with pytest.raises(RuntimeError, match=r"even for one row at a time; try a smaller data\.max_length"):
+    with pytest.raises(RuntimeError, match=r"even for one row at a time; try training\.gradient_checkpointing, a smal"):
         job({"training": {"epochs": 1}}).fit("run")
 
 

@@ -52,12 +52,12 @@ class RunFolder:
         # how far the run has come
         self.trained, self.evaluated = folder / "trained.json", folder / "tuned.json"
         """Results of its two long steps; where one is, the step is done."""
-        self.micro_batch = folder / "micro_batch.json"
-        """How many rows fit into memory."""
+        self.fitting = folder / "fitting.json"
+        """How many tokens fit into the GPU's memory."""
         self.checkpoints = folder / "checkpoints"
         self.stopped = folder / "checkpoint"
         """The weights of a training that was told to stop."""
-        self.progress = (self.trained, self.evaluated, self.micro_batch, self.checkpoints, self.stopped)
+        self.progress = (self.trained, self.evaluated, self.fitting, self.checkpoints, self.stopped)
 
         # of a retraining
         self.own = folder / "own"

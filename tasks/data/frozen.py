@@ -10,7 +10,7 @@ from tasks.data.duplicates import leaked_rows
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.sections import DataConfig
-from tasks.sources.columns import numbers
+from tasks.sources.columns import array, numbers
 from tasks.sources.kept import as_kinds, rows_of
 from tasks.sources.local import test_path
 from tasks.sources.reading import as_test_file, check_letters, check_test_file
@@ -101,7 +101,6 @@ def describe_kept_out(kept_out: Mapping[str, int]) -> str:
 
 def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
     """The test rows as `data.test_file` takes them: `row`, texts, label by name, and categorical columns."""
-    import numpy as np
     import pandas as pd
     from datasets import load_from_disk
 
@@ -109,7 +108,7 @@ def frozen_rows(config: RunConfig, data: PreparedData) -> "pd.DataFrame":
 
     test = load_from_disk(data.folder)["test"]
     columns = {name: test[name][:] for name in ("row", *data.text_columns)}
-    columns |= as_written(np.asarray(test["labels"]), data, config.data)
+    columns |= as_written(array(test, "labels"), data, config.data)
     return pd.DataFrame(columns | {name: test[f"slice {name}"][:] for name in data.slice_columns})
 
 

@@ -10,7 +10,7 @@ from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
-from tasks.scores.objective import objective
+from tasks.scores.objective import objective, selection_metric
 from tasks.settings.config import RunConfig
 
 
@@ -23,7 +23,8 @@ def model_card(
 ) -> str:
     """README.md of the adapter folder, with the metadata block that model hubs read; `quantization` is that of the
     adapter's settings."""
-    task = objective(result.task)
+    task, adapted = objective(result.task), (*trained.target_modules, *config.adapter.target_parameters)
+    chosen_by = selection_metric(task, config.training.selection_metric).name
     return "\n\n".join(
         [
             f"---\n{metadata(config, data, result)}---",
@@ -48,8 +49,8 @@ def model_card(
             *(f"- {note}" for note in data.notes),
             "## How it was trained",
             f"{trained.steps} optimizer steps; the checkpoint of step {trained.best_step} scored best by validation "
-            f"{config.training.selection_metric}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
-            f"parameters were trained, in {quoted(trained.target_modules) or 'the prompt'} and the head. Seed "
+            f"{chosen_by}. {trained.trainable_parameters:,} of {trained.total_parameters:,} "
+            f"parameters were trained, in {quoted(adapted) or 'the prompt'} and the head. Seed "
             f"{config.seed}.",
             "```yaml\n" + yaml.safe_dump(hyperparameters(config), sort_keys=False, allow_unicode=True) + "```",
             f"Made with peft-flow {public_version('peft-flow')}, peft {public_version('peft')}, transformers "

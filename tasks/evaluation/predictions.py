@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.base.files import whole
 from tasks.base.records import Evaluation, file_sha256
 from tasks.scores.objective import objective
+from tasks.sources.columns import array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +22,11 @@ def write_evaluation(task: str, table: "np.ndarray", split: Any, path: Path, sec
     import numpy as np
     import pandas as pd
 
-    labels, answers = np.asarray(split["labels"]), objective(task).answers
+    labels, answers = array(split, "labels"), objective(task).answers
     if not (finite := np.isfinite(table).all(1)).all():
         raise FloatingPointError(f"the model gives no finite {answers} for row {int(np.argmin(finite))}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"row": np.asarray(split["row"]), "label": labels if labels.ndim == 1 else list(labels)}
+    columns = {"row": array(split, "row"), "label": labels if labels.ndim == 1 else list(labels)}
     frame = pd.DataFrame({**columns, answers: list(table)})
     with whole(path, table.nbytes + 16 * len(table)) as staged:  # runs at the same time may share the file
         frame.to_parquet(staged, index=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 
 from tasks.base.files import write_text
+from tasks.base.progress import tell
 from tasks.base.records import (
     Comparison,
     DataCheck,
@@ -31,6 +32,7 @@ from tasks.settings.config import RunConfig
 from tasks.settings.fixed import SPLITS
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.listing import SHORT, earlier_run_with
 from tasks.tracking.run import describe, log, log_files, send_all
 from tasks.tracking.runlist import TABLES_TAG, tables_tag
 
@@ -59,6 +61,10 @@ def record(
     log_result(work, config, data, check, evaluations, trained, result)
     sent = send_all(work)
     assert sent.run_id
+    if earlier := earlier_run_with(trained.sha256, sent.run_id):
+        tell("The adapter is to the bit that of run %s, %s", earlier.run_id[:SHORT], earlier.name)
+        log(work, "tags", {"same_adapter_as": earlier.run_id})
+        send_all(work)
     show_in_prefect(sent.run_id, result)
     return Logged(run_id=sent.run_id, model_uri=f"models:/{sent.model_id}", version=sent.version)
 

@@ -27,6 +27,7 @@ from tasks.models import foundation as models
 from tasks.registry.decisions import settle
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
+from tasks.sources.columns import array
 from tasks.sources.hub import NETWORK
 from tasks.tracking.patience import answered, may_recover, reason
 from tasks.tracking.versions import Champion, find_champion
@@ -216,21 +217,20 @@ def ask_foundation(config: RunConfig, data: PreparedData) -> "np.ndarray":
 
     known = labels = np.zeros((0, len(data.label_names)))
     if task.decided_on_validation:
-        known, labels = logits("validation").numpy(), np.asarray(splits["validation"]["labels"])
-    settings = task.fit(known, labels, task.scaling(np.asarray(splits["train"]["labels"])), calibrated=False)
+        known, labels = logits("validation").numpy(), array(splits["validation"], "labels")
+    settings = task.fit(known, labels, task.scaling(array(splits["train"], "labels")), calibrated=False)
     return serving.answers(logits("test"), {"activation": task.activation, **settings})
 
 
 def decide(data: PreparedData, splits: Any, outputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
     """Answers for the test rows of a reference's `outputs`, by split, with what is to be chosen on validation."""
-    import numpy as np
 
     from tasks.models import serving
 
     task = objective(data.task)
     settings = {}
     if task.decided_on_validation:
-        settings = task.decision(outputs["validation"], np.asarray(splits["validation"]["labels"]))
+        settings = task.decision(outputs["validation"], array(splits["validation"], "labels"))
     return serving.decided(outputs["test"], settings)
 
 
@@ -244,7 +244,7 @@ def ask_majority(data: PreparedData) -> "np.ndarray":
     from datasets import load_from_disk
 
     splits, outputs = load_from_disk(data.folder), len(data.label_names)
-    constant = objective(data.task).constant(np.asarray(splits["train"]["labels"]), outputs)
+    constant = objective(data.task).constant(array(splits["train"], "labels"), outputs)
     tables = {split: np.tile(constant, (len(splits[split]), 1)) for split in asked_splits(data)}
     return decide(data, splits, tables)
 
@@ -272,10 +272,9 @@ def learned(
     grid: Sequence[float],
 ) -> "np.ndarray":
     """Answers for the test rows of a linear model of `features`, (rows, features) of each of `parts`."""
-    import numpy as np
 
     (_, known), *asked = features.items()
-    labels, outputs = np.asarray(parts["train"]["labels"]), len(data.label_names)
+    labels, outputs = array(parts["train"], "labels"), len(data.label_names)
     tables = objective(data.task).learn(
         known, labels, [part for _, part in asked], outputs, grid, config.data.split_seed
     )
@@ -284,9 +283,8 @@ def learned(
 
 def training_rows(split: Any, most: int, data: PreparedData, config: RunConfig) -> Any:
     """At most so many of the rows."""
-    import numpy as np
 
-    strata = objective(data.task).strata(np.asarray(split["labels"]))
+    strata = objective(data.task).strata(array(split, "labels"))
     return split.select(stratified_rows(strata, int(strata.max()) + 1, min(most, len(split)), config.data.split_seed))
 
 
@@ -355,7 +353,7 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
         pooled = serving.run_in_batches(pool, model.device, tokenizer, rows, config.evaluation.batch_size)
         table = pooled.numpy().astype(np.float64)
         if not (finite := np.isfinite(table).all(1)).all():
-            row = split["row"][int(np.argmin(finite))]
+            row = array(split, "row")[np.argmin(finite)]
             raise FloatingPointError(f"the foundation model has no finite features for {name} row {row}")
         features.append(table)
     return features

@@ -69,17 +69,29 @@ def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
             logits: Tensor = self.model(**dict(zip(names, columns, strict=True))).logits
             return logits
 
-    torch.onnx.export(
-        Logits().eval(),
-        tuple(example[name] for name in names),
-        folder / ONNX_FILE,
-        input_names=names,
-        output_names=["logits"],
-        dynamic_shapes={"columns": tuple({0: rows_axis, 1: tokens_axis} for _ in names)},
-        dynamo=True,
-        verbose=False,
-        external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
-    )
+    model.set_experts_implementation("batched_mm")  # of the others, ONNX has no operation for one
+    try:
+        torch.onnx.export(
+            Logits().eval(),
+            tuple(example[name] for name in names),
+            folder / ONNX_FILE,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes={"columns": tuple({0: rows_axis, 1: tokens_axis} for _ in names)},
+            dynamo=True,
+            verbose=False,
+            external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
+        )
+        ask_onnx(folder, tokenizer, rows, {})  # it may take texts of one length only
+    except Exception as error:  # of two libraries, each with many kinds
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        if isinstance(cause, OSError | MemoryError):
+            raise
+        raise InputError(
+            f"--onnx: this model cannot be written as ONNX ({first_line(cause)}); write it with --merged"
+        ) from error
 
 
 def main() -> None:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
@@ -12,18 +11,29 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.base.files import whole, write_text
+from tasks.base.progress import tell
 from tasks.base.records import PreparedData, Source
 from tasks.base.trouble import first_line
 from tasks.models import serving
-from tasks.models.blocks import find_blocks, is_inside, text_parts
+from tasks.models.blocks import find_blocks, text_parts, text_width
+from tasks.models.experts import adapted_name, check_layers_are_meant, chosen_weights
 from tasks.models.foundation import base_model_settings, word_embeddings
-from tasks.models.options import check_attached, check_options, listed
+from tasks.models.layers import (
+    body_layers,
+    chosen_layers,
+    fully_named,
+    is_all_linear,
+    is_below,
+    must_be_spelled_out,
+    without_all_linear,
+)
+from tasks.models.options import check_attached, check_options
 from tasks.models.quantized import stored_kind
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean
-from tasks.settings.methods import METHODS, ON_QUANTIZED, Shape
+from tasks.settings.methods import METHODS, ON_QUANTIZED, Method, Shape
 from tasks.settings.sections import AdapterConfig
 
 if TYPE_CHECKING:
@@ -63,6 +73,8 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
             f"{', '.join(sorted(ON_QUANTIZED))}"
         )
     check_options(model, config.adapter.method, without_all_linear(config.adapter.options), is_quantized)
+    if text_parts(model) != [""]:
+        tell("%s reads more than text: the adapter goes into what reads text, the rest stays as it is", source.name)
     if config.adapter.method == "prompt_tuning" and hasattr(model, "score"):
         raise InputError(
             f"adapter.method: prompt_tuning reads the wrong token on {source.name}, which classifies by its last one; "
@@ -75,10 +87,6 @@ def check_adapter(model: Any, source: Source, config: RunConfig) -> None:
         # some methods start from the weights' values, which are not here; they show in training whether they fit
         if "meta" not in str(error).lower():
             raise unfit(config, error) from error
-
-
-def suffixes(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f".{name}" for name in names)
 
 
 def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: int) -> Any:
@@ -94,27 +102,15 @@ def attach_adapter(model: Any, config: RunConfig, fresh: Sequence[str], steps: i
     for name in config.adapter.target_modules:
         if config.adapter.layers and is_below(name, model, config):
             raise InputError(f"adapter.target_modules: {name} is below the top {config.adapter.layers} blocks")
-    layers, named = body_layers(model, fresh, norms=config.adapter.method == "ln_tuning"), values.get("target_modules")
-    is_mixed = text_parts(model) != [""] and "target_modules" in {field.name for field in dataclasses.fields(kind)}
     try:
-        if is_mixed and not isinstance(named, str):
-            if named:
-                layers = {name: layer for name, layer in layers.items() if f".{name}".endswith(suffixes(named))}
-        else:
+        if not must_be_spelled_out(model, kind, values):
             try:
                 return wrap(model, kind, values, config.seed)
             except ValueError as error:
-                if named:
+                is_unknown = isinstance(error, NoMatchingPeftModuleError) or "specify `target_modules`" in str(error)
+                if values.get("target_modules") or not is_unknown:
                     raise
-                if isinstance(error, NoMatchingPeftModuleError):
-                    layers = {name: layer for name, layer in layers.items() if not name.endswith(EXPERTS)}
-                elif "specify `target_modules`" not in str(error):
-                    raise
-        if not layers:
-            raise InputError(
-                f"adapter.method: {config.adapter.method} finds no layers of a kind that it knows in "
-                f"{config.model.name}; choose another model"
-            )
+        layers = chosen_layers(model, kind, values, fresh, config)
         return wrap(model, kind, fully_named(layers, values, model, config), config.seed)
     except InputError:
         raise
@@ -128,41 +124,14 @@ def unfit(config: RunConfig, error: Exception) -> InputError:
     return InputError(f"adapter.method: {config.adapter.method} does not fit {config.model.name}: {first_line(error)}")
 
 
-EXPERTS = suffixes(("w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"))
-"""Of models that mix experts: peft takes these names for the experts' joint weights, and forgets its own choice."""
-
-
-def fully_named(layers: Mapping[str, Any], values: dict[str, Any], model: Any, config: RunConfig) -> dict[str, Any]:
-    """`values` for just these layers."""
-    if values.get("layers_to_transform") is not None:  # peft heeds it for last names only
-        layers = {name: layer for name, layer in layers.items() if not is_below(name, model, config)}
-    changes: dict[str, Any] = {"target_modules": sorted(layers)}
-    if config.adapter.method == "ia3":
-        changes["feedforward_modules"] = []
-    return {name: value for name, value in values.items() if name != "layers_to_transform"} | changes
-
-
-def is_below(name: str, model: Any, config: RunConfig) -> bool:
-    """Whether this part of the model is in a block below `adapter.layers`, or not among those in adapter.options."""
-    blocks, chosen = find_blocks(model), config.adapter.options.get("layers_to_transform")
-    if not blocks:
-        raise InputError(
-            f"adapter.options: the blocks of {config.model.name} cannot be identified; leave layers_to_transform out"
-        )
-    inside = f".{name}".partition(f".{blocks.name}.")[2]
-    number = int(inside.split(".")[0]) if inside else len(blocks.modules)
-    if chosen is None:
-        assert config.adapter.layers
-        return number < len(blocks.modules) - config.adapter.layers
-    return number < len(blocks.modules) and number not in listed(chosen)
-
-
 def wrap(model: Any, kind: type, values: dict[str, Any], seed: int) -> Any:
     import torch
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     if not hasattr(model, "base_weights") and model.device.type != "meta":  # some methods change them when attached
         model.base_weights = serving.weights_sha256(model, values["modules_to_save"] or ())
+    if kind is LoraConfig:
+        check_layers_are_meant(values.get("target_modules"), model)
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, kind(**values))
     check_attached(wrapped, values)
@@ -181,7 +150,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
     for option in options:
         if option in SET_BY_US:
             raise InputError(f"adapter.options: {option} follows from the model, or could run code, and cannot be set")
-        for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
+        for ours, theirs in (*fields_of(method), ("target_parameters", "target_parameters")):
             if option == theirs:
                 raise InputError(f"adapter.options: '{option}' has a field of its own, adapter.{ours}")
         if option not in fields:
@@ -189,7 +158,7 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
             raise InputError(f"adapter.options: {method.config} has no field '{option}'; {hint}")
         options[option] = typed(option, options[option], get_type_hints(kind)[option])
     values: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": list(fresh) or None}
-    for ours, theirs in (("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)):
+    for ours, theirs in fields_of(method):
         if theirs:
             values[theirs] = getattr(adapter, ours)
         elif getattr(adapter, ours) != AdapterConfig.model_fields[ours].default:
@@ -202,13 +171,30 @@ def peft_settings(model: Any, config: RunConfig, fresh: Sequence[str], steps: in
         values["target_modules"] = list(adapter.target_modules)
     if adapter.layers:
         values |= top_blocks(model, config, fields)
+    if adapter.target_parameters:
+        values["target_parameters"] = weights_to_adapt(model, config)
     values |= {**method.fitted(method_shape(model, adapter, steps)), **options}
     if is_all_linear(values.get("target_modules")):
-        layers = sorted(body_layers(model, fresh))
+        layers = sorted(chosen_layers(model, kind, {}, fresh, config))
         if values.pop("layers_to_transform", None) is not None:  # peft heeds it for last names only
             layers = [name for name in layers if not is_below(name, model, config)]
         values["target_modules"] = layers
     return kind, values
+
+
+def fields_of(method: Method) -> tuple[tuple[str, str | None], ...]:
+    """Fields of ours, and what the method's configuration in peft calls them."""
+    return ("r", method.r), ("alpha", method.alpha), ("dropout", method.dropout)
+
+
+def weights_to_adapt(model: Any, config: RunConfig) -> list[str]:
+    """Of `adapter.target_parameters`, in the blocks that are adapted."""
+    names = chosen_weights(model, config.adapter)
+    if config.adapter.layers or config.adapter.options.get("layers_to_transform") is not None:
+        names = [name for name in names if not is_below(name, model, config)]
+    if not names:
+        raise InputError("adapter.target_parameters: the blocks that are adapted have none of these; name others")
+    return names
 
 
 def typed(option: str, value: Any, kind: Any) -> Any:
@@ -220,16 +206,6 @@ def typed(option: str, value: Any, kind: Any) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise InputError(f"adapter.options: {option}: {problem[:1].lower()}{problem[1:]}, not {value!r:.80}") from None
-
-
-def is_all_linear(target_modules: Any) -> bool:
-    """Whether this is peft's word for all linear layers, as people write it: `all_linear`, `[all-linear]`."""
-    names = listed(target_modules)
-    return len(names) == 1 and re.sub("[_ ]", "-", str(names[0]).lower()) == "all-linear"
-
-
-def without_all_linear(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "target_modules" or not is_all_linear(value)}
 
 
 def top_blocks(model: Any, config: RunConfig, fields: Collection[str]) -> dict[str, Any]:
@@ -255,7 +231,7 @@ def method_shape(model: Any, adapter: AdapterConfig, steps: int) -> Shape:
     shapes = [widths(layer) for layer in layers.values()] or [(1, 1)]
     inputs, outputs = zip(*shapes, strict=True)
     embeddings = word_embeddings(model)
-    width = model.config.hidden_size if embeddings is None else embeddings.shape[1]
+    width = text_width(model.config) if embeddings is None else embeddings.shape[1]
     return Shape(gcd(*inputs), gcd(*outputs), width, steps, adapter.r)
 
 
@@ -270,36 +246,15 @@ def widths(layer: Any) -> tuple[int, int]:
     return (first, second) if isinstance(layer, Conv1D) else (second, first)
 
 
-def body_layers(model: Any, fresh: Sequence[str], norms: bool = False) -> dict[str, Any]:
-    """Linear layers (or norms) by full name, of what reads text; without the head, without `fresh` modules, which train
-    whole, and without what chooses experts. SqueezeBERT's blocks have convolutions in their place.
-    """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    heads = {name for name, _ in model.named_children() if name != model.base_model_prefix}
-    outside, parts, blocks = (*heads, *fresh), text_parts(model), find_blocks(model)
-    linear = (torch.nn.Linear, Conv1D)
-    is_convolved = blocks and not any(isinstance(module, linear) for module in blocks.modules.modules())
-    kinds = (torch.nn.Conv1d,) if is_convolved else linear
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if not name.startswith(outside)
-        and is_inside(name, parts)
-        and ("Norm" in type(module).__name__ if norms else isinstance(module, kinds) and not ROUTER.search(name))
-    }
-
-
-ROUTER = re.compile(r"(^|\.)(router|gating|gate|shared_expert_gate)(\.|$)")
-"""What decides which expert a token goes to; PhiMoE's returns no tensor."""
-
-
 def adapted_modules(model: Any) -> tuple[str, ...]:
     """Last names of the layers that carry the adapter, in order of first appearance."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    names = (name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    names = (
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and adapted_name(name, module) == name
+    )
     return tuple(dict.fromkeys(names))
 
 

@@ -38,6 +38,11 @@ def text_parts(model: Any) -> list[str]:
     return parts or [""]
 
 
+def text_width(config: Any) -> int:
+    """Numbers for each token between the blocks that read text; 0 where the configuration does not say."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
 def text_kinds(config: Any) -> set[type]:
     """Classes of configurations: this one's, or of those that it is made of the ones for text."""
     names = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None]
@@ -63,6 +68,14 @@ def evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def compute_blocks_twice(model: Any) -> None:
+    """From now on training keeps what enters each block, and computes the rest again when it needs it for gradients:
+    the same numbers in less memory. ValueError for a model that cannot."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # that wants gradients of the embeddings, as the reentrant kind does: those of all blocks, adapted or not
+    model.disable_input_require_grads()
 
 
 def entering(block: Any, model: Any, inputs: Any) -> "Tensor":

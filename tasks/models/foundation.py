@@ -10,6 +10,7 @@ from tasks.base.environment import hide_short_bars
 from tasks.base.records import Source
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.models import quantized, serving
+from tasks.models.blocks import compute_blocks_twice
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_MODEL
@@ -206,6 +207,8 @@ def check_model(source: Source, config: RunConfig) -> Any:
     tokenizer = load_tokenizer(source, config.model)
     model = empty_classifier(architecture, source, config)
     check_vocabulary(tokenizer, model, source)
+    if config.training.gradient_checkpointing:
+        check_checkpointing(model, source)
     limit = min(positions(model), tokenizer.model_max_length)
     virtual = prompt_length(config.adapter)
     if config.data.max_length > limit - virtual:
@@ -216,6 +219,13 @@ def check_model(source: Source, config: RunConfig) -> Any:
     if source.is_local:
         check_files(source, config)
     return model
+
+
+def check_checkpointing(model: Any, source: Source) -> None:
+    try:
+        compute_blocks_twice(model)
+    except (NotImplementedError, ValueError):
+        raise InputError(f"training.gradient_checkpointing: {source.name} does not support it; leave it off") from None
 
 
 def prompt_length(adapter: AdapterConfig) -> int:

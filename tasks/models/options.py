@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from tasks.models.blocks import find_blocks
+from tasks.models.experts import adapted_name
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean
 
@@ -85,9 +86,6 @@ def checks_of(model: Any) -> dict[str, Callable[[Any], None]]:
     names = [name for name, _ in model.named_modules() if name]
     return {
         **{option: partial(check_layers, option, names=names) for option in LAYERS},
-        "target_parameters": partial(
-            check_layers, "target_parameters", names=[name for name, _ in model.named_parameters()]
-        ),
         **{option: partial(check_patterns, option, names=names, where="in this model") for option in PATTERNS},
         "layers_pattern": partial(check_lists, names=names),
         "layers_to_transform": partial(check_blocks, model),
@@ -182,7 +180,7 @@ def check_attached(model: Any, options: Mapping[str, Any]) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = [
-        name.removeprefix("base_model.model.")
+        adapted_name(name, module).removeprefix("base_model.model.")
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
     ]

@@ -6,8 +6,8 @@ from typing import Any
 
 from tasks.base.disk import size
 from tasks.base.machine import bfloat16_pays
-from tasks.base.words import counted
 from tasks.models import serving
+from tasks.models.blocks import text_width
 from tasks.settings.fields import InputError
 from tasks.settings.sections import ModelConfig
 
@@ -72,8 +72,7 @@ def computes_in(architecture: Any) -> str:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    width = getattr(architecture.get_text_config(), "hidden_size", 0)
-    return "bfloat16" if bfloat16_pays(device, width) else "float32"
+    return "bfloat16" if bfloat16_pays(device, text_width(architecture)) else "float32"
 
 
 def rounding(model: Any) -> str:
@@ -98,15 +97,15 @@ def packed(model: Any) -> list[Any]:
     return [weight for weight in model.parameters() if serving.scales(weight) is not None]
 
 
-def weights_sentence(model: Any, rows: int, tokens: int) -> str:
-    """What the weights take in memory, and what training adds to them."""
+def weights_sentence(model: Any, tokens: int) -> str:
+    """What the weights take in memory, and what training adds to them with up to so many `tokens` at a time."""
     small, whole = bytes_of(packed(model)), bytes_of(model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return (
         f"The model's weights take {size(whole)} in memory: {size(small)} quantised and {size(whole - small)} not, "
         f"embeddings for the most part; in float32 they would take {size(4 * model.num_parameters())}. Training adds "
-        f"{size(BYTES_TRAINED * trained)} for gradients and optimizer, and what {counted(rows, 'text')} of up to "
-        f"{tokens} tokens take on their way through the model"
+        f"{size(BYTES_TRAINED * trained)} for gradients and optimizer, and what up to {tokens:,} tokens at "
+        "a time take on their way through the model"
     )
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,7 +72,21 @@ def load_adapter(
     if dequantized:
         dequantize(base)
     model = PeftModel.from_pretrained(base, folder, local_files_only=True)
+    if getattr(model.peft_config["default"], "target_parameters", None):
+        answer_one_at_a_time(model)
     return on_best_device(model).eval(), tokenizer
+
+
+def answer_one_at_a_time(model: Any) -> None:
+    """peft adds such an adapter to the weights and takes it away again in each call: two calls at once, as MLflow's
+    server makes them, would find it there twice, or not at all."""
+    lock, forward = Lock(), model.forward
+
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return forward(*arguments, **named)
+
+    model.forward = locked
 
 
 class OtherWeights(ValueError):
@@ -273,6 +288,7 @@ def dequantize(model: Any) -> None:
         return
     turned = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     model.dequantize(dtype=torch.float32)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # else peft refuses to merge IA3
     for name in turned:
         linear = model.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)

@@ -8,8 +8,8 @@ from tasks.base.records import Comparison, Difference
 from tasks.base.words import counted, format_p, markdown_table, shown
 from tasks.scores.objective import Objective, objective, reference_title
 from tasks.scores.statistics import bootstrap, difference, primary_interval
+from tasks.settings.config import GateConfig
 from tasks.settings.rivals import to_beat
-from tasks.settings.sections import GateConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,11 +1,12 @@
 """Processes that run the trials of a sweep: started, watched, stopped; here, or wherever the work pool has workers."""
 
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "sweep-runner/sweep-runner"
 
+MODULE = "tasks.studies.runner"
+
 STOP_SECONDS = 5.0
+
+FINISH_SECONDS, FINISH_LOOK_SECONDS = 10.0, 0.25
+"""So long runners may take to see that there are no more trials."""
 
 
 class Runners(Protocol):
@@ -37,6 +43,9 @@ class Runners(Protocol):
     def last_words(self, name: str) -> str:
         """Of one that has ended."""
 
+    def finish(self, ready: Sequence[str]) -> None:
+        """All trials have ended; of the runners, those that are `ready` have been told."""
+
     def stop(self) -> None:
         """All that this one has started or taken over."""
 
@@ -44,22 +53,18 @@ class Runners(Protocol):
 class ProcessRunners:
     """Processes of this machine, which end with this one."""
 
-    def __init__(self, module: str, job: Path, share: int) -> None:
-        self.module, self.job, self.share = module, job, share
+    def __init__(self, job: Path, share: int) -> None:
+        self.job, self.share = job, share
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> str:
         name = f"{os.getpid()}-{len(self.processes) + 1}"
-        environment = {key: value for key, value in os.environ.items() if key != THREADS}
-        with self.log(name).open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*command(self.module), str(self.job), name, str(self.share), str(os.getpid())],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the driver, which stops them
-            )
+        process = _at_hand.pop() if _at_hand else launch(self.share)
+        self.processes[name] = process
+        request = {"job": str(self.job), "name": name, "log": str(self.log(name))}
+        assert process.stdin
+        with suppress(BrokenPipeError), process.stdin as asked:  # one that has ended has last words
+            asked.write(json.dumps(request).encode())
         return name
 
     def log(self, name: str) -> Path:
@@ -69,10 +74,18 @@ class ProcessRunners:
         return [name for name in known if name in self.processes and self.processes[name].poll() is None]
 
     def last_words(self, name: str) -> str:
-        code = self.processes[name].poll()
+        process, log = self.processes[name], self.log(name)
+        code = process.poll()
+        assert process.stderr
         with suppress(OSError, IndexError):
-            return f"exit code {code}, {self.log(name).read_text(errors='replace').strip().splitlines()[-1][:500]}"
+            words = log.read_bytes() if log.exists() else process.stderr.read()
+            return f"exit code {code}, {words.decode(errors='replace').strip().splitlines()[-1][:500]}"
         return f"exit code {code}"
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """At once: they hold nothing that is not told, and a process that has imported torch takes seconds to end."""
+        for process in self.processes.values():
+            process.kill()
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -84,6 +97,34 @@ class ProcessRunners:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def launch(share: int) -> "subprocess.Popen[bytes]":
+    """A runner, one of `share` on this machine, that imports what trials need and then reads what it is to run."""
+    return subprocess.Popen(
+        [*command(MODULE), str(share), str(os.getpid())],
+        env={key: value for key, value in os.environ.items() if key != THREADS},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # until it knows its log
+        start_new_session=True,  # Ctrl-C is for the driver, which stops them
+    )
+
+
+_at_hand: "list[subprocess.Popen[bytes]]" = []
+
+
+@contextmanager
+def runners_at_hand(parallel: int) -> Iterator[None]:
+    """Within, processes that run trials have their imports done when there are trials: these take a core for 8 s."""
+    if parallel > 1 and not os.environ.get("PREFECT_API_URL"):
+        _at_hand.extend(launch(parallel) for _ in range(parallel))
+    try:
+        yield
+    finally:
+        while _at_hand:
+            with _at_hand.pop() as process:
+                process.kill()
 
 
 class PoolRunners:
@@ -160,6 +201,12 @@ class PoolRunners:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(name)).state
         return f"{state.name}: {state.message}" if state else "without a state"
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """Their flow runs shall be Completed, not Cancelled."""
+        until = time.monotonic() + FINISH_SECONDS
+        while time.monotonic() < until and set(self.alive(ready)) & set(ready):
+            time.sleep(FINISH_LOOK_SECONDS)
 
     def stop(self) -> None:
         from prefect.client.orchestration import get_client

@@ -22,7 +22,6 @@ from tasks.settings.sections import (
     AdapterConfig,
     DataConfig,
     EvaluationConfig,
-    GateConfig,
     ModelConfig,
     TrackingConfig,
     TrainingConfig,
@@ -78,6 +77,33 @@ class RunConfig(Config):
     def name_of(self, part: str) -> str:
         """Name of what is one of several seeds, or all of them: `part` stands in place of the configuration's seed."""
         return f"{self.model_copy(update={'seed': 0}).run_name()[:220]} · {part}"  # MLflow allows 250 characters
+
+
+class GateConfig(Config):
+    """What a challenger must show before it takes the champion's place. A tie keeps the champion."""
+
+    smallest_gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Accuracy that the challenger must gain at least: the whole interval must lie above it.",
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the gate's intervals and tests.")
+    no_worse_slice: bool = Field(
+        True, description="Keep the champion if the challenger is significantly worse on any slice of the rows."
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, le=1e9, description="Most milliseconds to answer one text, median of 20. None: no ceiling."
+    )
+    max_memory_mb: float | None = Field(
+        None, gt=0, le=1e9, description="Most memory, in MiB, of a process that answers. None: no ceiling."
+    )
+    approval: bool = Field(
+        False, description="Pause in the Prefect UI with the comparison, and promote only when somebody resumes it."
+    )
+    approval_hours: float = Field(
+        72, gt=0, le=8760, description="Hours that the pause waits for an answer; then the champion stays."
+    )
 
 
 class RetrainConfig(RunConfig):
@@ -191,7 +217,11 @@ class RerunConfig(Config):
 
     command: ClassVar[str] = "rerun"
 
-    run_id: str = Field(min_length=1, max_length=100, description="Id of the run in MLflow, as its page shows it.")
+    run_id: str = Field(
+        min_length=1,
+        max_length=250,
+        description="A run in MLflow: its id or the first digits of it, its name, or `latest`.",
+    )
     anyway: bool = Field(False, description="Go on even if its data set or model has changed, with what is there now.")
 
 
@@ -215,8 +245,8 @@ class PredictionConfig(Config):
 
     model: str = Field(
         min_length=1,
-        description="Registered model (NAME@ALIAS or NAME/3, also after models:/; NAME is NAME@champion), id of an "
-        "MLflow run, or local adapter folder.",
+        description="Registered model (NAME@ALIAS or NAME/3, also after models:/; NAME is NAME@champion), a run in "
+        "MLflow (its id or the first digits of it, its name, or `latest`), or local adapter folder.",
     )
     input: str = Field(
         min_length=1,

@@ -101,6 +101,7 @@ class Config(BaseModel):
         "text_columns",
         "label_columns",
         "target_modules",
+        "target_parameters",
         "references",
         "tags",
         "threshold",

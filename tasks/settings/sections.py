@@ -1,4 +1,4 @@
-"""The sections of a configuration: model, data, adapter, training, evaluation, tracking, gate."""
+"""The sections of a configuration: model, data, adapter, training, evaluation, tracking."""
 
 import json
 import re
@@ -167,6 +167,11 @@ class AdapterConfig(Config):
     target_modules: tuple[str, ...] = Field(
         (), description="Names of the layers to adapt. Empty: those that suit the architecture."
     )
+    target_parameters: tuple[str, ...] = Field(
+        (),
+        description="Names of weights without a layer of their own to adapt besides, as a mixture's experts: "
+        "mlp.experts.gate_up_proj, mlp.experts.down_proj. With lora and rslora, without dropout. Empty: none.",
+    )
     layers: int | None = Field(
         None,
         ge=1,
@@ -194,9 +199,17 @@ class TrainingConfig(Config):
     max_steps: int | None = Field(
         None, ge=1, le=10**9, description="Stop after this many optimizer steps. None: no limit."
     )
-    batch_size: int = Field(32, ge=1, le=65_536, description="Rows in one forward pass.")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, le=65_536, description="Forward passes that make one optimizer step."
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=65_536,
+        description="Rows in one batch. Long ones go through the model in pieces: the same step in less memory.",
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches that make one optimizer step.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep only what enters each block of the model, and compute the rest again for the gradients: "
+        "the same adapter in much less memory, a quarter to a half slower.",
     )
     learning_rate: float | None = Field(
         None,
@@ -371,30 +384,3 @@ class TrackingConfig(Config):
     def _tags_of_a_mapping(cls, value: object) -> object:
         """In YAML they may be written `{team: search}`."""
         return tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
-
-
-class GateConfig(Config):
-    """What a challenger must show before it takes the champion's place. A tie keeps the champion."""
-
-    smallest_gain: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Accuracy that the challenger must gain at least: the whole interval must lie above it.",
-    )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="Confidence of the gate's intervals and tests.")
-    no_worse_slice: bool = Field(
-        True, description="Keep the champion if the challenger is significantly worse on any slice of the rows."
-    )
-    max_latency_ms: float | None = Field(
-        None, gt=0, le=1e9, description="Most milliseconds to answer one text, median of 20. None: no ceiling."
-    )
-    max_memory_mb: float | None = Field(
-        None, gt=0, le=1e9, description="Most memory, in MiB, of a process that answers. None: no ceiling."
-    )
-    approval: bool = Field(
-        False, description="Pause in the Prefect UI with the comparison, and promote only when somebody resumes it."
-    )
-    approval_hours: float = Field(
-        72, gt=0, le=8760, description="Hours that the pause waits for an answer; then the champion stays."
-    )

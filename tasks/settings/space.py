@@ -16,7 +16,7 @@ Assignment = Mapping[str, Any]
 VARIED = {
     "model": ("name", "revision", "dtype", "quantization"),
     "data": ("max_length", "max_train_rows"),
-    "adapter": ("method", "r", "alpha", "dropout", "target_modules", "layers", "options"),
+    "adapter": ("method", "r", "alpha", "dropout", "target_modules", "target_parameters", "layers", "options"),
     "training": (
         *("epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_fraction"),
         *("weight_decay", "scheduler", "class_weights", "focal_gamma", "early_stopping_patience"),

@@ -1,5 +1,6 @@
 """A process that runs trials of a sweep, one after the other: imported once, prepared once."""
 
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from tasks.settings.config import RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
 from tasks.settings.space import Assignment, with_values
+from tasks.sources.columns import array
 from tasks.studies.trials import OVER, RUNNER, Trials, check_sweep, is_database_trouble, kept_rows, packed
 
 if TYPE_CHECKING:
@@ -236,12 +238,12 @@ def validation_answers(job: Job, data: PreparedData, adapter: Path) -> "np.ndarr
 
     splits, kept, task = load_from_disk(data.folder), load_file(adapter / serving.VALIDATION), objective(job.task)
     logits, labels = kept["logits"].double().numpy(), kept["labels"].numpy()
-    fitted = task.fit(logits, labels, task.scaling(np.asarray(splits["train"]["labels"])), calibrated=False)
+    fitted = task.fit(logits, labels, task.scaling(array(splits["train"], "labels")), calibrated=False)
     table = serving.answers(kept["logits"].double(), {"activation": task.activation, **fitted})
-    order = np.argsort(splits["validation"].sort("length")["row"])
-    places = np.argsort(np.argsort(splits["validation"]["row"]))
-    # numbers lost some digits on their way through the trainer
-    assert np.allclose(labels[order][places], splits["validation"]["labels"]), "answers and rows are not in one order"
+    order = np.argsort(array(splits["validation"].sort("length"), "row"))
+    places = np.argsort(np.argsort(array(splits["validation"], "row")))
+    same = np.allclose(labels[order][places], array(splits["validation"], "labels"))  # numbers lost some digits
+    assert same, "answers and rows are not in one order"
     return np.asarray(table)[order][places]
 
 
@@ -298,13 +300,21 @@ def get_ready() -> None:
 
 
 def main() -> None:
-    """`python -m tasks.studies.runner JOB.json NAME SHARE PARENT`: a runner that ends with the process of that number,
-    which has started it."""
+    """`python -m tasks.studies.runner SHARE PARENT <<< '{"job": FILE, "name": ..., "log": FILE}'`: a runner that ends
+    with the process of that number, which has started it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job, name, share, parent = sys.argv[1:]
-    end_with(int(parent))
+    share, parent = map(int, sys.argv[1:])
+    end_with(parent)
     try:
-        serve(Job.model_validate_json(Path(job).read_bytes()), name, int(share))
+        take_share(share)
+        get_ready()
+        if not (asked := sys.stdin.read()):  # there are no trials
+            return
+        request = json.loads(asked)
+        with Path(request["log"]).open("ab") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+        serve(Job.model_validate_json(Path(request["job"]).read_bytes()), request["name"], share)
     except KeyboardInterrupt:
         sys.exit(1)
 

@@ -37,9 +37,6 @@ MOST_FAILURES = 5
 PAUSE_SECONDS = 10.0
 """Before a process is started in place of one that ended before it was ready."""
 
-OVER_SECONDS = 10.0
-"""So long runners may take to see that it is over."""
-
 
 @task(name="run trials", task_run_name="run trials")
 def run_trials(job: Job, work: str) -> int:
@@ -68,7 +65,7 @@ def runners_of(job: Job, work: str) -> Runners | None:
         return None
     file = Path(work) / "job.json"
     job.write(file)
-    return ProcessRunners("tasks.studies.runner", file, parallel)
+    return ProcessRunners(file, parallel)
 
 
 def finals(job: Job, best: int) -> dict[int, RunConfig]:
@@ -183,9 +180,7 @@ class Driver:
                 time.sleep(self.pause())
             self.trials.tell_study(OVER, True)
             self.tell([], at_once=True)
-            until = time.monotonic() + OVER_SECONDS
-            while time.monotonic() < until and set(runners.alive(sorted(known - ended))) & set(self.trials.ready()):
-                time.sleep(LOOK_SECONDS)
+            runners.finish(sorted((known - ended) & set(self.trials.ready())))
         finally:
             runners.stop()
 

@@ -14,6 +14,7 @@ from tasks.evaluation.predictions import paired_predictions
 from tasks.scores.objective import objective
 from tasks.scores.selection import Picked, pick
 from tasks.scores.statistics import bootstrap, difference
+from tasks.sources.columns import array
 from tasks.sources.hub import NETWORK
 from tasks.studies.pareto_plot import draw_pareto
 from tasks.studies.runner import Job, rows_kept
@@ -105,10 +106,9 @@ def judge_sweep(
 
 def validation_labels(job: Job, data: PreparedData) -> "np.ndarray":
     """Of the rows whose answers each trial has kept."""
-    import numpy as np
     from datasets import load_from_disk
 
-    labels = np.asarray(load_from_disk(data.folder)["validation"]["labels"])
+    labels = array(load_from_disk(data.folder)["validation"], "labels")
     width = len(data.label_names)
     return labels[rows_kept(len(labels), width, job.trials)]
 

@@ -1,6 +1,7 @@
 """The adapter that a user calls by a name, a version or a run, fetched from MLflow."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from tasks.base.progress import warn
@@ -10,6 +11,7 @@ from tasks.tracking.address import client, public_uri, tracking_uri
 from tasks.tracking.asking import fetched, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.listing import NoRun, find_run
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
 from tasks.tracking.versions import CHAMPION, Renamed, newest_version, promote_command, registered_versions
@@ -52,9 +54,10 @@ def what_became_of(name: str) -> str:
 
 
 def find_adapter(name: str) -> tuple[str, str]:
-    """Address, for `download_adapter`, and version of what a user calls `name`: NAME/3, or the id of a run.
+    """Address, for `download_adapter`, and version of what a user calls `name`: NAME/3, or a run, see `find_run`.
 
-    NAME alone is its champion; NAME@ALIAS and NAME/3 may stand after `models:/`. Raises InputError where there is none.
+    NAME alone is its champion, whatever runs are called so; NAME@ALIAS and NAME/3 may stand after `models:/`. Raises
+    InputError where there is none.
     """
     from mlflow.exceptions import MlflowException
 
@@ -84,9 +87,12 @@ def find_adapter(name: str) -> tuple[str, str]:
                     f"model: {registered} has no champion; make a version its champion "
                     f"({promote_command(registered, latest)}), or name the version: {registered}/{latest}"
                 ) from None
+            if not {"/", "@"}.intersection(asked):
+                with suppress(NoRun):
+                    return find_adapter(find_run(asked))
             raise InputError(
                 f"model: there is no run, registered model, version or alias {name!r:.100} in {public_uri()}, "
-                "and no such folder; MLflow shows what there is"
+                "and no such folder; peft-flow runs and peft-flow models show what there is"
             ) from None
     return f"models:/{registered}/{found.version}", f"{registered}/{found.version}"
 

@@ -1,8 +1,11 @@
 """Where the store is, and the addresses of its pages."""
 
 import os
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tasks.settings.fixed import DEPLOYMENTS, STORE
 from tasks.settings.secrets import without_login
@@ -61,6 +64,23 @@ def ui() -> str:
     """Where people open MLflow, without a slash at the end: MLFLOW_UI_URL (behind a proxy), else the server."""
     server = public_uri() if tracking_uri().startswith("http") else UI
     return without_login(os.environ.get("MLFLOW_UI_URL") or server).rstrip("/")
+
+
+def is_served() -> bool:
+    """Whether something answers where people open MLflow; a page that MLFLOW_UI_URL names is taken to be there."""
+    if os.environ.get("MLFLOW_UI_URL"):
+        return True
+    address = urlsplit(ui())
+    with suppress(OSError, ValueError):
+        place = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection(place, timeout=1).close()
+        return True
+    return False
+
+
+def where_to_find(run_id: str) -> str:
+    """The address of the run's page, where something answers there; else its id."""
+    return run_url(run_id) if is_served() else f"MLflow run {run_id}"
 
 
 def serve_command() -> list[str]:

@@ -12,23 +12,26 @@ from tasks.settings.loading import checked, parse_yaml
 from tasks.tracking import runlist
 from tasks.tracking.address import NOTE, client, public_uri, tracking_uri, ui
 from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.listing import find_run
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
 from tasks.tracking.trials import STATE_TAG
 
 
-def stored_run(run_id: str, folder: Path) -> StoredRun:
-    """A finished run, with its adapter's predictions downloaded into `folder`; InputError where it has none."""
+def stored_run(asked: str, folder: Path) -> StoredRun:
+    """A finished run, by what a user calls it, with its adapter's predictions downloaded into `folder`; InputError
+    where it has none."""
     from mlflow.exceptions import MlflowException
 
     check_store()
+    run_id = find_run(asked)
     with in_one_line():
         try:
             run = client().get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise InputError(f"there is no run {run_id} in {public_uri()}; MLflow shows each run's id") from None
+            raise InputError(f"there is no run '{run_id}' in {public_uri()}; peft-flow runs shows them") from None
     parameters, tags = run.data.params, run.data.tags
     if gone := what_is_gone(run_id):
         raise InputError(f"{gone}, or choose another run")
@@ -72,9 +75,10 @@ def fetched(run_id: str, artifact: str, folder: Path) -> Path:
         raise InputError(f"run {run_id}: its file {artifact} cannot be read: {first_line(error)}") from error
 
 
-def recorded_run(run_id: str, folder: Path) -> RecordedRun:
+def recorded_run(asked: str, folder: Path) -> RecordedRun:
     """All that a finished run needs to be done again; InputError where something of it is missing."""
-    stored = stored_run(run_id, folder)
+    stored = stored_run(asked, folder)
+    run_id = stored.run_id
     tags = client().get_run(run_id).data.tags
     needed = ("data_fingerprint", "adapter_sha256")
     if not {*needed} <= tags.keys() or not {"model.revision", "data.revision"} <= stored.parameters.keys():

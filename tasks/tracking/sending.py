@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -97,9 +97,23 @@ def created(api: "MlflowClient", journal: Journal) -> Sent:
     found = runs_of(api, experiment_id, head.key)
     if not found:
         tags = {KEY_TAG: head.key} | ({"mlflow.parentRunId": parent} if parent else {})
-        api.create_run(experiment_id, head.started, resolve_tags(tags), head.name)
+        api.create_run(experiment_id, head.started, resolve_tags(tags), free_name(api, experiment_id, head.name))
         found = runs_of(api, experiment_id, head.key)
     return Sent(run_id=found[0].info.run_id, experiment_id=experiment_id)
+
+
+def free_name(api: "MlflowClient", experiment_id: str, name: str) -> str:
+    """`name`, or `name (2)` and so on where runs of the experiment are called so: people tell runs apart by it."""
+    quote = '"' if "'" in name else "'"
+    if quote in name or not name:  # it cannot be asked for
+        return name
+    alike = api.search_runs([experiment_id], f"attributes.run_name LIKE {quote}{name[: LONGEST_NAME - 10]}%{quote}")
+    taken = {run.info.run_name for run in alike}
+    numbered = (f"{name[: LONGEST_NAME - len(end)]}{end}" for end in map(" ({})".format, count(2)))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+LONGEST_NAME = 250
 
 
 def runs_of(api: "MlflowClient", experiment_id: str, key: str) -> list[Any]:

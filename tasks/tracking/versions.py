@@ -110,6 +110,19 @@ def registered_versions(name: str) -> list[RegisteredVersion]:
 MOST_VERSIONS = 10_000
 
 
+def registered_names() -> list[str]:
+    """Of all registered models."""
+    check_store()
+    names, page = list[str](), None
+    with in_one_line():
+        while True:
+            found = client().search_registered_models(page_token=page)
+            names += [model.name for model in found]
+            page = found.token
+            if not page:
+                return names
+
+
 def new_name(api: "MlflowClient", name: str) -> str | None:
     """What the registered model is called now that was `name`: what was decided about its versions says so."""
     said = f'"name":{json.dumps(name, ensure_ascii=False)},'

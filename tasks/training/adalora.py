@@ -19,11 +19,13 @@ def with_penalty(loss: "Callable[..., Tensor]", model: Any) -> "Callable[..., Te
 
     peft adds it to the loss that a model computes itself, which is not the one that is trained here.
     """
+    import torch
+
     weight = model.peft_config[ADAPTER].orth_reg_weight
 
     def compute(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":
         found = loss(outputs, labels, num_items_in_batch)
-        if num_items_in_batch is None:  # validation
+        if not torch.is_grad_enabled():  # validation, of which Trainer tells the number of items, too
             return found
         return found + weight * penalty(model) * (labels.numel() / num_items_in_batch)  # its share of the step
 

@@ -13,17 +13,21 @@ from tasks.base.device import peak_memory_mb
 from tasks.base.fresh_process import free_device_memory
 from tasks.base.progress import progress_artifact, tell, warn
 from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
+from tasks.base.words import counted
 from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
 from tasks.models import quantized
 from tasks.models.adapter import PROBE_ROWS
+from tasks.models.blocks import compute_blocks_twice
 from tasks.scores.objective import Metric
 from tasks.settings.config import RunConfig
+from tasks.sources.columns import array
 from tasks.tracking.run import describe, log, log_files
 from tasks.training import adalora
 from tasks.training.checkpoint import newest_step
 from tasks.training.dropout import quick_dropout
+from tasks.training.pieces import Pieces, pieces_here
 from tasks.training.precision import quick_autocast, use_bfloat16
 from tasks.training.target import Target, target_of
 from tasks.training.trimming import trim_last_block
@@ -63,9 +67,8 @@ def train_adapter(config: RunConfig, data: PreparedData, work: str) -> TrainedAd
             describe(work, f"**Stopped** after step {step}; what was trained is under `checkpoint`")
             warn("Stopped after step %d. What was trained is kept, in MLflow under checkpoint and in %s", step, folder)
 
-        def too_big(batch_size: int, accumulation: int, step: int) -> None:
-            sizes = {"train/batch_size": batch_size, "train/gradient_accumulation_steps": accumulation}
-            log(work, "metrics", sizes, step)
+        def too_big(most_tokens: int, step: int) -> None:
+            log(work, "metrics", {"train/tokens_at_a_time": most_tokens}, step)
 
         watcher = Watcher(report, stopped, too_big, warn, stop)
         trained = fit_adapter(config, data, Path(work), watcher)
@@ -83,52 +86,41 @@ def is_whole(trained: TrainedAdapter) -> bool:
 def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
     """Train on the train split, keep the weights that score best on validation, save them under `work/adapter`.
 
-    Goes on from the newest intact checkpoint in `work/checkpoints`. Where the GPU's memory is too small for a batch,
-    smaller ones make up the same optimizer step. The test split is not touched. Raises FloatingPointError when the
-    loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`, like
-    a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
+    Goes on from the newest intact checkpoint in `work/checkpoints`. Where the GPU's memory is too small for a piece of
+    a batch, smaller ones make up the same optimizer step. The test split is not touched. Raises FloatingPointError when
+    the loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`,
+    like a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
     """
     run = RunFolder(work)
     while True:
-        micro = read_record(MicroBatch, run.micro_batch) or MicroBatch.asked_for(config)
+        fitting = read_record(Fitting, run.fitting)
+        pieces = pieces_here(fitting.tokens if fitting else None)
         try:
-            return fit_with(micro, config, data, run, watcher)
+            return fit_with(pieces, config, data, run, watcher)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            smaller = micro.smaller()
+            smaller = pieces.smaller()
             if not smaller:
                 raise RuntimeError(
-                    "the GPU's memory is too small even for one row at a time; try a smaller data.max_length, "
-                    "model.quantization nf4 or a smaller model"
+                    "the GPU's memory is too small even for one row at a time; try training.gradient_checkpointing, "
+                    "a smaller data.max_length, model.quantization nf4 or a smaller model"
                 ) from error
-            smaller.write(run.micro_batch)
+            Fitting(tokens=smaller).write(run.fitting)
             step = newest_step(run.checkpoints)
         free_device_memory()  # not inside `except`: there the traceback holds the model
+        rows, length = pieces.latest
         watcher.say(
-            f"The GPU's memory is too small for {micro.batch_size} rows at a time: training goes on with "
-            f"{smaller.batch_size}, and {smaller.accumulation} of these batches make one step, as many rows as before"
+            f"The GPU's memory is too small for {counted(rows, 'row')} of {length} tokens at a time: training goes on "
+            f"with at most {smaller} tokens, in more pieces; as many rows as before make one step"
         )
-        watcher.too_big(smaller.batch_size, smaller.accumulation, step)
+        watcher.too_big(smaller, step)
 
 
-class MicroBatch(Record):
-    """How an optimizer step is cut to fit into memory; its rows and their order stay the same."""
+class Fitting(Record):
+    """What was seen to fit into the GPU's memory."""
 
-    batch_size: int
-    accumulation: int
-
-    @classmethod
-    def asked_for(cls, config: RunConfig) -> "MicroBatch":
-        training = config.training
-        return cls(batch_size=training.batch_size, accumulation=training.gradient_accumulation_steps)
-
-    def smaller(self) -> "MicroBatch | None":
-        """About half as many rows at a time, a whole number of times in the step."""
-        sizes = [size for size in range(1, self.batch_size // 2 + 1) if self.batch_size % size == 0]
-        if not sizes:
-            return None
-        return MicroBatch(batch_size=sizes[-1], accumulation=self.accumulation * (self.batch_size // sizes[-1]))
+    tokens: int
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -137,10 +129,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def fit_with(
-    micro: MicroBatch, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher
-) -> TrainedAdapter:
-    import numpy as np
+def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher) -> TrainedAdapter:
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -149,18 +138,21 @@ def fit_with(
 
     transformers.set_seed(config.seed)
     splits = load_from_disk(data.folder)
-    target = target_of(config, data, np.asarray(splits["train"]["labels"]))
+    target = target_of(config, data, array(splits["train"], "labels"))
     tokenizer = models.load_tokenizer(data.model, config.model)
     model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
     model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+    if config.training.gradient_checkpointing:
+        compute_blocks_twice(model.get_base_model())
     if quantized.packed(model):
-        tell("%s", quantized.weights_sentence(model, micro.batch_size, config.data.max_length))
+        most = min(pieces.most_tokens, config.training.batch_size * config.data.max_length)
+        tell("%s", quantized.weights_sentence(model, most))
     model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
     if config.adapter.layers:
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, micro, model, tokenizer, splits, trunk, run.checkpoints, watcher, target)
+    trainer = build_trainer(config, pieces, model, tokenizer, splits, trunk, run.checkpoints, watcher, target)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -209,11 +201,11 @@ def fit_with(
         examples_per_second=round(trainer.examples / seconds, 2),
         padding=round(1 - trainer.tokens / trainer.tokens_with_padding, 6),
         peak_memory_mb=peak_memory_mb(),
-        compute=compute_settings(model, trainer.args),
+        compute=compute_settings(model, trainer.args, pieces),
     )
 
 
-def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, str]:
+def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces) -> dict[str, str]:
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
@@ -223,6 +215,7 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
         "training_precision": "bfloat16 autocast" if arguments.bf16 else str(model.dtype).removeprefix("torch."),
+        "tokens_at_a_time": str(pieces.most_tokens),
         "optimizer": str(arguments.optim.value),
         "attention": str(model.config._attn_implementation),
     }
@@ -230,9 +223,8 @@ def compute_settings(model: Any, arguments: "TrainingArguments") -> dict[str, st
 
 def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
     """A batch of the shortest and the longest row, on the model's device."""
-    import numpy as np
 
-    lengths = np.asarray(split["length"])
+    lengths = array(split, "length")
     batch = trainer.data_collator([trainer.train_dataset[int(row)] for row in (lengths.argmin(), lengths.argmax())])
     return {name: values.to(trainer.model.device) for name, values in batch.items()}
 
@@ -266,7 +258,7 @@ class WholeWeights:
 
 def build_trainer(
     config: RunConfig,
-    micro: MicroBatch,
+    pieces: Pieces,
     model: Any,
     tokenizer: Any,
     splits: Any,
@@ -303,9 +295,10 @@ def build_trainer(
         watcher.say,
         watcher.stop,
         first_best,
+        pieces,
         model=model,
         args=training_arguments(
-            config, micro, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), target.metric
+            config, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), target.metric
         ),
         # without our `length` column, which Trainer would read from the file row by row in every epoch
         train_dataset=train.select_columns(columns),
@@ -314,7 +307,6 @@ def build_trainer(
         data_collator=collate,
         compute_loss_func=loss,
         compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -322,7 +314,7 @@ def build_trainer(
 
 
 def training_arguments(
-    config: RunConfig, micro: MicroBatch, steps: int, folder: Path, bfloat16: bool, metric: Metric
+    config: RunConfig, steps: int, folder: Path, bfloat16: bool, metric: Metric
 ) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
@@ -332,9 +324,9 @@ def training_arguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=micro.batch_size,
+        per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=config.evaluation.batch_size,
-        gradient_accumulation_steps=micro.accumulation,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         # the last step must have a learning rate, also where there is only one
         warmup_steps=min(math.ceil(training.warmup_fraction * steps), steps - 1),

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 from tasks.base.machine import bfloat16_pays
+from tasks.models.blocks import text_width
 
 
 def use_bfloat16(model: Any) -> bool:
     """Whether bfloat16 autocast is faster for this model on its device; its weights stay what they are."""
-    return bfloat16_pays(model.device.type, getattr(model.config, "hidden_size", 0))
+    return bfloat16_pays(model.device.type, text_width(model.config))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from tasks.training.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
+from tasks.training.pieces import Pieces
 from tasks.training.resume import (
     FIRST_GUESS_SECONDS,
     PROBE_ROWS,
@@ -51,10 +52,16 @@ class ResumableTrainer(Trainer):
     state: TrainerState
 
     def __init__(
-        self, folder: Path, say: Callable[[str], None], stop: Callable[[], bool], first_best: int, **arguments: Any
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
+        first_best: int,
+        pieces: Pieces,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.first_best = first_best
+        self.first_best, self.pieces = first_best, pieces
         self.folder, self.say, self.stop = folder, say, stop
         self.best = Best()
         self.latest: tuple[Any, Any] = (None, None)
@@ -163,9 +170,9 @@ class ResumableTrainer(Trainer):
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             labels = batch.pop("labels")
-            outputs = self.model(**batch)
+            loss = float(self.compute_loss_func(self.model(**batch), labels))
         self.model.train(training)
-        return float(self.compute_loss_func(outputs, labels))
+        return loss
 
     # --- reading
 
@@ -233,14 +240,28 @@ class ResumableTrainer(Trainer):
         return 0
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
-        self.tokens += int(inputs["attention_mask"].sum())
-        self.tokens_with_padding += inputs["attention_mask"].numel()
-        loss = super().training_step(model, inputs, *arguments, **keywords)
-        value = float(loss)
-        if not math.isfinite(value):
-            raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))
-        self.step_loss += value
-        return loss
+        losses = []
+        for piece in self.pieces.of(inputs):
+            self.tokens += int(piece["attention_mask"].sum())
+            self.tokens_with_padding += piece["attention_mask"].numel()
+            # each piece's share of the step: the loss is a sum over its labels by the number of those of the step
+            losses.append(super().training_step(model, piece, *arguments, **keywords))
+            value = float(losses[-1])
+            if not math.isfinite(value):
+                raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))
+            self.step_loss += value
+        return sum(losses[1:], losses[0])
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> tuple[Any, Any, Any]:
+        import torch
+
+        losses, logits, labels = [], [], []
+        for piece in self.pieces.of(inputs):
+            loss, found, given = super().prediction_step(model, piece, *arguments, **keywords)
+            losses.append(loss * (len(given) / len(inputs["labels"])))  # a mean over the piece's rows
+            logits.append(found[0] if isinstance(found, tuple) else found)
+            labels.append(given)
+        return sum(losses[1:], losses[0]), torch.cat(logits), torch.cat(labels)
 
     def advice(self, fault: str) -> str:
         return f"{fault}{self.finite_loss}; try a lower training.learning_rate or a longer training.warmup_fraction"

@@ -91,7 +91,7 @@ def read_token(model: Any, block: Any, batch: Any) -> Found | None:
     import torch
 
     calls: dict[str, list[Call]] = {}
-    with watching(block, tuple(batch["input_ids"].shape), calls):
+    with watching(block, tuple(batch["input_ids"].shape), calls), torch.no_grad():
         logits = model(**batch).logits
     once = {name: found[0] for name, found in calls.items() if len(found) == 1}
     if not logits.requires_grad or "" not in once:
@@ -154,12 +154,16 @@ def watching(block: Any, shape: tuple[int, ...], calls: dict[str, list[Call]]) -
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     def fits(values: Any) -> bool:
-        return isinstance(values, torch.Tensor) and values.dim() == 3 and tuple(values.shape[:2]) == shape
+        is_one = isinstance(values, torch.Tensor) and values.is_floating_point()
+        return is_one and values.dim() == 3 and tuple(values.shape[:2]) == shape
 
-    def enter(module: Any, inputs: Any) -> Any:
-        if inputs and not inputs[0].requires_grad:  # nothing below is trained
-            return (inputs[0].detach().requires_grad_(), *inputs[1:])
-        return None
+    def enter(module: Any, inputs: Any, named: Any) -> Any:
+        torch.set_grad_enabled(True)  # not before: nobody needs what the blocks below would keep for gradients
+        if inputs:
+            return (inputs[0].detach().requires_grad_(), *inputs[1:]), named
+        return inputs, {
+            name: value.detach().requires_grad_() if fits(value) else value for name, value in named.items()
+        }
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, named: Any, output: Any) -> None:
@@ -173,7 +177,7 @@ def watching(block: Any, shape: tuple[int, ...], calls: dict[str, list[Call]]) -
         return hook
 
     adapters = [name for name, part in block.named_modules() if isinstance(part, BaseTunerLayer)]
-    hooks = [block.register_forward_pre_hook(enter)]
+    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True)]
     for name, part in block.named_modules():
         if not any(name.startswith(f"{adapter}.") for adapter in adapters):  # each a whole with the layer that it wraps
             hooks.append(part.register_forward_hook(note(name), with_kwargs=True))

@@ -18,7 +18,7 @@ from tasks.base.records import PreparedData, digest
 from tasks.base.words import counted
 from tasks.models import serving
 from tasks.models.adapter import PROBE_TOLERANCE
-from tasks.models.blocks import Blocks, entering, evaluating, find_blocks
+from tasks.models.blocks import Blocks, entering, evaluating, find_blocks, text_width
 from tasks.models.quantized import rounding
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
@@ -51,7 +51,7 @@ class Trunk:
         assert blocks and config.adapter.layers  # tasks/models/adapter.py has refused what has none
         self.blocks: Blocks = blocks
         self.first = len(blocks.modules) - config.adapter.layers
-        self.width, self.dtype = int(model.config.get_text_config().hidden_size), getattr(torch, config.model.dtype)
+        self.width, self.dtype = text_width(model.config), getattr(torch, config.model.dtype)
         lengths = [len(ids) for split in SPLITS for ids in splits[split]["input_ids"]]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.bytes = int(self.starts[-1]) * self.width * self.dtype.itemsize

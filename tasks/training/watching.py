@@ -45,8 +45,8 @@ class Watcher(NamedTuple):
     report: Callable[[Progress], None]
     stopped: Callable[[Path, int], None] = lambda folder, step: None
     """The weights of a training that was told to stop are in `folder`, after `step`."""
-    too_big: Callable[[int, int, int], None] = lambda batch_size, accumulation, step: None
-    """Batches had to become smaller: rows in one, batches in a step, and the step that training goes on from."""
+    too_big: Callable[[int, int], None] = lambda most_tokens, step: None
+    """Pieces of a batch had to become smaller: the most tokens in one, and the step that training goes on from."""
     say: Callable[[str], None] = lambda line: None
     stop: Callable[[], bool] = lambda: False
     """Whether to stop when the step at hand is done and saved."""
