@@ -216,7 +216,7 @@ def take_through(here: Path, model: dict[str, str], method: str) -> Iterator[tup
     tokenizer.save_pretrained(here / "plain")
     plain.save_pretrained(here / "plain")
     yield "merged folder", verdict(portable.ask_transformers(here / "plain", tokenizer, rows, settings), logits)
-    portable.write_onnx(plain, tokenizer, rows, here / "plain")
+    portable.write_onnx(plain, tokenizer, rows, here / "plain", logits, tolerance)
     yield "ONNX", verdict(portable.ask_onnx(here / "plain", tokenizer, rows, settings), logits)
 
 

@@ -193,7 +193,7 @@ def test_a_mixture_of_experts_is_written_as_onnx(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = serving.tokenize([[*TEXTS, "so", "so so"]], tokenizer, 32)
     expected = serving.classify(model, tokenizer, rows, 4)
-    write_onnx(model, tokenizer, rows, tmp_path)
+    write_onnx(model, tokenizer, rows, tmp_path, expected, 1e-4)
     assert ask_onnx(tmp_path, tokenizer, rows, {}).numpy() == pytest.approx(expected.numpy(), abs=1e-4)
 
 
@@ -217,6 +217,9 @@ def test_a_model_that_cannot_be_onnx_is_refused_with_the_reason(
     monkeypatch.setattr(torch.onnx, "export", lambda *arguments, **named: None)
     monkeypatch.setattr(portable, "ask_onnx", fail_later)
     with pytest.raises(InputError, match=r"cannot be written as ONNX \(Got invalid dimensions for input: input_ids\)"):
+        export(trained.adapter.folder, out, merged=False, onnx=True)
+    monkeypatch.setattr(portable, "ask_onnx", lambda *arguments: torch.tensor(float("nan")))
+    with pytest.raises(InputError, match=r"--onnx: this model says something else as ONNX \(logits differ by nan\)"):
         export(trained.adapter.folder, out, merged=False, onnx=True)
 
 

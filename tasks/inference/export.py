@@ -88,7 +88,7 @@ def export(name: str, folder: Path, merged: bool, onnx: bool, trust_remote_code:
             if merged:
                 plain.save_pretrained(partial, safe_serialization=True)
             if onnx:
-                write_onnx(plain, tokenizer, rows, partial)
+                write_onnx(plain, tokenizer, rows, partial, expected, tolerance(settings))
             worst = check(partial, texts, expected, settings)
             write_text(partial / "README.md", readme(name, settings, merged, onnx, worst, len(texts[0]), off))
     return Exported(

@@ -49,7 +49,7 @@ def merge(model: Any, name: str) -> Any:
     return plain.eval()
 
 
-def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
+def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path, expected: "Tensor", tolerance: float) -> None:
     """`model.onnx`: token columns of any number and length of rows in, logits (rows, classes) out."""
     import torch
 
@@ -82,7 +82,7 @@ def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
             verbose=False,
             external_data=sum(weight.nbytes for weight in model.parameters()) > MOST_BYTES,
         )
-        ask_onnx(folder, tokenizer, rows, {})  # it may take texts of one length only
+        found = ask_onnx(folder, tokenizer, rows, {})  # it may take texts of one length only
     except Exception as error:  # of two libraries, each with many kinds
         cause: BaseException = error
         while cause.__cause__:
@@ -92,6 +92,9 @@ def write_onnx(model: Any, tokenizer: Any, rows: Any, folder: Path) -> None:
         raise InputError(
             f"--onnx: this model cannot be written as ONNX ({first_line(cause)}); write it with --merged"
         ) from error
+    off = float((found - expected).abs().max())
+    if not off <= tolerance:
+        raise InputError(f"--onnx: this model says something else as ONNX (logits differ by {off:.2g}); use --merged")
 
 
 def main() -> None:
