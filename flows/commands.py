@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows import actions
+from flows import actions, records
 from tasks.settings.config import (
     LearningCurveConfig,
     PredictionConfig,
@@ -182,7 +182,7 @@ COMMANDS = (
         "list the runs in MLflow",
         "List the runs in MLflow, the newest first: their ids, scores on the test rows, verdicts and names. Wherever a "
         "run is asked for, the first digits of its id are enough.",
-        actions.run_runs,
+        records.run_runs,
         (
             FILTER._replace(
                 help="FIELD=VALUE, where FIELD is name, experiment, kind (run, seeds, learning curve, sweep or trial), "
@@ -204,7 +204,7 @@ COMMANDS = (
         "models",
         "list the registered models and their champions",
         "List the registered models, with the version that is champion, its score, and since when it is.",
-        actions.run_models,
+        records.run_models,
         (
             FILTER._replace(help="A word of the name. All that are given must apply."),
             Argument(
@@ -220,28 +220,28 @@ COMMANDS = (
         "test whether the adapters of two runs differ",
         "Test on the test rows that two runs share whether their adapters differ, second minus first, and show which "
         "settings differ.",
-        actions.run_compare,
+        records.run_compare,
         (RUN._replace(name="first"), RUN._replace(name="second", help="The other run."), JSON_ALONE),
     ),
     Command(
         "promote",
         "make a version of a registered model its champion",
         "Make a version of a registered model its champion. The champion so far becomes `previous`.",
-        actions.run_promote,
+        records.run_promote,
         (NAME, Argument("version", "Number of the version, as history shows it.", {"metavar": "VERSION"}), REASON),
     ),
     Command(
         "rollback",
         "make the previous champion of a registered model champion again",
         "Make the previous champion of a registered model champion again. The champion so far becomes `previous`.",
-        actions.run_rollback,
+        records.run_rollback,
         (NAME, REASON),
     ),
     Command(
         "history",
         "show every version of a registered model, and who promoted it and why",
         "Show every version of a registered model, and who promoted it and why.",
-        actions.run_history,
+        records.run_history,
         (
             NAME,
             JSON_ALONE,
