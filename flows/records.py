@@ -45,7 +45,7 @@ def run_runs(options: Namespace) -> int:
 
 def run_models(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.registry.listing import chosen_models, models_text
+    from tasks.registry.overview import chosen_models, models_text
 
     models = chosen_models(options.filter, options.sort)
     if options.json:

@@ -158,6 +158,9 @@ def test_what_no_run_is_called_is_said_with_a_way_out(asked: str, words: str) ->
 def test_a_model_may_be_named_as_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
+    for gone in ("0" * 32, f"m-{'0' * 32}"):
+        with pytest.raises(InputError, match="no run, registered model, version or alias"):
+            find_adapter(gone)
     monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *given: ["adapter"])
     run_id = find_run("better")
     for asked in ("better", run_id[:8], run_id):

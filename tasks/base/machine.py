@@ -81,8 +81,8 @@ def environment_key() -> str:
 
 ONLY_SHOWING = frozenset(
     {
-        *("plots", "answer_plots", "drawing", "report", "card", "history", "timeline", "publishing", "servers"),
-        *("sweep_page", "sweep_plots", "pareto_plot"),
+        *("plots", "answer_plots", "drawing", "report", "card", "history", "timeline", "publishing", "overview"),
+        *("servers", "sweep_page", "sweep_plots", "pareto_plot"),
     }
 )
 """Files and folders of this program that draw, word or serve what others have computed."""

@@ -87,7 +87,7 @@ def find_adapter(name: str) -> tuple[str, str]:
                     f"model: {registered} has no champion; make a version its champion "
                     f"({promote_command(registered, latest)}), or name the version: {registered}/{latest}"
                 ) from None
-            if not {"/", "@"}.intersection(asked):
+            if not {"/", "@"}.intersection(asked) and not re.fullmatch("(m-)?[0-9a-f]{32}", asked):
                 with suppress(NoRun):
                     return find_adapter(find_run(asked))
             raise InputError(

@@ -7,7 +7,7 @@ import pytest
 
 from flows.cli import DONE, main
 from tasks.registry.decisions import promote
-from tasks.registry.listing import chosen_models, models_text
+from tasks.registry.overview import chosen_models, models_text
 from tests.conftest import register
 
 SCORES = [{"tuned/accuracy": value, "tuned/accuracy_low": 0.5, "tuned/accuracy_high": 1.0} for value in (0.75, 0.875)]
