@@ -63,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(options.command(options))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # as of `peft-flow runs | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return FAILED
     except KeyboardInterrupt:
         say("stopped")
         return FAILED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            return FAILED
+
         from tasks.base.disk import describe, is_disk_full
 
         if is_disk_full(error):  # first: what a library could not read, or MLflow not close, may be for this reason
@@ -82,6 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         say("stopped" if told_to_stop(error) else f"failed: {type(error).__name__}: {error}")
         return FAILED
+
+
+def nobody_reads() -> bool:
+    """Whether standard output leads nowhere any more, as after `peft-flow runs | head`; then it is closed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return True
+    return False
 
 
 def say(message: str) -> None:

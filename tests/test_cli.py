@@ -242,6 +242,17 @@ def test_unforeseen_failure_is_exit_code_1_with_nothing_on_standard_output(
     assert errors.count("\n") == 1 and "RuntimeError: the disk is full" in errors
 
 
+def test_connection_that_broke_is_told_though_nobody_has_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flow(**sections: Any) -> None:
+        raise BrokenPipeError("the server is gone")
+
+    replace_flow(monkeypatch, flow)
+    assert main(["finetune", "--model.name", "a/b", "--data.name", "c/d"]) == FAILED
+    assert "failed: BrokenPipeError: the server is gone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 def test_interrupt_is_exit_code_1_in_one_line(
     hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

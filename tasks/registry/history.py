@@ -11,6 +11,7 @@ from tasks.tracking.asking import RunFacts, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.decision import MOVES, Decision, holder, moment, outcome, recorded
 from tasks.tracking.deleted import what_is_gone
+from tasks.tracking.listing import score_of
 from tasks.tracking.versions import CHAMPION, RegisteredVersion, registered_versions
 
 
@@ -119,8 +120,7 @@ def letters_of(fingerprints: Sequence[str | None]) -> dict[str | None, str]:
 
 def version_history(version: RegisteredVersion, run: RunFacts | None, letters: dict[str | None, str]) -> VersionHistory:
     metrics, tags = (run.metrics, run.tags) if run else ({}, {})
-    metric = next((name for name in first_metrics() if f"tuned/{name}" in metrics), None)
-    value, low, high = (metrics.get(f"tuned/{metric}{end}") for end in ("", "_low", "_high"))
+    metric, score = score_of(metrics, "tuned")
     confidence = run.parameters.get("evaluation.confidence") if run else None
     return VersionHistory(
         version=version.version,
@@ -130,9 +130,7 @@ def version_history(version: RegisteredVersion, run: RunFacts | None, letters: d
         run_name=run.name if run else "",
         url=run.url if run else "",
         metric=metric,
-        score=None
-        if value is None
-        else Interval(value=value, low=value if low is None else low, high=value if high is None else high),
+        score=score,
         confidence=float(confidence) if confidence else None,
         test_fingerprint=tags.get("test_fingerprint"),
         test_rows=letters.get(tags.get("test_fingerprint"), ""),

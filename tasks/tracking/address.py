@@ -2,9 +2,9 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tasks.settings.fixed import DEPLOYMENTS, STORE
@@ -34,6 +34,17 @@ def client() -> "MlflowClient":
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri())
+
+
+def every_page(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search of MLflow's client finds; it gives what is on one page, and where the next begins."""
+    page = None
+    while True:
+        found = search(page_token=page)
+        yield from found
+        page = found.token
+        if not page:
+            return
 
 
 def default_store() -> str:

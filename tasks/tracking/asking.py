@@ -12,10 +12,9 @@ from tasks.settings.loading import checked, parse_yaml
 from tasks.tracking import runlist
 from tasks.tracking.address import NOTE, client, public_uri, tracking_uri, ui
 from tasks.tracking.deleted import what_is_gone
-from tasks.tracking.listing import find_run
+from tasks.tracking.listing import find_run, kind_of
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import ABSENT, in_one_line
-from tasks.tracking.trials import STATE_TAG
 
 
 def stored_run(asked: str, folder: Path) -> StoredRun:
@@ -35,16 +34,17 @@ def stored_run(asked: str, folder: Path) -> StoredRun:
     parameters, tags = run.data.params, run.data.tags
     if gone := what_is_gone(run_id):
         raise InputError(f"{gone}, or choose another run")
-    if "parallel" in parameters:
+    kind = kind_of(parameters, tags)
+    if kind == "sweep":
         raise InputError(f"run {run_id} stands for the trials of a sweep; name its best run, or another of its runs")
-    if tags.get(STATE_TAG):
+    if kind == "trial":
         raise InputError(
             f"run {run_id} is a trial of a sweep, which has not seen the test rows; name a run of finetune"
         )
-    if "curve_rows" in parameters:
+    if kind == "learning curve":
         count = int(parameters["seeds"]) * len(parameters["curve_rows"].split(","))
         raise InputError(f"run {run_id} stands for the {count} runs of a learning curve; name one of those")
-    if "seeds" in parameters:
+    if kind == "seeds":
         raise InputError(f"run {run_id} stands for {parameters['seeds']} runs, one for each seed; name one of those")
     if run.info.status != "FINISHED":
         raise InputError(f"run {run_id} has not finished ({run.info.status}); run it again, or choose another run")

@@ -1,8 +1,9 @@
 """The runs that MLflow has: listed for people, and found by what people call them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from tasks.base.records import Interval, Record
@@ -10,7 +11,7 @@ from tasks.base.words import markdown_table
 from tasks.scores.objective import first_metrics
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean, nearest_name
-from tasks.tracking.address import client, public_uri, ui
+from tasks.tracking.address import client, every_page, public_uri, ui
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import in_one_line
 from tasks.tracking.runlist import run_address
@@ -54,22 +55,16 @@ class ListedRun(Record):
 def all_runs() -> list[ListedRun]:
     """Newest first; InputError where there is no store, or it does not answer."""
     check_store()
-    runs: list[ListedRun] = []
     with in_one_line():
-        api, page = client(), None
+        api = client()
         experiments = {one.experiment_id: one.name for one in api.search_experiments()}
-        while experiments:
-            found = api.search_runs([*experiments], order_by=["attributes.start_time DESC"], page_token=page)
-            runs += [listed(run, experiments[run.info.experiment_id]) for run in found]
-            page = found.token
-            if not page:
-                break
-    return runs
+        search = partial(api.search_runs, [*experiments], order_by=["attributes.start_time DESC"])
+        return [listed(run, experiments[run.info.experiment_id]) for run in (every_page(search) if experiments else ())]
 
 
 def listed(run: Any, experiment: str) -> ListedRun:
     info, data = run.info, run.data
-    metric, score = score_of(data.metrics)
+    metric, score = score_of(data.metrics, "tuned", "validation")
     return ListedRun(
         run_id=info.run_id,
         name=info.run_name or "",
@@ -86,8 +81,9 @@ def listed(run: Any, experiment: str) -> ListedRun:
     )
 
 
-def score_of(metrics: dict[str, float]) -> tuple[str | None, Interval | None]:
-    for group in ("tuned", "validation"):
+def score_of(metrics: Mapping[str, float], *groups: str) -> tuple[str | None, Interval | None]:
+    """The metric that decides, of the run's task, and its value in the first of these groups that has one."""
+    for group in groups:
         for name in first_metrics():
             if (value := metrics.get(f"{group}/{name}")) is not None:
                 low, high = (metrics.get(f"{group}/{name}_{end}", value) for end in ("low", "high"))
@@ -95,7 +91,7 @@ def score_of(metrics: dict[str, float]) -> tuple[str | None, Interval | None]:
     return None, None
 
 
-def kind_of(parameters: dict[str, str], tags: dict[str, str]) -> Kind:
+def kind_of(parameters: Mapping[str, str], tags: Mapping[str, str]) -> Kind:
     if tags.get(STATE_TAG):
         return "trial"
     if "parallel" in parameters:

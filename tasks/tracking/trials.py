@@ -1,10 +1,11 @@
 """Trials of a sweep in MLflow: light runs under the run of the sweep, each told once, when it has ended."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from tasks.base.sweeps import Trial
-from tasks.tracking.address import NOTE, client
+from tasks.tracking.address import NOTE, client, every_page
 from tasks.tracking.journal import journal_of
 from tasks.tracking.sending import KEY_TAG, runs_of
 
@@ -18,20 +19,10 @@ def told_trials(work: str) -> set[int]:
     sent, key = journal_of(work).sent, journal_of(work).head.key
     if not sent.run_id:
         return set()
-    api, found, page = client(), set[int](), None
-    while True:
-        runs = api.search_runs(
-            [str(sent.experiment_id)], f"tags.`mlflow.parentRunId` = '{sent.run_id}'", page_token=page
-        )
-        keys = [(run, run.data.tags.get(KEY_TAG, "")) for run in runs]
-        found |= {
-            int(own.removeprefix(f"{key}-"))
-            for run, own in keys
-            if own.startswith(f"{key}-") and run.info.status != "RUNNING"
-        }
-        page = runs.token
-        if not page:
-            return found
+    children = f"tags.`mlflow.parentRunId` = '{sent.run_id}'"
+    runs = every_page(partial(client().search_runs, [str(sent.experiment_id)], children))
+    told = (run.data.tags.get(KEY_TAG, "") for run in runs if run.info.status != "RUNNING")
+    return {int(own.removeprefix(f"{key}-")) for own in told if own.startswith(f"{key}-")}
 
 
 def tell_trial(work: str, trial: Trial, config: Mapping[str, Any]) -> bool:

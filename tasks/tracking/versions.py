@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.base.records import Record
 from tasks.settings.fields import InputError
-from tasks.tracking.address import client, public_uri, tracking_uri
+from tasks.tracking.address import client, every_page, public_uri, tracking_uri
 from tasks.tracking.opening import check_store, is_there
 from tasks.tracking.patience import ABSENT, in_one_line
 
@@ -113,14 +113,8 @@ MOST_VERSIONS = 10_000
 def registered_names() -> list[str]:
     """Of all registered models."""
     check_store()
-    names, page = list[str](), None
     with in_one_line():
-        while True:
-            found = client().search_registered_models(page_token=page)
-            names += [model.name for model in found]
-            page = found.token
-            if not page:
-                return names
+        return [model.name for model in every_page(client().search_registered_models)]
 
 
 def new_name(api: "MlflowClient", name: str) -> str | None:
