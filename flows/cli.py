@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 import threading
@@ -29,7 +30,7 @@ from tasks.settings.fields import Config, InputError
 from tasks.settings.loading import choices, sections, unknown_field
 from tasks.settings.secrets import redact
 
-__all__ = ["DONE", "FAILED", "USER_MUST_CHANGE", "build_parser", "main"]
+__all__ = ["DONE", "FAILED", "USER_MUST_CHANGE", "build_parser", "main", "nobody_reads"]
 
 EPILOG = """\
 exit codes: 0 done; 2 you must change something (one line says what); 1 anything else
@@ -85,13 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def nobody_reads() -> bool:
-    """Whether standard output leads nowhere any more, as after `peft-flow runs | head`; then it is closed."""
+    """Whether standard output is a pipe without a reader, as after `peft-flow runs | head`; then it is closed.
+
+    The pipe itself is asked: to write once more may succeed, for what could not be written is not always kept.
+    """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file of the system
+        return False
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return True
-    return False
+    return gone
 
 
 def say(message: str) -> None:

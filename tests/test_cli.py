@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.actions import prefect_starting
-from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main
+from flows.cli import DONE, FAILED, USER_MUST_CHANGE, main, nobody_reads
 from flows.commands import COMMANDS
 from tasks.settings.config import PredictionConfig, RunConfig
 from tasks.settings.fields import InputError
@@ -392,6 +392,15 @@ def test_output_that_nobody_reads_to_its_end_is_no_traceback(tmp_path: Path) -> 
         text=True,
     )
     assert done.stdout == "#compdef peft-flow\n" and not done.stderr
+
+
+def test_pipe_is_known_to_have_no_reader_with_nothing_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert not nobody_reads()
+        os.close(reader)
+        assert nobody_reads()
 
 
 def test_several_seeds_are_summed_up_the_same_way(

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.base.closing import FLOW_RUN, has_worker
+from tasks.base.closing import FLOW_RUN, flow_run_of, has_worker
 from tasks.servers.processes import Processes, Program, clear_leftovers, refuse_taken_port
 from tasks.settings.fields import InputError
 from tests.stacks import until
@@ -86,6 +86,14 @@ def test_what_a_killed_process_left_is_ended_but_for_flow_runs(tmp_path: Path) -
     for process in (flow_run, processes.running["flow run"].process):
         process.kill()
         process.wait()
+
+
+def test_flow_run_that_is_just_being_started_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = iter([{}, {}, {FLOW_RUN: "a-run"}])  # Linux shows no environment while it loads a program
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: next(shown))
+    with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
+        assert flow_run_of(psutil.Process(process.pid)) == "a-run"
+        process.kill()
 
 
 def test_process_that_has_the_number_by_now_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -344,11 +345,20 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 
 
 def flow_run_of(process: psutil.Process) -> str | None:
-    """Id of the flow run that a process was started for."""
+    """Id of the flow run that a process was started for.
+
+    A process that is just being started shows no environment at all until its program is loaded: it is asked again.
+    """
     try:
-        return process.environ().get(FLOW_RUN)
+        while not (environment := process.environ()) and is_starting(process):
+            time.sleep(0.005)
+        return environment.get(FLOW_RUN)
     except (psutil.Error, OSError):
         return None
+
+
+def is_starting(process: psutil.Process) -> bool:
+    return time.time() - process.create_time() < 1 and process.status() != psutil.STATUS_ZOMBIE
 
 
 def has_worker(pid: int) -> bool:
