@@ -89,7 +89,8 @@ def test_head_of_other_families_is_not_quantised(family: str, load: Callable[...
 
 
 def check_head(loaded: Loaded, plain: Loaded) -> None:
-    """Head and fresh modules are float32 and train; all linear layers besides are quantised, and are counted whole."""
+    """Head and fresh modules are float32 and train; all linear layers besides are quantised, and are counted whole; the
+    word embeddings are bfloat16 and give float32."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -102,7 +103,11 @@ def check_head(loaded: Loaded, plain: Loaded) -> None:
             assert is_quantized(layer) is not (is_head or name.endswith(kept)), name
     assert heads and layers
     assert loaded.model.num_parameters() == plain.model.num_parameters()
-    assert all(weight.dtype == torch.float32 for weight in loaded.model.parameters() if weight.is_floating_point())
+    words = loaded.model.get_input_embeddings()
+    formats = {weight.dtype for weight in loaded.model.parameters() if weight is not words.weight}
+    assert formats == {torch.float32, torch.uint8} and words.weight.dtype == torch.bfloat16
+    assert words(torch.tensor([[1]])).dtype == torch.float32
+    assert quantized.number_format(loaded.model) == torch.float32
     attached(loaded).train()(**loaded.tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.sum().backward()
 
 
@@ -124,6 +129,8 @@ def test_language_head_asked_without_training_is_quantised_alike(load: Callable[
     asked, trained = (dict(one.named_modules()) for one in (model, loaded.model))
     name = "transformer.h.1.mlp.c_fc"
     assert (asked[name].weight == trained[name].weight).all() and not is_quantized(asked["lm_head"])
+    assert asked["lm_head"].weight is asked["transformer.wte"].weight
+    assert str(asked["lm_head"].weight.dtype) == "torch.float32"  # it multiplies
 
 
 # --- it computes the same in training, in evaluation, alone and in a batch -------------------------------------------
@@ -269,6 +276,19 @@ def test_adapter_is_read_back_exactly_in_a_fresh_process(kind: str, fitted: Call
     # the last block of the model in training works for one token of each row: a product of another shape
     assert float((reloaded - load_file(trained.adapter.probe)["logits"]).abs().max()) < 1e-6
     assert trained.adapter.compute["quantised_products"] == "float32"
+
+
+def test_adapter_of_the_word_embeddings_is_read_back_and_merged(small_config: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    config = small_config({"model": {"quantization": "nf4"}, "adapter": {"target_modules": ["wte", "c_attn"]}}, "gpt2")
+    data = prepare(config, tmp_path)
+    trained = Trained(config, data, fit_adapter(config, data, tmp_path / "run", Watcher(lambda progress: None)))
+    measure_adapter(*trained)  # refuses what is not read back exactly
+    exported = export(trained.adapter.folder, tmp_path / "out", merged=True, onnx=False)
+    assert exported.largest_difference <= 1e-4
+    assert {weight.dtype for weight in load_file(tmp_path / "out/model.safetensors").values()} == {torch.float32}
 
 
 def test_adapter_folder_says_how_its_base_is_read(fitted: Callable[[str], Trained]) -> None:
@@ -575,3 +595,10 @@ def test_dtype_of_a_quantised_model_stays_float32(small_config: Any) -> None:
 
 def test_none_on_the_command_line_is_no_quantisation(small_config: Any) -> None:
     assert small_config({"model": {"quantization": None}}).model.quantization == "none"
+
+
+def test_single_words_are_not_trained_on_quantised_weights(small_config: Any) -> None:
+    options = {"trainable_token_indices": [5]}
+    config = small_config({"model": {"quantization": "nf4"}, "adapter": {"options": options}})
+    with pytest.raises(InputError, match="trainable_token_indices does not work on quantised weights"):
+        check_input(config)

@@ -65,6 +65,8 @@ def check_options(model: Any, method: str, options: Mapping[str, Any], is_quanti
     if method == "adalora" and options.get("rank_pattern"):
         raise InputError("adapter.options: rank_pattern is what adalora finds in training; leave it out")
     check_start(model, method, options, is_quantized)
+    if is_quantized and options.get("trainable_token_indices"):
+        raise InputError("adapter.options: trainable_token_indices does not work on quantised weights; leave it out")
     if str(options.get("prompt_tuning_init")).upper().endswith("TEXT"):
         raise InputError(
             "adapter.options: prompt_tuning_init: TEXT would ask the Hub for a tokenizer, even offline; choose RANDOM "

@@ -79,8 +79,15 @@ def rounding(model: Any) -> str:
     """The number format whose rounding shows in the model's answers."""
     import torch
 
-    formats = (model.dtype, *(getattr(module, "compute_dtype", None) for module in model.modules()))
+    formats = (number_format(model), *(getattr(module, "compute_dtype", None) for module in model.modules()))
     return "bfloat16" if torch.bfloat16 in formats else "float32"
+
+
+def number_format(model: Any) -> Any:
+    """torch's type of what goes from layer to layer; the word embeddings of a quantised model are kept in another."""
+    import torch
+
+    return torch.float32 if packed(model) else model.dtype
 
 
 def compute_in_float32(model: Any) -> None:
@@ -102,8 +109,8 @@ def weights_sentence(model: Any, tokens: int) -> str:
     small, whole = bytes_of(packed(model)), bytes_of(model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return (
-        f"The model's weights take {size(whole)} in memory: {size(small)} quantised and {size(whole - small)} not, "
-        f"embeddings for the most part; in float32 they would take {size(4 * model.num_parameters())}. Training adds "
+        f"The model's weights take {size(whole)} in memory: {size(small)} quantised and {size(whole - small)} not; "
+        f"in float32 they would take {size(4 * model.num_parameters())}. Training adds "
         f"{size(BYTES_TRAINED * trained)} for gradients and optimizer, and what up to {tokens:,} tokens at "
         "a time take on their way through the model"
     )

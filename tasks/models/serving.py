@@ -172,6 +172,7 @@ def load_classifier(
     )
     if quantization:
         compute_alike(model, getattr(torch, quantization["compute"]))
+        halve_embeddings(model)
     for config in (model.config, model.config.get_text_config()):  # of a model that reads pictures too, another
         config.pad_token_id = pad_token_id
     model.config.use_cache = False  # nothing is generated: the keys and values of a text would be kept for nothing
@@ -260,6 +261,30 @@ def compute_alike(model: Any, dtype: Any) -> None:
             layer.forward = partial(multiply_8bit, layer)  # type: ignore[method-assign]
 
 
+def halve_embeddings(model: Any) -> None:
+    """Word embeddings are kept in bfloat16, in which most checkpoints have them, and give float32: they are a third of
+    GPT-2, and would take more memory than all that is quantised. Those that a language head multiplies by stay."""
+    import torch
+
+    weight = getattr(word_embeddings(model), "weight", None)
+    sharing = [module for module in model.modules() if getattr(module, "weight", None) is weight]
+    if weight is not None and all(isinstance(module, torch.nn.Embedding) for module in sharing):
+        weight.data = weight.data.bfloat16()
+        for module in sharing:
+            module.register_forward_hook(give_float32)
+
+
+def give_float32(module: Any, inputs: Any, output: "Tensor") -> "Tensor":
+    return output.float()
+
+
+def word_embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # it reads letters, or no text
+        return None
+
+
 def multiply_8bit(layer: Any, values: "Tensor") -> "Tensor":
     from bitsandbytes.autograd._functions import MatMul8bitFp
 
@@ -288,6 +313,8 @@ def dequantize(model: Any) -> None:
         return
     turned = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     model.dequantize(dtype=torch.float32)
+    if (weight := getattr(word_embeddings(model), "weight", None)) is not None:
+        weight.data = weight.data.float()
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # else peft refuses to merge IA3
     for name in turned:
         linear = model.get_submodule(name)

@@ -214,7 +214,9 @@ def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces)
         **products,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
-        "training_precision": "bfloat16 autocast" if arguments.bf16 else str(model.dtype).removeprefix("torch."),
+        "training_precision": "bfloat16 autocast"
+        if arguments.bf16
+        else str(quantized.number_format(model)).removeprefix("torch."),
         "tokens_at_a_time": str(pieces.most_tokens),
         "optimizer": str(arguments.optim.value),
         "attention": str(model.config._attn_implementation),
