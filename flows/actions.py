@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from flows.summary import (
     introduce,
     listing,
     summarize,
     summarize_curve,
+    summarize_expected,
     summarize_seeds,
     summarize_sweep,
     where_to_browse,
@@ -50,6 +51,8 @@ def say_wait() -> None:
 def run_finetune(options: Namespace) -> int:
     seeds = seed_count(options.seeds)
     config = load_config(options.config, overrides(options), RunConfig)
+    if options.dry_run and seeds > 1:
+        raise InputError("--dry-run is about one run; leave --seeds out")
     say_wait()
 
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
@@ -60,7 +63,9 @@ def run_finetune(options: Namespace) -> int:
         with ready_to_train(config):
             from flows.finetune import finetune
             from flows.seeds import finetune_seeds
-        if seeds == 1:
+        if options.dry_run:
+            answer = dry_run(config, stream)
+        elif seeds == 1:
             result: RunResult = finetune(**dict(config))
             summarize(config, result, stream)
             answer = result.model_dump_json()
@@ -71,6 +76,17 @@ def run_finetune(options: Namespace) -> int:
     if options.json:
         print(answer)
     return DONE
+
+
+def dry_run(config: RunConfig, stream: TextIO) -> str:
+    """What the run will take, told, and as JSON."""
+    from tasks.base.device import claim_device
+    from tasks.evaluation.rehearsal import expect
+
+    claim_device()
+    expected = expect(config)
+    summarize_expected(config, expected, stream)
+    return expected.model_dump_json()
 
 
 def run_init(options: Namespace) -> int:

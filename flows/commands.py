@@ -118,6 +118,11 @@ COMMANDS = (
                 f"(≥ 1, ≤ {MOST_SEEDS}; default 1).",
                 {"metavar": "SEEDS", "default": "1"},
             ),
+            flag(
+                "--dry-run",
+                "Do everything but train: check the data, measure the foundation model and the references (the run "
+                "then finds them), and estimate steps, time, memory and disk.",
+            ),
             JSON_AT_END,
         ),
         RunConfig,

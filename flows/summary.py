@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, SeedsResult
     from tasks.base.records import RunResult
     from tasks.base.sweeps import SweepResult
+    from tasks.evaluation.rehearsal import Expected
 
 
 def introduce(config: RunConfig) -> None:
@@ -64,6 +65,34 @@ def next_commands(config: RunConfig, result: "RunResult") -> list[str]:
         else f"peft-flow export {run} FOLDER --merged"
     )
     return [f"peft-flow predict {run} FILE.csv labelled.csv", use, f"peft-flow compare {run} OTHER_RUN"]
+
+
+def summarize_expected(config: RunConfig, expected: "Expected", stream: Any) -> None:
+    """What there is, and what the run will take."""
+    from tasks.base.disk import size
+    from tasks.base.progress import amount
+    from tasks.base.words import counted
+
+    rows = ", ".join(f"{count:,} {split}" for split, count in expected.row_counts.items())
+    scores = ", ".join(f"{classifier} {score}" for classifier, score in expected.scores.items())
+    warnings = [f"Warning: {warning}" for warning in expected.warnings]
+    each = ", ".join(f"{amount(seconds)} {name}" for name, seconds in expected.seconds.items() if name != "total")
+    read_back = f"; {size(mb(expected.reload_memory_mb))} in the process that reads the adapter back"
+    facts = {
+        "rows": rows,
+        "to beat": f"{expected.metric}: {scores}",
+        "steps": f"{expected.steps:,}, in which {counted(expected.trainable_parameters, 'parameter')} are trained",
+        "time": f"about {amount(expected.seconds['total'])}: {each}",
+        "memory": f"about {size(mb(expected.memory_mb))}{read_back if expected.reload_memory_mb else ''}",
+        "disk": f"{size(int(expected.disk_mb * 1e6))}, of which {size(int(expected.kept_mb * 1e6))} stay",
+        "next": "the same command without --dry-run",
+    }
+    tell("dry run", config.run_name(), [expected.shows and f"{expected.shows}.", *warnings], facts, stream)
+
+
+def mb(mib: float) -> int:
+    """Bytes."""
+    return int(mib * 2**20)
 
 
 def summarize_seeds(config: RunConfig, result: "SeedsResult", stream: Any) -> None:
