@@ -1,13 +1,18 @@
-"""What a run computes on: one free GPU where a machine has several, and no more threads than it has cores to use."""
+"""What a run computes on: a free GPU for each of its processes where there are several, no more threads than cores."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tasks.base.words import counted
+from tasks.settings.fields import InputError
+from tasks.settings.sections import TrainingConfig
 
 CHOICE = "CUDA_VISIBLE_DEVICES"
 
@@ -27,10 +32,27 @@ def gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
 
 
-def claim_device() -> None:
-    """To be called before torch looks for its device; processes started from here inherit the choice."""
+def processes(training: TrainingConfig) -> int:
+    """How many train one run together here. Raises InputError for more than this machine has GPUs, or else cores."""
+    if training.processes == "auto":
+        return max(count for count in range(1, max(1, len(gpus())) + 1) if training.batch_size % count == 0)
+    if training.processes > 1:
+        from joblib import cpu_count
+
+        found, kind = (len(gpus()), "GPU") if gpus() else (cpu_count(), "core")
+        if training.processes > found:
+            raise InputError(
+                f"training.processes: {training.processes} processes need a {kind} each, and this machine has "
+                f"{counted(found, kind)}; lower it, or say auto"
+            )
+    return training.processes
+
+
+def claim_device(count: int = 1) -> None:
+    """For so many processes that train together. To be called before torch looks for its device; processes started
+    from here inherit the choice."""
     limit_threads()
-    claim_gpu()
+    claim_gpus(count)
 
 
 def limit_threads() -> None:
@@ -61,20 +83,23 @@ def mib(maxrss: float) -> float:
     return maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def claim_gpu() -> None:
-    """Keep this process to one free GPU; where all are taken, leave it as it is.
+def claim_gpus(count: int = 1) -> None:
+    """Keep this process to so many free GPUs; where fewer are free, leave it as it is.
 
     The work pool lets in as many runs as there are GPUs. Without this, all of them would take the first.
     """
     names = gpus()
     if _claimed or len(names) < 2:
         return
+    taken: dict[str, FileLock] = {}
     for name in names:
         lock = FileLock(Path(tempfile.gettempdir()) / f"peft-flow-gpu-{name}.lock")
-        try:
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        os.environ[CHOICE] = name
-        _claimed.append(lock)
-        return
+            taken[name] = lock
+        if len(taken) == count:
+            os.environ[CHOICE] = ",".join(taken)
+            _claimed.extend(taken.values())
+            return
+    for lock in taken.values():
+        lock.release()

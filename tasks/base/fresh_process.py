@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +20,15 @@ RELOAD = "tasks.models.reload"
 
 def start_offline(module: str) -> "subprocess.Popen[str]":
     """A module of this project in a fresh process with no Hub, which waits for its request on standard input."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    root = str(Path(tasks.__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment = with_our_modules() | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command(module), env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def with_our_modules() -> dict[str, str]:
+    """The environment of a process that finds this project's modules, whatever folder it is in."""
+    root = str(Path(tasks.__file__).resolve().parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def command(module: str) -> list[str]:
@@ -47,6 +54,17 @@ def run_offline(module: str, request: dict[str, Any]) -> None:
 
 
 _waiting: dict[str, "subprocess.Popen[str]"] = {}
+
+
+def end_with(parent: int) -> None:
+    """Let this process live no longer than that one, which has started it, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -192,6 +192,9 @@ MetricName = Literal[
 """Those of tasks/scores/objectives, spelled out because the form and the type checker need literals."""
 
 
+MOST_PROCESSES = 1_024
+
+
 class TrainingConfig(Config):
     """How the adapter is trained."""
 
@@ -206,6 +209,11 @@ class TrainingConfig(Config):
         description="Rows in one batch. Long ones go through the model in pieces: the same step in less memory.",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches that make one optimizer step.")
+    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = Field(
+        1,
+        description="Processes of this machine that train together, each on its part of every batch; batch_size is still "
+        "the rows of all. auto: one for each GPU, as many as batch_size can be divided by; one without a GPU.",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="Keep only what enters each block of the model, and compute the rest again for the gradients: "
@@ -250,6 +258,24 @@ class TrainingConfig(Config):
         le=1e6,
         description="With adapter.layers: the most disk space, in GB, for what the blocks below have computed.",
     )
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _is_a_number_or_auto(cls, value: object) -> object:
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
+        fits = isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_PROCESSES
+        if number != "auto" and not fits:
+            raise ValueError(f"must be a whole number from 1 to {MOST_PROCESSES:,}, or auto, not {value!r:.80}")
+        return number
+
+    @model_validator(mode="after")
+    def _divides_its_batches(self) -> Self:
+        if self.processes != "auto" and (rest := self.batch_size % self.processes):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be divided over {self.processes} processes; "
+                f"try {self.batch_size + self.processes - rest}"
+            )
+        return self
 
     @field_validator("class_weights", mode="before")
     @classmethod

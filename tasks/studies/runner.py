@@ -6,15 +6,14 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base.device import THREADS, claim_device, gpus
+from tasks.base.device import THREADS, claim_device, gpus, processes
 from tasks.base.disk import is_disk_full
-from tasks.base.fresh_process import free_device_memory
+from tasks.base.fresh_process import end_with, free_device_memory
 from tasks.base.progress import tell
 from tasks.base.records import PreparedData, Record, Source, TrainedAdapter, read_record
 from tasks.base.sweeps import Outcome
@@ -262,7 +261,7 @@ def serve(job: Job, name: str, share: int) -> None:
 
     `share` runners share this machine.
     """
-    take_share(share)
+    take_share(share, processes(job.config.training))
     trials = job.open()
     runner = Runner(job, trials)
     runner.prepared(job.config.run_config())  # where data or model cannot be had, no trial is to blame
@@ -283,13 +282,13 @@ def serve(job: Job, name: str, share: int) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def take_share(share: int) -> None:
-    """A GPU for itself, or its part of the processor's cores."""
+def take_share(share: int, count: int = 1) -> None:
+    """A GPU for each of `count` processes, or its part of the processor's cores."""
     from joblib import cpu_count
 
     if not gpus():
         os.environ.setdefault(THREADS, str(max(1, cpu_count() // share)))
-    claim_device()
+    claim_device(count)
 
 
 def get_ready() -> None:
@@ -304,7 +303,7 @@ def main() -> None:
     with the process of that number, which has started it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     share, parent = map(int, sys.argv[1:])
-    end_with(parent)
+    end_with(parent)  # nobody assigns trials to an orphan, and another runner goes on with the one that it is at
     try:
         take_share(share)
         get_ready()
@@ -317,17 +316,6 @@ def main() -> None:
         serve(Job.model_validate_json(Path(request["job"]).read_bytes()), request["name"], share)
     except KeyboardInterrupt:
         sys.exit(1)
-
-
-def end_with(parent: int) -> None:
-    """Nobody assigns trials to an orphan, and another runner goes on with the one that it is at."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

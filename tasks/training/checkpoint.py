@@ -202,3 +202,16 @@ def set_random_state(tensors: Tensors, plain: Mapping[str, Any]) -> None:
         device = int(name.removeprefix("cuda.")) if name.startswith("cuda.") else None
         if device is not None and device < torch.cuda.device_count():  # a GPU fewer than before, or none
             torch.cuda.set_rng_state(state, device)
+
+
+def as_json(state: tuple[Tensors, dict[str, Any]]) -> list[Any]:
+    """What `random_state` gave, without tensors."""
+    tensors, plain = state
+    return [{name: tensor.tolist() for name, tensor in tensors.items()}, plain]
+
+
+def from_json(state: list[Any]) -> tuple[Tensors, dict[str, Any]]:
+    import torch
+
+    numbers, plain = state
+    return {name: torch.tensor(values, dtype=torch.uint8) for name, values in numbers.items()}, plain

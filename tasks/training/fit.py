@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
-from tasks.base.device import peak_memory_mb
+from tasks.base.device import peak_memory_mb, processes
 from tasks.base.fresh_process import free_device_memory
 from tasks.base.progress import progress_artifact, tell, warn
 from tasks.base.records import PreparedData, Record, TrainedAdapter, file_sha256, read_record
@@ -27,8 +27,10 @@ from tasks.tracking.run import describe, log, log_files
 from tasks.training import adalora
 from tasks.training.checkpoint import newest_step
 from tasks.training.dropout import quick_dropout
+from tasks.training.group import fit_together
 from tasks.training.pieces import Pieces, pieces_here
 from tasks.training.precision import quick_autocast, use_bfloat16
+from tasks.training.ranks import ALONE, Ranks
 from tasks.training.target import Target, target_of
 from tasks.training.trimming import trim_last_block
 from tasks.training.trunk import PLACE, Trunk
@@ -86,17 +88,21 @@ def is_whole(trained: TrainedAdapter) -> bool:
 def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
     """Train on the train split, keep the weights that score best on validation, save them under `work/adapter`.
 
-    Goes on from the newest intact checkpoint in `work/checkpoints`. Where the GPU's memory is too small for a piece of
+    Goes on from the newest intact checkpoint in `work/checkpoints`. By as many processes as the configuration asks for;
+    by one, in this process. Where the GPU's memory is too small for a piece of
     a batch, smaller ones make up the same optimizer step. The test split is not touched. Raises FloatingPointError when
     the loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`,
     like a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
     """
-    run = RunFolder(work)
+    run, count = RunFolder(work), processes(config.training)
     while True:
-        fitting = read_record(Fitting, run.fitting)
-        pieces = pieces_here(fitting.tokens if fitting else None)
+        pieces = pieces_for(run)
         try:
-            return fit_with(pieces, config, data, run, watcher)
+            if count > 1:
+                return fit_together(count, pieces, config, data, run, watcher)
+            trained = fit_with(pieces, config, data, run, watcher)
+            assert trained  # this process is the only one
+            return trained
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -123,13 +129,21 @@ class Fitting(Record):
     tokens: int
 
 
+def pieces_for(run: RunFolder) -> Pieces:
+    fitting = read_record(Fitting, run.fitting)
+    return pieces_here(fitting.tokens if fitting else None)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher) -> TrainedAdapter:
+def fit_with(
+    pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFolder, watcher: Watcher, ranks: Ranks = ALONE
+) -> TrainedAdapter | None:
+    """In this process, which may be one of several: the first writes all files, and the others return None."""
     import transformers
     from datasets import load_from_disk
     from safetensors.torch import save_file
@@ -152,7 +166,7 @@ def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFold
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
     trunk_seconds = time.monotonic() - begun
-    trainer = build_trainer(config, pieces, model, tokenizer, splits, trunk, run.checkpoints, watcher, target)
+    trainer = build_trainer(config, pieces, model, tokenizer, splits, trunk, run.checkpoints, watcher, target, ranks)
     whole = WholeWeights(model)
     trainer.add_callback(whole.callback())
     batch = unlike_rows(splits["train"], trainer)
@@ -167,11 +181,14 @@ def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFold
     except Exception:
         raise
     except BaseException:  # Ctrl-C, SIGTERM, a cancelled flow: raised anywhere, a step of a big model takes too long
-        whole.restore()
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        adapters.save_adapter(model, tokenizer, config, data, run.stopped, target.provisional(trainer.best))
-        watcher.stopped(run.stopped, trainer.state.global_step)
+        if ranks.is_first:
+            whole.restore()
+            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            adapters.save_adapter(model, tokenizer, config, data, run.stopped, target.provisional(trainer.best))
+            watcher.stopped(run.stopped, trainer.state.global_step)
         raise
+    if not ranks.is_first:
+        return None
     seconds, best = trainer.seconds, trainer.best
     # Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -201,11 +218,11 @@ def fit_with(pieces: Pieces, config: RunConfig, data: PreparedData, run: RunFold
         examples_per_second=round(trainer.examples / seconds, 2),
         padding=round(1 - trainer.tokens / trainer.tokens_with_padding, 6),
         peak_memory_mb=peak_memory_mb(),
-        compute=compute_settings(model, trainer.args, pieces),
+        compute=compute_settings(model, trainer.args, pieces, ranks),
     )
 
 
-def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces) -> dict[str, str]:
+def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces, ranks: Ranks) -> dict[str, str]:
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
@@ -214,6 +231,7 @@ def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces)
         **products,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
+        "processes": str(ranks.size),
         "training_precision": "bfloat16 autocast"
         if arguments.bf16
         else str(quantized.number_format(model)).removeprefix("torch."),
@@ -268,6 +286,7 @@ def build_trainer(
     folder: Path,
     watcher: Watcher,
     target: Target,
+    ranks: Ranks = ALONE,
 ) -> Any:
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
@@ -298,6 +317,7 @@ def build_trainer(
         watcher.stop,
         first_best,
         pieces,
+        ranks,
         model=model,
         args=training_arguments(
             config, planned_steps(config, len(splits["train"])), folder, use_bfloat16(model), target.metric

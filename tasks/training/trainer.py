@@ -5,17 +5,23 @@ built on the libraries that take seconds to import.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 
+from tasks.base.records import digest
 from tasks.training import resume
 from tasks.training.checkpoint import (
     Checkpoint,
+    Tensors,
+    as_json,
+    from_json,
     newest_checkpoint,
     pack_optimizer,
     put_back,
@@ -27,6 +33,7 @@ from tasks.training.checkpoint import (
     write_checkpoint,
 )
 from tasks.training.pieces import Pieces
+from tasks.training.ranks import Ranks
 from tasks.training.resume import (
     FIRST_GUESS_SECONDS,
     PROBE_ROWS,
@@ -58,10 +65,11 @@ class ResumableTrainer(Trainer):
         stop: Callable[[], bool],
         first_best: int,
         pieces: Pieces,
+        ranks: Ranks,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.first_best, self.pieces = first_best, pieces
+        self.first_best, self.pieces, self.ranks = first_best, pieces, ranks
         self.folder, self.say, self.stop = folder, say, stop
         self.best = Best()
         self.latest: tuple[Any, Any] = (None, None)
@@ -80,12 +88,27 @@ class ResumableTrainer(Trainer):
 
     def go_on(self) -> None:
         """Train from the newest intact checkpoint of `folder`, else from the start, to the end."""
-        self.found = newest_checkpoint(self.folder, self.say)
+        self.found = self.newest()
         if self.found:
             self.read(self.found)
             self.say(f"Training goes on from step {self.found.step}")
         self.started = self.saved = time.monotonic()
         self.train()
+        self.tokens, self.tokens_with_padding = self.tokens_of_all()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint, if as many processes have written it: each goes on with its random state."""
+        found = newest_checkpoint(self.folder, self.say) if self.ranks.is_first else None
+        before = found.state().get("processes", 1) if found else self.ranks.size
+        if before != self.ranks.size:
+            found = None
+            shutil.rmtree(self.folder)
+            self.say(
+                f"This training was begun with training.processes {before}; with {self.ranks.size} it would end "
+                "otherwise, so it begins anew"
+            )
+        step = self.ranks.told(found.step if found else None)
+        return Checkpoint(self.folder / f"checkpoint-{step}", step) if step is not None else None
 
     def _inner_training_loop(self, *positional: Any, **keywords: Any) -> Any:
         # not told to `train`, which would look for Trainer's own files
@@ -123,6 +146,9 @@ class ResumableTrainer(Trainer):
         weights = trained_tensors(self.model)
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise FloatingPointError(self.advice(f"a weight is not a number after step {self.state.global_step}"))
+        others, tokens = self.random_of_others(weights), self.tokens_of_all()
+        if not self.ranks.is_first:
+            return
         optimizer, optimizer_values = pack_optimizer(self.optimizer)
         generators, generator_values = random_state()
         state = {
@@ -137,7 +163,9 @@ class ResumableTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
             "seconds": self.seconds,
             "examples": self.examples,
-            "tokens": [self.tokens, self.tokens_with_padding],
+            "tokens": tokens,
+            "processes": self.ranks.size,
+            "others": others,
             "best_step": self.best.step,
             "best_rank_pattern": self.best.rank_pattern,
             "rank_pattern": rank_pattern(self.model),
@@ -155,6 +183,22 @@ class ResumableTrainer(Trainer):
         write_checkpoint(self.folder, self.state.global_step, groups, state)
         self.saved = time.monotonic()
         self.cost = self.saved - begun
+
+    def random_of_others(self, weights: Tensors) -> list[dict[str, Any]]:
+        """The random state of each process but the first. All must have these weights."""
+        if self.ranks.size == 1:
+            return []
+        if len(set(self.ranks.gathered(tensors_sha256(weights)))) > 1:
+            raise RuntimeError(
+                f"the processes of this training have different weights at step {self.state.global_step}"
+            )
+        own = {"random": as_json(random_state()), "epoch_random": as_json(self.epoch_state)}
+        return self.ranks.gathered(own)[1:]
+
+    def tokens_of_all(self) -> list[int]:
+        """Of the training batches of all processes, without padding and with."""
+        seen = self.ranks.gathered([self.tokens, self.tokens_with_padding])
+        return [sum(counts) for counts in zip(*seen, strict=True)]
 
     def callback_states(self) -> dict[str, Any]:
         kept = [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
@@ -190,6 +234,8 @@ class ResumableTrainer(Trainer):
                 f"{before:.6f} when that was written"
             )
         self.seconds_before, self.examples_before = state["seconds"], state["examples"]
+        if not self.ranks.is_first:
+            return
         self.tokens, self.tokens_with_padding = state["tokens"]
         if state["best_step"]:
             self.best.step, self.best.rank_pattern = state["best_step"], state["best_rank_pattern"]
@@ -220,7 +266,16 @@ class ResumableTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self.found:
-            set_random_state(self.found.tensors("random"), self.found.state()["random"])
+            self.set_random_state("random")
+
+    def set_random_state(self, group: str) -> None:
+        """That of this process in the checkpoint: `random`, or `epoch_random` of when the epoch began."""
+        assert self.found
+        state = self.found.state()
+        if self.ranks.is_first:
+            set_random_state(self.found.tensors(group), state[group])
+        else:
+            set_random_state(*from_json(state["others"][self.ranks.number - 1][group]))
 
     # --- watching
 
@@ -230,10 +285,15 @@ class ResumableTrainer(Trainer):
 
         return SequentialSampler(eval_dataset)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.ranks.order(super()._get_train_sampler(train_dataset))
+
     def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], int]:
-        """The batches of a step, and how many labels they have: Trainer would leave out those that are -100."""
+        """This process's part of the batches of a step, and how many labels all have: Trainer would leave out those
+        that are -100."""
         batches, _ = super().get_batch_samples(*arguments)
-        return batches, sum(batch["labels"].numel() for batch in batches)
+        mine = [self.ranks.part(batch, self.args.per_device_train_batch_size) for batch in batches]
+        return mine, sum(batch["labels"].numel() for batch in batches)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Nobody reads the count, and Trainer would walk through all weights for it in every step."""
@@ -241,7 +301,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
         losses = []
-        for piece in self.pieces.of(inputs):
+        for piece in self.pieces.of(inputs) if inputs else ():
             self.tokens += int(piece["attention_mask"].sum())
             self.tokens_with_padding += piece["attention_mask"].numel()
             # each piece's share of the step: the loss is a sum over its labels by the number of those of the step
@@ -250,7 +310,25 @@ class ResumableTrainer(Trainer):
             if not math.isfinite(value):
                 raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))
             self.step_loss += value
-        return sum(losses[1:], losses[0])
+        loss = sum(losses[1:], losses[0]) if losses else self._tr_loss.new_zeros(())
+        return loss if self.ranks.size == 1 else self.joined(loss)
+
+    def joined(self, loss: Any) -> Any:
+        """Of the processes' losses for their parts of a batch, the last; the others are added as the losses of one
+        process's batches are, one after the other. After the last batch of a step, the gradients are added up."""
+        *others, last = self.ranks.gathered(loss.item())
+        for other in others:
+            self._tr_loss += loss.new_tensor(other)
+        self.step_loss += sum((*others, last)) - loss.item()
+        if self.accelerator.sync_gradients:
+            self.ranks.add_up(weight for weight in self.model.parameters() if weight.requires_grad)
+        return loss.new_tensor(last)
+
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+        """By the first process alone, in the batches of one; the others hear the scores."""
+        found = super().evaluation_loop(*arguments, **named) if self.ranks.is_first else None
+        told = self.ranks.told([found.metrics, found.num_samples] if found else None)
+        return found or EvalLoopOutput(None, None, *told)
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> tuple[Any, Any, Any]:
         import torch
@@ -294,13 +372,13 @@ class Saving(TrainerCallback):
             kept = found.state()
             self.trainer._tr_loss.fill_(kept["loss_since_log"])
             self.trainer._globalstep_last_logged = kept["last_logged"]
+        elif number := self.trainer.ranks.number:  # the first goes on with the numbers that one process would draw
+            set_seed(int(digest([args.seed, number])[:8], 16))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         found = self.trainer.found
         if found and state.global_step == found.step:
-            kept, steps = found.state(), self.trainer.steps_per_epoch()
-            group = "epoch_random" if found.step % steps else "random"
-            set_random_state(found.tensors(group), kept[group])
+            self.trainer.set_random_state("epoch_random" if found.step % self.trainer.steps_per_epoch() else "random")
         self.trainer.epoch_state = random_state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -309,11 +387,11 @@ class Saving(TrainerCallback):
         trainer.step_loss = 0.0
         # at the end of an epoch, validation comes first: a run that goes on would skip it
         if state.global_step % trainer.steps_per_epoch() and not control.should_training_stop:
-            control.should_save = trainer.stop() or trainer.is_due()
+            control.should_save = trainer.ranks.told(trainer.stop() or trainer.is_due())
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save = self.trainer.stop() or self.trainer.is_due()
+        control.should_save = self.trainer.ranks.told(self.trainer.stop() or self.trainer.is_due())
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.stop() and not control.should_training_stop:
+        if self.trainer.ranks.told(self.trainer.stop()) and not control.should_training_stop:
             raise KeyboardInterrupt

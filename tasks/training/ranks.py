@@ -1,0 +1,118 @@
+"""What processes that train one run together tell each other: the sum of their gradients, and what all must agree on.
+
+Each computes its part of every batch; the sum of their gradients makes the optimizer step that one process would make.
+The first decides, draws the order of the rows, validates and writes; the others follow. (DistributedDataParallel needs
+as many passes from each in every step; here one may have more pieces than another, or no row at all.)
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.training.pieces import shortened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Sampler
+
+    from tasks.training.pieces import Batch
+
+
+class Lost(RuntimeError):
+    """Another process of the training is gone; what has ended it is said elsewhere."""
+
+
+class Ranks(NamedTuple):
+    """This process and the others. One that is alone tells itself what it says, and nothing is computed otherwise."""
+
+    number: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.number == 0
+
+    def part(self, batch: "Batch", most_rows: int) -> "Batch":
+        """Rows of a batch that are this process's, where a whole batch has `most_rows`; {} where there are none."""
+        if self.size == 1:
+            return batch
+        share = most_rows // self.size
+        rows = slice(self.number * share, (self.number + 1) * share)
+        return shortened(batch, rows) if len(batch["labels"][rows]) else {}
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each of them says, in order. Values of JSON."""
+        if self.size == 1:
+            return [value]
+        import torch
+        import torch.distributed as dist
+
+        said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with talking():
+            dist.all_gather(lengths, torch.tensor([len(said)]))
+        padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
+        padded[: len(said)] = said
+        texts = [torch.zeros_like(padded) for _ in lengths]
+        with talking():
+            dist.all_gather(texts, padded)
+        return [json.loads(text[:length].numpy().tobytes()) for text, length in zip(texts, lengths, strict=True)]
+
+    def told(self, value: Any) -> Any:
+        """What the first says, in all of them. A value of JSON."""
+        return self.gathered(value if self.is_first else None)[0]
+
+    def add_up(self, weights: "Iterable[Tensor]") -> None:
+        """Give each weight the sum of its gradients; one that has none in any process is left without."""
+        if self.size > 1:
+            by_kind: dict[Any, list[Tensor]] = {}
+            for weight in weights:
+                by_kind.setdefault(weight.dtype, []).append(weight)
+            for alike in by_kind.values():
+                add_up(alike)
+
+    def order(self, sampler: "Sampler[int]") -> "Sampler[int]":
+        """The sampler of the first for all: each process draws random numbers of its own meanwhile."""
+        return together(sampler, self) if self.size > 1 else sampler
+
+
+ALONE = Ranks()
+
+
+def add_up(weights: "Sequence[Tensor]") -> None:
+    """Those of one number format on one device, in one message."""
+    import torch
+    import torch.distributed as dist
+
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    used = gradients[0].new_tensor([weight.grad is not None for weight in weights])
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), used])
+    with talking():
+        dist.all_reduce(flat)
+    *sums, used = flat.split([*(gradient.numel() for gradient in gradients), len(weights)])
+    for weight, total, count in zip(weights, sums, used.tolist(), strict=True):
+        if count:
+            weight.grad = total.view_as(weight).clone()
+
+
+def together(sampler: "Sampler[int]", ranks: Ranks) -> "Sampler[int]":
+    from torch.utils.data import Sampler
+
+    class OneOrder(Sampler[int]):
+        def __len__(self) -> int:
+            return len(sampler)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(ranks.told(list(sampler) if ranks.is_first else None))
+
+    return OneOrder()
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Within, an error is that of the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost("another process of this training is gone") from error
