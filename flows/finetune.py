@@ -9,7 +9,7 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
-from tasks.base.device import claim_device
+from tasks.base.device import claim_device, processes
 from tasks.base.fresh_process import reload_at_hand
 from tasks.base.records import Comparison, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.base.verdict import capital
@@ -42,7 +42,7 @@ def finetune(**given: Any) -> RunResult:
     """Train an adapter on a foundation model, and find out on held-out rows whether it is better."""
     config = RunConfig(**given)
     logger, clock = get_run_logger(), Clock()
-    claim_device()
+    claim_device(processes(config.training))
     live()
     source, base = found_input(config, config)
     work = work_folder(config, source, base)

@@ -1,8 +1,8 @@
 """Fresh processes without the six seconds of their imports: a process that never trained has them, and forks.
 
 `python tests/forkserver.py SOCKET` is that process; it ends when its standard input does. `python tests/forkserver.py
-SOCKET MODULE` is what a test starts in place of `python -P -m MODULE`: it hands its own standard streams, environment
-and folder to a fork, and ends as the fork ends.
+SOCKET MODULE ...` is what a test starts in place of `python -P -m MODULE ...`: it hands its own standard streams,
+environment and folder to a fork, and ends as the fork ends.
 """
 
 import json
@@ -15,7 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-SERVED = ("tasks.models.reload", "tasks.models.footprint", "tasks.inference.portable")
+SERVED = ("tasks.models.reload", "tasks.models.footprint", "tasks.inference.portable", "tasks.training.launcher")
+
+STANDS_IN = {"tasks.training.launcher": "tests.forked_ranks"}
+"""torchrun would start its processes with `python -m`."""
 
 LONGEST = 1 << 20
 """Bytes of one request: the environment and a few names."""
@@ -83,8 +86,9 @@ def become(asked: dict[str, object], streams: list[int]) -> None:
         os.environ.clear()
         os.environ.update(asked["environment"])  # type: ignore[call-overload]
         os.chdir(str(asked["folder"]))
-        sys.argv = [str(asked["module"])]
-        runpy.run_module(str(asked["module"]), run_name="__main__", alter_sys=True)
+        module, *sys.argv[1:] = asked["program"]  # type: ignore[misc]
+        sys.argv[0] = module
+        runpy.run_module(STANDS_IN.get(module, module), run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -96,14 +100,14 @@ def become(asked: dict[str, object], streams: list[int]) -> None:
         os._exit(code)
 
 
-def ask(address: str, module: str) -> int:
+def ask(address: str, *program: str) -> int:
     """The exit code of the fork; who is killed by a signal is reported as Popen reports it, by dying of it too."""
     with socket.socket(socket.AF_UNIX) as connection:
         begun = time.monotonic()
         while connection.connect_ex(address):  # its imports take a while
             assert time.monotonic() < begun + 120, "the fork server did not start; it has said why"
             time.sleep(0.02)
-        asked = {"module": module, "environment": dict(os.environ), "folder": str(Path.cwd())}
+        asked = {"program": program, "environment": dict(os.environ), "folder": str(Path.cwd())}
         said = json.dumps(asked).encode() + b"\n"
         sent = socket.send_fds(connection, [said], [0, 1, 2])
         connection.sendall(said[sent:])

@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 
 CLAIM = """
 import os, time
-from tasks.base.device import claim_gpu
-claim_gpu()
+from tasks.base.device import claim_gpus
+claim_gpus()
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 time.sleep(60)
 """
@@ -72,7 +72,7 @@ def test_each_run_has_a_gpu_of_its_own_and_gives_it_back(machine: None) -> None:
 
 def test_one_gpu_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    device.claim_gpu()
+    device.claim_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5" and not device._claimed
 
 

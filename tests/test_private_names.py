@@ -37,6 +37,7 @@ NAMES = (
     "transformers.PreTrainedConfig._attn_implementation",
     "transformers.Trainer._determine_best_metric",
     "transformers.Trainer._get_eval_sampler",
+    "transformers.Trainer._get_train_sampler",
     "transformers.Trainer._globalstep_last_logged",
     "transformers.Trainer._init_training_state",
     "transformers.Trainer._inner_training_loop",

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from tasks.base.device import processes
 from tasks.base.files import write_text
 from tasks.base.liveness import if_free
 from tasks.base.machine import environment_key
@@ -80,6 +81,7 @@ _enclosing: ContextVar[str | None] = ContextVar("work", default=None)
 def work_folder(config: RunConfig, *found: Source) -> str:
     """Where this run's files are: the same configuration on the same data, model and machine finds them again."""
     settings = config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
+    settings["training"]["processes"] = processes(config.training)  # auto is another number on another machine
     folder = WORK / digest([settings, *(source.content for source in found), environment_key(), enclosing()])
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder.resolve())

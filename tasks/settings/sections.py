@@ -211,8 +211,8 @@ class TrainingConfig(Config):
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches that make one optimizer step.")
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = Field(
         1,
-        description="Processes of this machine that train together, each on its part of every batch; batch_size is still "
-        "the rows of all. auto: one for each GPU, as many as batch_size can be divided by; one without a GPU.",
+        description="Processes of this machine that train together, each on its part of every batch; batch_size is the "
+        "rows of all. auto: one for each GPU, as many as batch_size can be divided by; one without a GPU.",
     )
     gradient_checkpointing: bool = Field(
         False,

@@ -261,7 +261,7 @@ def serve(job: Job, name: str, share: int) -> None:
 
     `share` runners share this machine.
     """
-    take_share(share, processes(job.config.training))
+    take_share(share, 1 if job.config.parallel > 1 else processes(job.config.training))
     trials = job.open()
     runner = Runner(job, trials)
     runner.prepared(job.config.run_config())  # where data or model cannot be had, no trial is to blame

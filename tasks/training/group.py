@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tasks.base.fresh_process import command, free_device_memory, with_our_modules
+from tasks.base import fresh_process
+from tasks.base.fresh_process import free_device_memory, with_our_modules
 from tasks.base.progress import log
 from tasks.base.records import Point, PreparedData, Record, TrainedAdapter, read_record
 from tasks.base.work import RunFolder
@@ -82,7 +83,7 @@ class Group:
 
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
         self.process = subprocess.Popen(
-            [*command(LAUNCHER), str(os.getpid()), str(count)],
+            [*fresh_process.command(LAUNCHER), str(os.getpid()), str(count)],
             env=with_our_modules() | threads,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -164,6 +165,8 @@ def follow(group: Group, pieces: Pieces, run: RunFolder, watcher: Watcher) -> Tr
         raise KeyboardInterrupt
     if cause := next((error for error in errors if not isinstance(error, Lost)), None):
         raise cause
+    code = group.process.wait()
+    killed_by = killed_by or (signal.Signals(-code).name if code < 0 else "")
     if killed_by or errors:
         raise RuntimeError(
             f"a process of this training has ended ({killed_by or 'nobody saw how'}), as when memory runs out; run it "
@@ -171,4 +174,4 @@ def follow(group: Group, pieces: Pieces, run: RunFolder, watcher: Watcher) -> Tr
         )
     if trained := read_record(TrainedAdapter, run.trained):
         return trained
-    raise RuntimeError(f"the processes of this training have ended without a word (exit code {group.process.wait()})")
+    raise RuntimeError(f"the processes of this training have ended without a word (exit code {code})")

@@ -59,7 +59,7 @@ def join() -> Ranks:
         timeout=timedelta(days=365),  # while the first validates, the others wait; torchrun knows when one has ended
     )
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # else Trainer would share the rows out, too
-        del os.environ[name]
+        os.environ.pop(name, None)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

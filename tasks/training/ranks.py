@@ -41,23 +41,22 @@ class Ranks(NamedTuple):
         rows = slice(self.number * share, (self.number + 1) * share)
         return shortened(batch, rows) if len(batch["labels"][rows]) else {}
 
+    def numbers(self, *mine: float) -> list[list[float]]:
+        """Those of each of them, in order; as many from each."""
+        import torch
+
+        return [numbers.tolist() for numbers in of_all(torch.tensor(mine, dtype=torch.float64), self.size)]
+
     def gathered(self, value: Any) -> list[Any]:
         """What each of them says, in order. Values of JSON."""
         if self.size == 1:
             return [value]
         import torch
-        import torch.distributed as dist
 
         said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with talking():
-            dist.all_gather(lengths, torch.tensor([len(said)]))
-        padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
-        padded[: len(said)] = said
-        texts = [torch.zeros_like(padded) for _ in lengths]
-        with talking():
-            dist.all_gather(texts, padded)
-        return [json.loads(text[:length].numpy().tobytes()) for text, length in zip(texts, lengths, strict=True)]
+        lengths = [int(length) for (length,) in self.numbers(len(said))]
+        texts = of_all(torch.nn.functional.pad(said, (0, max(lengths) - len(said))), self.size)
+        return [json.loads(text.numpy().tobytes()[:length]) for text, length in zip(texts, lengths, strict=True)]
 
     def told(self, value: Any) -> Any:
         """What the first says, in all of them. A value of JSON."""
@@ -78,6 +77,17 @@ class Ranks(NamedTuple):
 
 
 ALONE = Ranks()
+
+
+def of_all(mine: "Tensor", size: int) -> "list[Tensor]":
+    """The tensor of each process, in order; all of one shape, on the CPU."""
+    import torch
+    import torch.distributed as dist
+
+    found = [torch.empty_like(mine) for _ in range(size)]
+    with talking():
+        dist.all_gather(found, mine)
+    return found
 
 
 def add_up(weights: "Sequence[Tensor]") -> None:

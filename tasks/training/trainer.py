@@ -82,6 +82,7 @@ class ResumableTrainer(Trainer):
         self.cost = FIRST_GUESS_SECONDS
         self.step_loss, self.finite_loss = 0.0, ""
         self.epoch_state = random_state()
+        self.is_agreed = False  # by several processes, to write a checkpoint at the end of this step
         self.add_callback(Saving(self))
 
     # --- stopping and going on
@@ -314,9 +315,11 @@ class ResumableTrainer(Trainer):
         return loss if self.ranks.size == 1 else self.joined(loss)
 
     def joined(self, loss: Any) -> Any:
-        """Of the processes' losses for their parts of a batch, the last; the others are added as the losses of one
-        process's batches are, one after the other. After the last batch of a step, the gradients are added up."""
-        *others, last = self.ranks.gathered(loss.item())
+        """Of the processes' losses for their parts of a batch, the last; the others are added one by one, as those of
+        one process's batches are. After the last batch of a step, the gradients are added up."""
+        told = self.ranks.numbers(loss.item(), self.stop() or self.is_due())
+        self.is_agreed = bool(told[0][1])
+        *others, last = [other for other, _ in told]
         for other in others:
             self._tr_loss += loss.new_tensor(other)
         self.step_loss += sum((*others, last)) - loss.item()
@@ -387,7 +390,7 @@ class Saving(TrainerCallback):
         trainer.step_loss = 0.0
         # at the end of an epoch, validation comes first: a run that goes on would skip it
         if state.global_step % trainer.steps_per_epoch() and not control.should_training_stop:
-            control.should_save = trainer.ranks.told(trainer.stop() or trainer.is_due())
+            control.should_save = trainer.is_agreed if trainer.ranks.size > 1 else trainer.stop() or trainer.is_due()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = self.trainer.ranks.told(self.trainer.stop() or self.trainer.is_due())

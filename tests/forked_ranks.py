@@ -1,0 +1,51 @@
+"""What torchrun is to tasks/training/rank.py, by forks of a process that has the imports done; see forkserver.py."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+
+def main() -> None:
+    from tasks.base import environment  # noqa: F401
+    from tasks.training import fit, rank, trainer  # noqa: F401
+
+    _, size = sys.argv[1:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size}
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
+    sys.argv[1:] = [str(os.getpid())]
+    alive = {forked(number, rank.main) for number in range(int(size))}
+    failed = False
+    while alive:
+        child, status = os.wait()
+        alive.remove(child)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not failed:
+            failed = True
+            if code < 0:
+                print(json.dumps(["killed", -code]), flush=True)
+            for other in alive:
+                os.kill(other, signal.SIGTERM)
+    sys.exit(int(failed))
+
+
+def forked(number: int, run: Callable[[], None]) -> int:
+    if child := os.fork():
+        return child
+    code = 0
+    try:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+        run()
+    except SystemExit as end:
+        code = int(bool(end.code))
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
