@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 
@@ -12,12 +11,9 @@ def main() -> None:
     from tasks.base import environment  # noqa: F401
     from tasks.training import fit, rank, trainer  # noqa: F401
 
-    _, size = sys.argv[1:]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size}
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
-    sys.argv[1:] = [str(os.getpid())]
+    _, size, folder = sys.argv[1:]
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    sys.argv[1:] = [str(os.getpid()), folder]
     alive = {forked(number, rank.main) for number in range(int(size))}
     failed = False
     while alive:

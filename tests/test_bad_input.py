@@ -191,6 +191,8 @@ CASES = [
             ("training.epochs", "0", "greater than or equal to 1"),
             ("training.max_steps", "0", "greater than or equal to 1"),
             ("training.warmup_fraction", "1.1", "less than or equal to 1"),
+            ("training.processes", "0", "whole number from 1 to 1,024, or auto"),
+            ("training.processes", "many", "whole number from 1 to 1,024, or auto"),
             ("adapter.r", "0", "greater than or equal to 1"),
             ("adapter.alpha", "0", "greater than 0"),
             ("adapter.dropout", "1", "less than 1"),
@@ -202,6 +204,12 @@ CASES = [
             ("seed", "-1", "greater than or equal to 0"),
             ("seed", str(2**32), "less than"),
         ]
+    ),
+    Case("batch for no number of processes", ("32", "3 processes", "try 33"), "--training.processes 3"),
+    Case(
+        "more processes than cores",
+        ("training.processes", "1024 processes need a core each", "auto"),
+        "--training.processes 1024 --training.batch_size 1024",
     ),
     # choices
     Case("unknown method", ("adapter.method", "'lora'", "'lara'"), "--adapter.method lara"),

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.base import device
+from tasks.settings.fields import InputError
+from tasks.settings.sections import TrainingConfig
 from tests.conftest import ROOT
 
 CLAIM = """
@@ -68,6 +70,47 @@ def test_each_run_has_a_gpu_of_its_own_and_gives_it_back(machine: None) -> None:
     for run in runs:
         run.kill()
         run.wait()
+
+
+def training(**fields: object) -> TrainingConfig:
+    return TrainingConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(33, 3), (32, 2), (2, 2), (1, 1)])
+def test_auto_is_one_process_for_each_gpu_as_far_as_a_batch_can_be_divided(
+    machine: None, rows: int, count: int
+) -> None:
+    assert device.processes(training(processes="auto", batch_size=rows)) == count
+
+
+def test_auto_is_one_process_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device.processes(training(processes="auto")) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"), [("0,1,2", "a GPU each, and this machine has 3 GPUs"), ("", "a core each")]
+)
+def test_more_processes_than_gpus_or_cores_are_refused(choice: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    assert device.processes(training(processes=3, batch_size=12)) == 3
+    with pytest.raises(InputError, match=f"^training.processes: 4 processes need {says}"):
+        device.processes(training(processes=4))
+
+
+def test_run_of_several_processes_takes_as_many_gpus_or_none(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_claimed", [])
+    device.claim_gpus(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    first, device._claimed = device._claimed, []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    device.claim_gpus(2)  # one is left, which stays free for another run
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ and not device._claimed
+    device.claim_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    for lock in (*first, *device._claimed):
+        lock.release()
 
 
 def test_one_gpu_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,3 +403,20 @@ def test_choices_of_a_field_that_may_be_left_empty_are_known() -> None:
     assert choices(TrainingConfig, "selection_metric")[:2] == ("accuracy", "macro_f1")
     assert choices(TrainingConfig, "scheduler")[0] == "linear"
     assert choices(TrainingConfig, "epochs") == choices(EvaluationConfig, "references") == ()
+    assert choices(TrainingConfig, "processes") == ()  # numbers, too
+
+
+@pytest.mark.parametrize(("given", "value"), [(2, 2), ("2", 2), ("auto", "auto"), (32, 32)])
+def test_processes_are_a_number_or_auto(given: object, value: object) -> None:
+    assert validated({"training": {"processes": given}}).training.processes == value
+
+
+@pytest.mark.parametrize("given", [True, 2.0, "2.0", None, "", "9" * 20, [2]])
+def test_anything_else_is_no_number_of_processes(given: object) -> None:
+    with pytest.raises(InputError, match=r"^training\.processes: must be a (whole )?number"):
+        validated({"training": {"processes": given}})
+
+
+def test_rows_of_a_batch_must_be_a_multiple_of_the_processes() -> None:
+    with pytest.raises(InputError, match=r"^training: batch_size 10 cannot be divided over 4 processes; try 12$"):
+        validated({"training": {"batch_size": 10, "processes": 4}})

@@ -168,6 +168,13 @@ def test_postgresql_without_its_package_is_refused(monkeypatch: pytest.MonkeyPat
         check_sweep(config(storage="postgresql://host/sweeps"))
 
 
+def test_trials_at_the_same_time_have_one_process_each() -> None:
+    assert check_sweep(config(parallel=2, training={"processes": "auto"}))[1] == 20
+    assert check_sweep(config(training={"processes": 2}))[1] == 20
+    with pytest.raises(InputError, match=r"^parallel: 2 trials at the same time have one process each; leave training"):
+        check_sweep(config(parallel=2, training={"processes": 2}))
+
+
 # ending
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.base import fresh_process
@@ -82,8 +83,9 @@ class Group:
         import torch
 
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
+        self.meeting_place = TemporaryDirectory(prefix="peft-flow-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            [*fresh_process.command(LAUNCHER), str(os.getpid()), str(count)],
+            [*fresh_process.command(LAUNCHER), str(os.getpid()), str(count), self.meeting_place.name],
             env=with_our_modules() | threads,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -137,6 +139,7 @@ class Group:
         self.listener.join(END_SECONDS)
         with suppress(OSError):
             self.process.communicate()
+        self.meeting_place.cleanup()
 
 
 def follow(group: Group, pieces: Pieces, run: RunFolder, watcher: Watcher) -> TrainedAdapter:

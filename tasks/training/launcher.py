@@ -1,4 +1,8 @@
-"""`python -m tasks.training.launcher PARENT COUNT` is torchrun for tasks/training/rank.py. It ends with PARENT."""
+"""`python -m tasks.training.launcher PARENT COUNT FOLDER` is torchrun for tasks/training/rank.py. It ends with PARENT.
+
+The processes find each other by files in FOLDER, which is this user's alone: torchrun's own way listens on all
+networks, asks nobody who he is, and unpickles what it is sent.
+"""
 
 import json
 import logging
@@ -10,19 +14,20 @@ from tasks.base.fresh_process import end_with
 
 
 def main() -> None:
-    parent, count = sys.argv[1:]
+    parent, count, folder = sys.argv[1:]
     end_with(int(parent))
     logging.disable()  # what goes wrong is told by the process that met it
 
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for library in ("GLOO", "NCCL"):  # nobody else hears them, and the machine needs no name
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # which would listen for the processes
+    for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback())
-    own = ["-m", "tasks.training.rank", str(os.getpid())]
-    alone = ["--standalone", "--local-addr", "127.0.0.1", "--log-dir", os.devnull]
+    by_files = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", f"{folder}/torchrun"]
+    here = ["--nnodes", "1", "--nproc-per-node", count, "--local-addr", "127.0.0.1", "--log-dir", os.devnull]
     try:
-        run.run(run.parse_args([*alone, "--nproc-per-node", count, *own]))
+        run.run(run.parse_args([*by_files, *here, "-m", "tasks.training.rank", str(os.getpid()), folder]))
     except ChildFailedError as error:
         killed = [-failure.exitcode for failure in error.failures.values() if failure.exitcode < 0]
         if killed:

@@ -1,4 +1,4 @@
-"""One of the processes that train a run together: `torchrun -m tasks.training.rank PARENT`, see launcher.py.
+"""One of the processes that train a run together: `torchrun -m tasks.training.rank PARENT FOLDER`, see launcher.py.
 
 The first reads what is to be done, shows the bar, and says how it goes; the others are heard when they fail.
 """
@@ -49,26 +49,29 @@ class Voice(logging.Handler):
         self.say("stopped", [str(folder), step])
 
 
-def join() -> Ranks:
+def join(folder: str) -> Ranks:
     """This process among the others, which can talk from now on."""
     import torch
     import torch.distributed as dist
 
+    # else Trainer would share the rows out, too
+    number, size, *_ = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"file://{folder}/ranks",
+        rank=number,
+        world_size=size,
         timeout=timedelta(days=365),  # while the first validates, the others wait; torchrun knows when one has ended
     )
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # else Trainer would share the rows out, too
-        os.environ.pop(name, None)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(number, size)
 
 
-def train(voice: Voice) -> None:
+def train(voice: Voice, folder: str) -> None:
     import torch
 
     from tasks.training.fit import fit_with, pieces_for
 
-    ranks, asked, watcher = join(), None, Watcher(lambda progress: None)
+    ranks, asked, watcher = join(folder), None, Watcher(lambda progress: None)
     if ranks.is_first:
         stop = threading.Event()
         asked = json.loads(listen(stop))
@@ -101,13 +104,14 @@ def listen(stop: threading.Event) -> str:
 
 
 def main() -> None:
-    end_with(int(sys.argv[1]))
+    parent, folder = sys.argv[1:]
+    end_with(int(parent))
     place = int(os.environ["LOCAL_RANK"])
     voice = Voice(is_first=place == 0)
     if names := gpus():
         os.environ[CHOICE] = names[place]
     try:
-        train(voice)
+        train(voice, folder)
     except KeyboardInterrupt:  # asked for, and said
         return
     except BaseException as error:
