@@ -212,8 +212,10 @@ def ready_to_train(config: RunConfig, check: "Callable[[Source], object]" = lamb
     The body is for importing the flow.
     """
     from tasks.base import environment
+    from tasks.base.device import processes
     from tasks.sources.reading import check_early
 
+    processes(config.training)  # more than this machine can have are refused
     check_early(config.data)
 
     from tasks.data.prepare import check_input

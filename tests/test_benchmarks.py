@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import memory, page, peers, quantized, speed, sweep
+from benchmarks import memory, page, peers, processes, quantized, speed, sweep
 from tasks.settings.loading import load_config, read_yaml
 from tasks.settings.space import grid, read_space, values_of
 from tests.conftest import ROOT, sentences, write_tokenizer
@@ -181,6 +181,13 @@ def test_memory_is_compared_by_medians() -> None:
     found = [one("new", 1), one("new", 90), one("new", 2), one("old", 4), one("old", 4)]
     said = memory.summary("minilm-512", found)
     assert said.startswith("minilm-512: peak 4.00 to 2.00 (0.50), training 4.00 to 2.00 (0.50), rows/s ")
+
+
+def test_two_processes_have_the_bits_of_their_halves(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    processes.write(tmp_path, 70, small)
+    two, halves = (processes.train(tmp_path, side, tmp_path / side) for side in ("two", "halves"))
+    assert two["sha256"] == halves["sha256"] and 0 < two["seconds"] < two["whole"]
 
 
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="peft-flow[quantized] is not installed")

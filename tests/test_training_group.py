@@ -93,22 +93,23 @@ def rarely(*values: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("family", "adapter", "more"),
+    ("family", "more"),
     [
-        ("gpt2", {}, {"epochs": 9, "early_stopping_patience": 1, "learning_rate": 0.05}),
-        rarely("bert", {}, {"epochs": 2}),
-        rarely("gpt2", {"layers": 1}, {"epochs": 2}),
-        rarely("gpt2", {"method": "adalora", "r": 2}, {"epochs": 4, "learning_rate": 0.05}),
-        rarely("bert", {}, {"epochs": 2, "gradient_checkpointing": True, "class_weights": "balanced"}),
+        ("gpt2", {"training": {"epochs": 9, "early_stopping_patience": 1, "learning_rate": 0.05}}),
+        rarely("bert", {"training": {"gradient_checkpointing": True, "class_weights": "balanced"}}),
+        rarely("gpt2", {"adapter": {"layers": 1}}),
+        rarely("gpt2", {"adapter": {"method": "adalora", "r": 2}, "training": {"epochs": 4, "learning_rate": 0.05}}),
+        rarely("llama", {"model": {"quantization": "nf4"}}),
     ],
 )
 def test_two_processes_give_the_bits_of_one_with_accumulation(
-    family: str, adapter: dict[str, Any], more: dict[str, Any], job: Any, still: Any
+    family: str, more: dict[str, Any], job: Any, still: Any
 ) -> None:
-    model = {"name": still(family)}
-    two = job({**TWO, **more}, family, model=model, adapter=adapter)
+    sections = {"adapter": {}, **more, "model": {"name": still(family), **more.get("model", {})}}
+    training = sections.pop("training", {})
+    two = job({**TWO, **training}, family, **sections)
     together = two.fit("two")
-    alone = job({**ONE, **more}, family, model=model, adapter=adapter).fit("one")
+    alone = job({**ONE, **training}, family, **sections).fit("one")
     assert what_counts(together) == what_counts(alone)
     assert (together.compute["processes"], alone.compute["processes"]) == ("2", "1")
     assert together.examples_per_second > 0

@@ -67,13 +67,20 @@ def fit_together(
         raise
     except BaseException:
         if group.has_begun and not group.was_asked:
-            group.ask_to_stop()
-            for kind, value in group.messages(lambda: False, STOP_SECONDS):
-                if kind == "stopped":
-                    watcher.stopped(Path(value[0]), value[1])
+            save_and_stop(group, watcher)
         raise
     finally:
         group.end()
+
+
+def save_and_stop(group: "Group", watcher: Watcher) -> None:
+    """A checkpoint after the step at hand, if that does not take too long."""
+    group.ask_to_stop()
+    for kind, value in group.messages(lambda: False, STOP_SECONDS):
+        if kind == "stopped":
+            watcher.stopped(Path(value[0]), value[1])
+            return
+    watcher.say("The step at hand takes too long and is given up: the run goes on from its last checkpoint")
 
 
 class Group:
@@ -102,7 +109,7 @@ class Group:
         """Until the last of them has ended: each holds the pipe."""
         assert self.process.stdout
         for line in self.process.stdout:
-            with suppress(ValueError):  # the half of a line that a killed process has left
+            with suppress(ValueError, TypeError):  # half a line, which a killed process has left
                 kind, value = json.loads(line)
                 self.heard.put((kind, value))
         self.heard.put(None)
