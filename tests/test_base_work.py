@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tasks.base.machine import ONLY_SHOWING, code_key
-from tasks.base.work import RunFolder
+from tasks.base.work import RunFolder, work_folder
+from tasks.settings.loading import validated
 from tests.conftest import ROOT
 
 
@@ -68,3 +69,14 @@ def test_a_run_folder_is_found_from_what_lies_in_it(tmp_path: Path) -> None:
     assert RunFolder.around(str(run.adapter)).comparison_record == tmp_path / "run/comparison/comparison.json"
     assert run.lock == tmp_path / "run.lock"
     assert all(path.parent == tmp_path / "run" for path in run.progress)
+
+
+def test_run_of_another_number_of_processes_is_another(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+
+    def folder(processes: object, gpus: str) -> str:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        return work_folder(validated({"training": {"processes": processes}}))
+
+    assert folder("auto", "") == folder(1, "") != folder(2, "")
+    assert folder("auto", "0,1") == folder(2, "0,1")

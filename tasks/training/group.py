@@ -19,7 +19,7 @@ from typing import Any
 
 from tasks.base import fresh_process
 from tasks.base.fresh_process import free_device_memory, with_our_modules
-from tasks.base.progress import log
+from tasks.base.progress import log, tell
 from tasks.base.records import Point, PreparedData, Record, TrainedAdapter, read_record
 from tasks.base.work import RunFolder
 from tasks.settings.config import RunConfig
@@ -60,6 +60,7 @@ def fit_together(
     """
     free_device_memory()
     run.trained.unlink(missing_ok=True)
+    tell("%d processes train together; they start and import their libraries first", count)
     group = Group(count, Request(config=config.run_config(), data=data, work=str(run.trained.parent)))
     try:
         return follow(group, pieces, run, watcher)

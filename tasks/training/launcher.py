@@ -23,7 +23,7 @@ def main() -> None:
 
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # which would listen for the processes
     for library in ("GLOO", "NCCL"):
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback())
+        os.environ[f"{library}_SOCKET_IFNAME"] = loopback()
     by_files = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", f"{folder}/torchrun"]
     here = ["--nnodes", "1", "--nproc-per-node", count, "--local-addr", "127.0.0.1", "--log-dir", os.devnull]
     try:

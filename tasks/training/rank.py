@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from io import FileIO
 from pathlib import Path
@@ -66,6 +67,13 @@ def join(folder: str) -> Ranks:
     return Ranks(number, size)
 
 
+def leave() -> None:
+    """The others talk no more, either."""
+    from torch.distributed import destroy_process_group
+
+    destroy_process_group()
+
+
 def train(voice: Voice, folder: str) -> None:
     import torch
 
@@ -79,6 +87,7 @@ def train(voice: Voice, folder: str) -> None:
         logger = logging.getLogger("tasks")
         logger.setLevel(logging.INFO)
         logger.addHandler(voice)
+        logger.propagate = False
     request = Request.model_validate(ranks.told(asked))
     run = RunFolder(request.work)
     pieces = pieces_for(run)
@@ -111,9 +120,9 @@ def main() -> None:
     if names := gpus():
         os.environ[CHOICE] = names[place]
     try:
-        train(voice, folder)
-    except KeyboardInterrupt:  # asked for, and said
-        return
+        with suppress(KeyboardInterrupt):  # asked for, and said
+            train(voice, folder)
+        leave()
     except BaseException as error:
         voice.say("error", told(error))
         sys.exit(1)
