@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasks.base.device import THREADS, claim_device, gpus
 from tasks.base.disk import is_disk_full
-from tasks.base.fresh_process import free_device_memory
+from tasks.base.fresh_process import end_with, free_device_memory
 from tasks.base.progress import tell
 from tasks.base.records import PreparedData, Record, Source, TrainedAdapter, read_record
 from tasks.base.sweeps import Outcome
@@ -317,17 +316,6 @@ def main() -> None:
         serve(Job.model_validate_json(Path(request["job"]).read_bytes()), request["name"], share)
     except KeyboardInterrupt:
         sys.exit(1)
-
-
-def end_with(parent: int) -> None:
-    """Nobody assigns trials to an orphan, and another runner goes on with the one that it is at."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ NOTE = "mlflow.note.content"
 """Where MLflow keeps a run's description."""
 
 
+EXCHANGE_TAG = "exchange"
+"""Of a run that only carries files between machines: what for."""
+
+
 def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or default_store()
 
