@@ -343,6 +343,35 @@ def test_part_that_was_damaged_on_its_way_is_not_taken(ask: Any, shared: None, m
         ask("out.csv", 2, Machines())
 
 
+def test_files_that_cannot_be_deleted_in_the_end_stop_nobody(
+    ask: Any, whole: list[bytes], shared: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(run_id: str) -> None:
+        raise ConnectionError("refused")
+
+    remake_store()
+    monkeypatch.setattr(exchange, "close_exchange", refused)
+    assert ask("out.csv", 2, Machines()) == [] and bytes_of("out.csv") == whole
+    assert "copies of input and output stay in MLflow run" in caplog.text
+
+
+def test_mlflow_that_is_gone_for_a_while_is_asked_again(
+    ask: Any, whole: list[bytes], shared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, names = iter(range(4)), exchange.names
+
+    def sometimes(run_id: str, folder: str) -> list[str]:
+        if threading.current_thread() is threading.main_thread() and next(answers, None) is not None:
+            raise ConnectionError("refused")
+        return names(run_id, folder)
+
+    remake_store()
+    monkeypatch.setattr(exchange, "names", sometimes)
+    runners = Machines()
+    assert ask("out.csv", 2, runners) == [] and bytes_of("out.csv") == whole
+    assert len(runners.shards) == 2
+
+
 def test_without_a_server_for_files_a_machine_that_does_not_see_the_disk_says_so(ask: Any) -> None:
     with pytest.raises(InputError, match=r"this machine does not see /nowhere.*set MLFLOW_TRACKING_URI"):
         ask("out.csv", 2, Machines())

@@ -100,11 +100,20 @@ def test_run_has_the_name_of_its_prediction_and_its_rows(deployment: None, monke
 
     config = PredictionConfig(model="reviews@champion", input="july.csv", output="out.csv", shards=3)
     job = Job(adapter="a", version="reviews/1", source=None, columns=(), label_names=(), answers={}, work=None)
-    more: dict[str, Any] = {"ids": None, "threads": 1, "chunk_rows": 4096, "number": 2, "of": 3, "start": 1, "stop": 3}
+    more: dict[str, Any] = {
+        "ids": None,
+        "threads": 1,
+        "chunk_rows": 4096,
+        "rows": 9000,
+        "number": 2,
+        "of": 3,
+        "start": 1,
+        "stop": 3,
+    }
     shard = Shard(config=config, job=job, ticket=Ticket(id="a", exchange=None), adapter_sha256="", **more)
     told = json.loads(shard.model_dump_json())
     assert Shard.model_validate(told) == shard
     monkeypatch.setattr(flow.runtime.flow_run, "parameters", {"shard": told}, raising=False)
     name = flow.predict_shard.flow_run_name
     assert callable(name)
-    assert name() == "reviews@champion · july.csv · shard 2 of 3 (rows 4,096 to 12,287)"
+    assert name() == "reviews@champion · july.csv · shard 2 of 3 (rows 4,096 to 8,999)"

@@ -52,4 +52,5 @@ def test_exchange_is_listed_only_where_it_is_asked_for_and_leaves_no_file(run_id
     assert listed.run_id == run_id and exchange.is_open(run_id)
     exchange.close_exchange(run_id)
     assert not exchange.is_open(run_id) and exchange.names(run_id, "parts") == []
-    assert client().get_run(run_id).info.lifecycle_stage == "deleted"
+    info = client().get_run(run_id).info
+    assert (info.lifecycle_stage, info.status) == ("deleted", "FINISHED")

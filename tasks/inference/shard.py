@@ -53,6 +53,8 @@ class Shard(Record):
     threads: int
     """Of the driver: the last digits depend on them."""
     chunk_rows: int
+    rows: int
+    """Of the whole input."""
     number: int
     """From 1."""
     of: int
@@ -63,7 +65,7 @@ class Shard(Record):
     adapter_sha256: str
 
     def __str__(self) -> str:
-        first, last = self.start * self.chunk_rows, self.stop * self.chunk_rows - 1
+        first, last = self.start * self.chunk_rows, min(self.stop * self.chunk_rows, self.rows) - 1
         return f"shard {self.number} of {self.of} (rows {first:,} to {last:,})"
 
     @property

@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.base.files import whole, write_bytes
 from tasks.base.progress import progress_artifact, tell, warn
 from tasks.base.records import file_sha256, read_record
-from tasks.base.trouble import is_network_trouble
+from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import sole_user
 from tasks.inference.job import Job, parts_of
 from tasks.inference.parts import Part, Parts
@@ -79,7 +79,7 @@ def label_in_shards(config: PredictionConfig, job: Job, find_runners: Callable[[
         runners = find_runners(parts.folder, number) if number > 1 else None
         if runners:
             made = shards_of(config, job, parts, rows, number, runners.elsewhere)
-            Driver(runners, parts, made, rows).run()
+            Driver(runners, parts, made).run()
 
 
 def count_rows(config: PredictionConfig, job: Job) -> int:
@@ -113,6 +113,7 @@ def shards_of(
             ids=ids,
             threads=torch.get_num_threads(),
             chunk_rows=CHUNK_ROWS,
+            rows=rows,
             number=place,
             of=number,
             start=start,
@@ -140,10 +141,9 @@ def ticket_of(config: PredictionConfig, parts: Parts, elsewhere: bool) -> Ticket
 class Driver:
     """Starts shards, watches them, and has another process go on with those that were killed."""
 
-    def __init__(self, runners: Runners, parts: Parts, shards: Sequence[Shard], rows: int) -> None:
-        self.runners, self.parts, self.rows = runners, parts, rows
+    def __init__(self, runners: Runners, parts: Parts, shards: Sequence[Shard]) -> None:
+        self.runners, self.parts, self.shards = runners, parts, shards
         self.count, self.job, self.ticket = shards[-1].stop, shards[0].job, shards[0].ticket
-        self.shards = shards
         self.tried: dict[int, tuple[int, int]] = {}
         """By number of a shard that was killed: how many parts it had then, and how often it was with so many."""
         self.next_exchange = 0.0
@@ -165,8 +165,7 @@ class Driver:
                         time.sleep(LOOK_SECONDS)
         finally:
             self.runners.stop()
-        if self.ticket.exchange:
-            exchange.close_exchange(self.ticket.exchange)
+        self.close_exchange()
 
     def start_some(self, waiting: list[Shard], running: dict[str, Shard]) -> None:
         """As many as there are places; where nobody answers who could start them, the next look tries again."""
@@ -199,8 +198,8 @@ class Driver:
         return numbers_of(os.listdir(self.parts.folder))
 
     def tell(self, progress: Progress) -> None:
-        done = len(self.done())
-        progress.tick(min(done * self.shards[0].chunk_rows, self.rows), done / self.count, worked=True)
+        done, shard = len(self.done()), self.shards[0]
+        progress.tick(min(done * shard.chunk_rows, shard.rows), done / self.count, worked=True)
 
     # --- with machines that do not see this disk
 
@@ -224,14 +223,22 @@ class Driver:
             return False
         return True
 
+    def close_exchange(self) -> None:
+        try:
+            if self.ticket.exchange:
+                exchange.close_exchange(self.ticket.exchange)
+        except Exception as error:  # all is labelled
+            warn("copies of input and output stay in MLflow run %s: %s", self.ticket.exchange, first_line(error))
+
     def fetch(self, run_id: str, number: int) -> None:
         """A part that another machine has made; its record last, as always."""
         with TemporaryDirectory() as folder:
             record = fetched(run_id, f"{PARTS}/{self.parts.record(number).name}", Path(folder))
             part = Part.model_validate_json(record.read_bytes())
             for name, sha256 in part.sha256.items():
+                assert name == f"{record.stem}{Path(name).suffix}"  # and leads nowhere else
                 file = fetched(run_id, f"{PARTS}/{name}", Path(folder))
-                if Path(name).stem != record.stem or file_sha256(file) != sha256:
+                if file_sha256(file) != sha256:
                     raise RuntimeError(f"{name} is not the file that its record tells of; give the command again")
                 write_bytes(self.parts.folder / name, file.read_bytes())
             part.write(self.parts.record(number))

@@ -20,7 +20,7 @@ WANTED, GIVEN = "exchange.wanted", "exchange.given"
 
 FILE = "given.tar"
 
-LOOK_SECONDS, WAIT_SECONDS = 2.0, 3600.0
+LOOK_SECONDS, WAIT_SECONDS = 2.0, 1800.0
 """A machine looks whether it has been given what it wants; so long, for there may be much of it."""
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ def close_exchange(run_id: str) -> None:
     """Nothing is left of it but a deleted run, which `mlflow gc` removes."""
     api = client()
     repository(api.get_run(run_id).info.artifact_uri, tracking_uri()).delete_artifacts()
+    api.set_terminated(run_id)
     api.delete_run(run_id)
 
 
