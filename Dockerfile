@@ -4,8 +4,8 @@ FROM python:${PYTHON}-slim-bookworm
 
 # torch of the default index brings CUDA on x86-64. For a CPU, which needs gigabytes less, name the index of PyTorch's CPU
 # wheels; pip takes both variables from its environment
-ARG PIP_EXTRA_INDEX_URL=""
-ARG PIP_INDEX_URL=""
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_INDEX_URL
 # more of pyproject.toml's optional packages, for example "postgresql quantized onnx"
 ARG EXTRAS="postgresql"
 

@@ -274,7 +274,7 @@ def is_deployed(deployment: str = DEPLOYMENT) -> bool:
         try:
             client.read_deployment_by_name(deployment)
         except ObjectNotFound:
-            warn("Prefect's server does not know %s: all runs on this machine", deployment)
+            warn("Prefect's server does not know %s: everything runs on this machine", deployment)
             return False
     return True
 

@@ -12,7 +12,7 @@ from tasks.tracking.artifacts import repository
 from tasks.tracking.asking import attach as attach_files
 from tasks.tracking.asking import fetched, run_facts
 from tasks.tracking.flow import flow_tags
-from tasks.tracking.patience import answered, reason
+from tasks.tracking.patience import answered, in_one_line, reason
 from tasks.tracking.run import PATIENCE_SECONDS
 from tasks.tracking.sending import open_experiment
 
@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 
 def open_exchange(name: str) -> str | None:
-    """Id of a new run; None where there is no server that other machines could reach."""
+    """Id of a new run; None where there is no server that other machines could reach. InputError where it is silent."""
     if not is_shared():
         return None
     api = client()
-    experiment = open_experiment(api, TrackingConfig().experiment)
-    return str(api.create_run(experiment, tags={EXCHANGE_TAG: name, **flow_tags()}, run_name=name).info.run_id)
+    with in_one_line():
+        experiment = open_experiment(api, TrackingConfig().experiment)
+        return str(api.create_run(experiment, tags={EXCHANGE_TAG: name, **flow_tags()}, run_name=name).info.run_id)
 
 
 def is_shared() -> bool:
@@ -81,7 +82,7 @@ def attach(run_id: str, to: str, *files: Path) -> None:
 
 def names(run_id: str, folder: str) -> list[str]:
     """Of the files in a folder of the run."""
-    return [Path(file.path).name for file in patiently(lambda: client().list_artifacts(run_id, folder))]
+    return [Path(file.path).name for file in client().list_artifacts(run_id, folder)]
 
 
 def patiently(ask: Callable[[], T]) -> T:
