@@ -63,6 +63,8 @@ lint: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m flows.reference --check
+	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint Dockerfile; \
+	else echo 'hadolint: SKIPPED, there is none for this machine'; fi
 	@$(AUDIT)
 
 # The first line removes a .venv whose scripts no longer start.

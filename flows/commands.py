@@ -180,7 +180,7 @@ COMMANDS = (
         (JSON_AT_END,),
         PredictionConfig,
         ("model", "input", "output"),
-        ("predict",),
+        ("predict", "predict-shard"),
     ),
     Command(
         "runs",
@@ -190,9 +190,10 @@ COMMANDS = (
         records.run_runs,
         (
             FILTER._replace(
-                help="FIELD=VALUE, where FIELD is name, experiment, kind (run, seeds, learning curve, sweep or trial), "
-                "status, verdict or a parameter such as adapter.method; or a word of name, id or verdict. All that are "
-                "given must apply. Trials of sweeps are listed only where kind is asked for."
+                help="FIELD=VALUE, where FIELD is name, experiment, kind (run, seeds, learning curve, sweep, trial or "
+                "prediction), status, verdict or a parameter such as adapter.method; or a word of name, id or verdict. "
+                "All that are given must apply. Trials of sweeps, and what predictions in shards send from machine "
+                "to machine, are listed only where kind is asked for."
             ),
             Argument(
                 "--sort",

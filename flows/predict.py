@@ -10,10 +10,11 @@ from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of
-from tasks.base.device import claim_device
 from tasks.base.outcomes import PredictionResult
 from tasks.inference.job import find_job
 from tasks.inference.prediction import describe_result, predict_rows
+from tasks.inference.shards import label_in_shards
+from tasks.servers.shards import shard_runners
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
 from tasks.settings.loading import checked
@@ -34,12 +35,13 @@ def predict(**given: Any) -> PredictionResult:
     if runtime.deployment.id and "-" in (settings.input, settings.output):
         raise InputError("input, output: - is for the command line; give files that the worker can reach")
     logger = get_run_logger()
-    claim_device()
     live()
     tidy_up()
     with TemporaryDirectory(prefix="peft-flow-") as folder:
         job = find_job(settings, Path(folder))
         logger.info("%s with %s: %s", settings.input, job.version, ", ".join(job.label_names))
+        if settings.shards > 1:
+            label_in_shards(settings, job, shard_runners)
         result = predict_rows(settings, job)
     logger.info("%s", describe_result(result))
     return result

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from flows.cli import DONE, USER_MUST_CHANGE, main
@@ -555,6 +558,39 @@ def test_command_that_was_killed_goes_on_and_gives_the_same_bytes(
     assert main([*arguments, "out.csv", "--offline"]) == DONE
     assert "written to" in capfd.readouterr().out
     assert Path("out.csv").read_bytes() == Path("kept.csv").read_bytes()
+
+
+@pytest.mark.endurance
+def test_shards_in_processes_of_this_machine_of_which_one_is_killed_give_the_same_bytes(
+    trained: Trained,
+    many: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    prefect_harness: None,
+) -> None:
+    """Without a server; the first process is killed as soon as there is one."""
+    from tasks.servers.shards import MODULE
+
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    assert main(["predict", trained.adapter.folder, "many.csv", "whole.csv", "--offline"]) == DONE
+    shutil.rmtree("mlruns")
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            for process in psutil.Process().children():
+                if MODULE in process.cmdline():
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    assert main(["predict", trained.adapter.folder, "many.csv", "out.csv", "--shards", "2", "--offline"]) == DONE
+    thread.join(1)
+    assert "was killed (exit code -9" in caplog.text and killed
+    assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
 def test_lines_go_in_and_the_rows_of_a_file_come_out(

@@ -117,7 +117,7 @@ def test_deployments_name_real_flows() -> None:
         file, function = deployment["entrypoint"].split(":")
         names = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
         assert function in names
-        runs_trials = deployment["name"] == "sweep-runner"
+        runs_trials = deployment["name"] in ("sweep-runner", "predict-shard")
         assert deployment["work_pool"]["name"] == ("peft-flow-trials" if runs_trials else "peft-flow")
 
 

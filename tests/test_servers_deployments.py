@@ -28,7 +28,8 @@ ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "prefect.yam
 def test_deployment_has_what_its_page_shows_and_valid_parameters(name: str) -> None:
     entry = ENTRIES[name]
     assert entry["description"] and "peft-flow" in entry["tags"]
-    assert entry["work_pool"]["name"] == (deployments.TRIALS_POOL if name == "sweep-runner" else deployments.POOL)
+    is_part = name in ("sweep-runner", "predict-shard")
+    assert entry["work_pool"]["name"] == (deployments.TRIALS_POOL if is_part else deployments.POOL)
     kind = RetrainConfig if entry["entrypoint"].endswith(":retrain") else RunConfig
     checked(kind, entry.get("parameters", {}))
 
@@ -189,6 +190,28 @@ def test_interval_of_the_file_is_read_as_prefect_reads_it() -> None:
     schedule = deployments.parsed(said)
     assert schedule.active and schedule.schedule.interval == timedelta(hours=1)
     assert deployments.is_as_said(schedule, said) and not deployments.is_as_said(schedule, {**said, "interval": 60})
+
+
+def test_automation_of_an_earlier_version_learns_of_new_flows_and_keeps_what_people_set(
+    prefect_harness: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    def automation() -> Any:
+        deployments.make_automation(client)
+        (found,) = client.read_automations_by_name(deployments.AUTOMATION)
+        return found
+
+    with get_client(sync_client=True) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(deployments, "FLOWS", ("finetune",))
+            first = automation()
+        client.pause_automation(first.id)
+        second = automation()
+        names = second.trigger.match_related.model_dump()["prefect.resource.name"]
+        assert names == list(deployments.FLOWS) and "predict-shard" in names
+        assert second.id == first.id and not second.enabled and second.trigger.within == first.trigger.within
+        client.delete_automation(first.id)
 
 
 def test_silence_while_there_was_no_server_is_forgotten_for_our_automation_only(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_where_nobody_comes_it_is_said_once(
     name = pool.start()
     for _ in range(4):
         pool.alive([name])
-    assert caplog.text.count("No worker has begun a trial") == 1
+    assert caplog.text.count("No worker has begun a run of sweep-runner") == 1
 
 
 def test_server_without_the_deployment_runs_no_trials(prefect_harness: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,1 +1,1 @@
-"""Label a file with an adapter, and export it for other tools."""
+"""Label a file with an adapter, in one process or several, and export it for other tools."""

@@ -6,6 +6,7 @@ It is known by what it is about: content of the input, adapter, settings, progra
 from pathlib import Path
 from typing import Any
 
+from tasks.base.device import claim_device, limit_threads
 from tasks.base.machine import environment_key
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
@@ -41,12 +42,18 @@ class Job(Record):
     answers: dict[str, str]
     """Columns of the answers, see serving.answer_columns."""
     choice: Choice = Choice()
+    base: str | None = None
+    """Where the foundation model lies, if not where the adapter says."""
     work: str | None
     """Folder of the finished chunks; None for standard output."""
 
 
 def find_job(config: PredictionConfig, folder: Path) -> Job:
-    """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`."""
+    """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`.
+
+    Takes this process's device, by which the work is known; with shards, each of them takes one of its own.
+    """
+    (claim_device if config.shards == 1 else limit_threads)()
     check_places(config)
     source = find_rows(config)
     adapter, version = locate_adapter(config, folder)
@@ -88,6 +95,8 @@ def text_columns(config: PredictionConfig, settings: dict[str, Any]) -> tuple[st
 
 
 def check_places(config: PredictionConfig) -> None:
+    if config.shards > 1 and "-" in (config.input, config.output):
+        raise InputError("shards: one process reads standard input or writes standard output; leave shards out")
     if config.output == "-":
         if config.on_error == "skip":
             raise InputError("on_error: skip writes a second file beside the output; give a file as output, not -")

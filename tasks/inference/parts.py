@@ -36,6 +36,8 @@ class Part(Record):
     labels: dict[str, int]
     sha256: dict[str, str] = {}  # noqa: RUF012  (frozen)
     """Of each of its files."""
+    environment: str = ""
+    """Of the process that labelled it, see tasks/base/machine.py."""
 
     def plus(self, other: "Part") -> "Part":
         """The counts of both."""
@@ -65,9 +67,13 @@ class Parts:
         self.ids: str | None = None
         """Kind of the column `id` of the whole output: int64, float64 or string."""
 
+    def record(self, number: int) -> Path:
+        """File of the record of a part."""
+        return self.folder / f"{number:06}.json"
+
     def done(self, number: int) -> Part | None:
         """The record of a part that is there and whole."""
-        part = read_record(Part, self.folder / f"{number:06}.json")
+        part = read_record(Part, self.record(number))
         whole = part and all(
             (self.folder / name).is_file() and file_sha256(self.folder / name) == sha256
             for name, sha256 in part.sha256.items()
@@ -83,7 +89,7 @@ class Parts:
         for name, content in files.items():
             write_bytes(self.folder / name, content)
         part = part.model_copy(update={"sha256": {name: file_sha256(self.folder / name) for name in files}})
-        part.write(self.folder / f"{number:06}.json")
+        part.write(self.record(number))
         return part
 
     def encode(self, columns: Columns, first: bool) -> bytes:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect import task
 
 from tasks.base.environment import hide_short_bars
+from tasks.base.machine import environment_key
 from tasks.base.outcomes import PredictionResult
-from tasks.base.progress import amount, progress_artifact, tell
+from tasks.base.progress import amount, progress_artifact, tell, warn
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import sole_user
 from tasks.inference.choice import apply
@@ -45,8 +46,7 @@ def predict_rows(config: PredictionConfig, job: Job) -> PredictionResult:
     Path(job.work).mkdir(parents=True, exist_ok=True)
     with sole_user(job.work):
         parts = parts_of(config, job)
-        given = parts.given()
-        if given and (config.on_error == "skip" or not given.rejected):
+        if given := given_already(config, parts):
             tell("%s is there already and is this prediction's result", given.output)
             parts.clear()
             return given
@@ -55,26 +55,32 @@ def predict_rows(config: PredictionConfig, job: Job) -> PredictionResult:
         return predict_chunks(config, job, parts)
 
 
+def given_already(config: PredictionConfig, parts: Parts) -> PredictionResult | None:
+    """The result, where the output is there, and nothing in it is what this command would stop at."""
+    given = parts.given()
+    return given if given and (config.on_error == "skip" or not given.rejected) else None
+
+
 def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> PredictionResult:
     for note in (*notes_of(config, job.source), *job.choice.told):
         tell("%s", note)
-    total, count = Part(labels=dict.fromkeys(counted_labels(job), 0)), 0
-    ids = kind_of_ids(config, job.source) if job.source else None
-    classifier: Classifier | None = None
+    total, count, foreign = Part(labels=dict.fromkeys(counted_labels(job), 0)), 0, 0
+    labeller = Labeller(config, job, parts, kind_of_ids(config, job.source) if job.source else None)
     with progress_artifact("prediction") as show:
         progress = Progress(show)
         for count, chunk in enumerate(chunks(read_rows(config, job.source, job.columns)), 1):
-            ids = ids or ("string" if any(row.may_have_id for row in chunk) else None)
-            if parts:
-                parts.ids = ids
             check_faults(config, job, chunk)
             done = parts.done(count - 1) if parts else None
-            if not (kept := done):
-                classifier = classifier or load_classifier(config, job)
-                columns = label(job, classifier, chunk, config.abstain_below, ids is not None)
-                done = write_chunk(job, parts, count - 1, columns, chunk)
-            total = total.plus(done)
-            progress.tick(total.read, chunk[-1].share, worked=not kept)
+            part = done or labeller.label(count - 1, chunk)
+            foreign += part.rows * (part.environment != environment_key())
+            total = total.plus(part)
+            progress.tick(total.read, chunk[-1].share, worked=not done)
+    if foreign:
+        warn(
+            "%s rows were labelled by a machine with another device, other packages or another number of threads than "
+            "this one: the last of six digits may differ from what one process gives",
+            f"{foreign:,}",
+        )
     if not count:
         raise InputError(f"input: {config.input} has no rows")
     result = PredictionResult(
@@ -90,8 +96,8 @@ def predict_chunks(config: PredictionConfig, job: Job, parts: Parts | None) -> P
     return parts.publish(result, count, config.overwrite) if parts else result
 
 
-def chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, CHUNK_ROWS)):
+def chunks(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, size or CHUNK_ROWS)):
         yield chunk
 
 
@@ -102,6 +108,22 @@ def check_faults(config: PredictionConfig, job: Job, chunk: Sequence[Row]) -> No
         advice = "or set such rows aside with --on_error skip" if config.output != "-" else "then give all of it again"
         told = f"input: {config.input} row {bad.number} {bad.fault}; repair it, {advice}"
         raise InputError(". ".join((told, *formulas_in(config, job.source, job.columns))))
+
+
+class Labeller:
+    """Labels chunk after chunk; loads the model for the first."""
+
+    def __init__(self, config: PredictionConfig, job: Job, parts: Parts | None, ids: str | None) -> None:
+        self.config, self.job, self.parts, self.ids = config, job, parts, ids
+        self.classifier: Classifier | None = None
+
+    def label(self, number: int, chunk: Sequence[Row]) -> Part:
+        self.ids = self.ids or ("string" if any(row.may_have_id for row in chunk) else None)
+        if self.parts:
+            self.parts.ids = self.ids
+        self.classifier = self.classifier or load_classifier(self.config, self.job)
+        columns = label(self.job, self.classifier, chunk, self.config.abstain_below, self.ids is not None)
+        return write_chunk(self.job, self.parts, number, columns, chunk)
 
 
 class Classifier(NamedTuple):
@@ -120,7 +142,7 @@ def load_classifier(config: PredictionConfig, job: Job) -> Classifier:
         pairs = zip(job.label_names, settings["thresholds"], strict=True)
         settings["thresholds"] = [job.choice.thresholds.get(name, usual) for name, usual in pairs]
     try:
-        return Classifier(*serving.load_adapter(folder, local_files_only=config.offline), settings)
+        return Classifier(*serving.load_adapter(folder, job.base, local_files_only=config.offline), settings)
     except (serving.OtherWeights, serving.NeedsPackage) as error:
         raise InputError(f"model: {config.model}: {error}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -193,6 +215,7 @@ def write_chunk(job: Job, parts: Parts | None, number: int, columns: Columns, ch
         rejected=len(rejected),
         abstained=sum(columns["abstained"]),
         labels={name: counts[name] for name in counted_labels(job)},
+        environment=environment_key(),
     )
     if parts:
         return parts.write(number, columns, rejected, part)

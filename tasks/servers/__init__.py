@@ -1,1 +1,1 @@
-"""What `peft-flow up` starts and keeps alive: Prefect, MLflow, the worker, deployments."""
+"""What `peft-flow up` starts and keeps alive: servers, workers, deployments; and processes for parts of a job."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 POOL = "peft-flow"
 
 TRIALS_POOL = "peft-flow-trials"
-"""Work pool of the processes that run the trials of sweeps: a sweep waits for them, and would hold the only place of
-its own pool."""
+"""Work pool of the processes that run the trials of sweeps, or the shards of predictions: a run that waits for them
+would hold the only place of its own pool."""
 
 HEARTBEAT_SECONDS = 75.0
 """Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/base/environment.py) may be missed, not three."""
@@ -211,21 +211,25 @@ def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapp
     return next((one for one in said if (one.get("slug") == slug if slug else one == schedule)), None)
 
 
-FLOWS = ("finetune", "finetune-seeds", "learning-curve", "sweep", "sweep-runner", "retrain", "predict", "rerun")
+FLOWS = (
+    *("finetune", "finetune-seeds", "learning-curve", "sweep", "sweep-runner", "retrain", "predict", "predict-shard"),
+    "rerun",
+)
 """All that are ours, by the name that Prefect knows them by."""
 
 AUTOMATION = "peft-flow: runs without a sign of life"
 
 
 def make_automation(client: "SyncPrefectClient") -> None:
-    """Runs on other machines that fall silent are marked as crashed; those of this machine are known by their locks."""
+    """Runs on other machines that fall silent are marked as crashed; those of this machine are known by their locks.
+
+    One that an earlier version has made knows from now on of the flows that are new.
+    """
     from prefect.automations import AutomationCore, EventTrigger, Posture
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.events import ResourceSpecification
 
-    if client.read_automations_by_name(AUTOMATION):
-        return
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
@@ -237,6 +241,14 @@ def make_automation(client: "SyncPrefectClient") -> None:
         threshold=1,
         within=timedelta(seconds=HEARTBEAT_SECONDS),
     )
+    for there in client.read_automations_by_name(AUTOMATION):
+        if isinstance(there.trigger, EventTrigger) and there.trigger.match_related != trigger.match_related:
+            known = dict(there)  # what people have set, too
+            known["trigger"] = there.trigger.model_copy(update={"match_related": trigger.match_related})
+            # a field that says nothing is refused where the server does not know it
+            said = {name: known[name] for name in AutomationCore.model_fields if known[name] is not None}
+            client.update_automation(there.id, AutomationCore(**said))
+        return
     action = ChangeFlowRunState(state=StateType.CRASHED, message=f"{NO_HEARTBEAT}; it was killed")
     client.create_automation(
         AutomationCore(

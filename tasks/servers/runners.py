@@ -1,4 +1,4 @@
-"""Processes that run the trials of a sweep: started, watched, stopped; here, or wherever the work pool has workers."""
+"""Processes that do a part of a job: started, watched, stopped; here, or wherever the work pool has workers."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tasks.servers.deployments import TRIALS_POOL
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 DEPLOYMENT = "sweep-runner/sweep-runner"
 
@@ -50,28 +50,30 @@ class Runners(Protocol):
         """All that this one has started or taken over."""
 
 
-class ProcessRunners:
-    """Processes of this machine, which end with this one."""
+class Processes:
+    """Of this machine, which end with this one; their logs lie in `folder`."""
 
-    def __init__(self, job: Path, share: int) -> None:
-        self.job, self.share = job, share
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self) -> str:
+    def begin(self, process: "subprocess.Popen[bytes]", request: Mapping[str, Any]) -> str:
+        """Name of a process that now reads what it is to do."""
         name = f"{os.getpid()}-{len(self.processes) + 1}"
-        process = _at_hand.pop() if _at_hand else launch(self.share)
         self.processes[name] = process
-        request = {"job": str(self.job), "name": name, "log": str(self.log(name))}
         assert process.stdin
         with suppress(BrokenPipeError), process.stdin as asked:  # one that has ended has last words
-            asked.write(json.dumps(request).encode())
+            asked.write(json.dumps({**request, "name": name, "log": str(self.log(name))}).encode())
         return name
 
     def log(self, name: str) -> Path:
-        return self.job.with_name(f"runner-{name}.log")
+        return self.folder / f"runner-{name}.log"
 
     def alive(self, known: Sequence[str]) -> list[str]:
         return [name for name in known if name in self.processes and self.processes[name].poll() is None]
+
+    def was_killed(self, name: str) -> bool:
+        return (self.processes[name].poll() or 0) < 0
 
     def last_words(self, name: str) -> str:
         process, log = self.processes[name], self.log(name)
@@ -81,11 +83,6 @@ class ProcessRunners:
             words = log.read_bytes() if log.exists() else process.stderr.read()
             return f"exit code {code}, {words.decode(errors='replace').strip().splitlines()[-1][:500]}"
         return f"exit code {code}"
-
-    def finish(self, ready: Sequence[str]) -> None:
-        """At once: they hold nothing that is not told, and a process that has imported torch takes seconds to end."""
-        for process in self.processes.values():
-            process.kill()
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -99,11 +96,35 @@ class ProcessRunners:
                 process.wait()
 
 
+class ProcessRunners(Processes):
+    """For the trials of the job in a file, `share` at a time."""
+
+    def __init__(self, job: Path, share: int) -> None:
+        super().__init__(job.parent)
+        self.job, self.share = job, share
+
+    def start(self) -> str:
+        return self.begin(_at_hand.pop() if _at_hand else launch(self.share), {"job": str(self.job)})
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """At once: they hold nothing that is not told, and a process that has imported torch takes seconds to end."""
+        for process in self.processes.values():
+            process.kill()
+
+
 def launch(share: int) -> "subprocess.Popen[bytes]":
     """A runner, one of `share` on this machine, that imports what trials need and then reads what it is to run."""
+    return launched(MODULE, str(share), without=THREADS)
+
+
+def launched(module: str, *arguments: str, without: str = "") -> "subprocess.Popen[bytes]":
+    """A module of this project in a process that reads what it is to do; its last argument is this process's number.
+
+    It inherits the environment, but for one variable.
+    """
     return subprocess.Popen(
-        [*command(MODULE), str(share), str(os.getpid())],
-        env={key: value for key, value in os.environ.items() if key != THREADS},
+        [*command(module), *arguments, str(os.getpid())],
+        env={key: value for key, value in os.environ.items() if key != without},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,  # until it knows its log
@@ -127,36 +148,30 @@ def runners_at_hand(parallel: int) -> Iterator[None]:
                 process.kill()
 
 
-class PoolRunners:
-    """Flow runs of the deployment `sweep-runner`, on whatever machines have workers of its pool."""
+class FlowRuns:
+    """Of a deployment, on whatever machines have workers of its pool."""
 
-    def __init__(self, job: Mapping[str, Any], parallel: int) -> None:
-        self.job, self.parallel = job, parallel
+    def __init__(self, deployment: str) -> None:
+        self.deployment = deployment
         self.known = set[str]()
         self.states: dict[str, str] = {}
         """Where the server does not answer, what it said last counts."""
         self.alone_since: float | None = None
 
-    def start(self) -> str:
+    def begin(self, parameters: Mapping[str, Any], key: str | None = None) -> "FlowRun":
+        """A new one; under a `key` that one was begun with before, that one."""
         from prefect.deployments import run_deployment
 
         run: Any = run_deployment(
-            DEPLOYMENT,
-            parameters={"job": self.job, "share": self.share()},
+            self.deployment,
+            parameters=dict(parameters),
             timeout=0,
             as_subflow=False,
             tags=["peft-flow"],
+            idempotency_key=key,
         )
         self.known.add(str(run.id))
-        return str(run.id)
-
-    def share(self) -> int:
-        """How many runners come to each machine."""
-        from prefect.client.orchestration import get_client
-
-        with get_client(sync_client=True) as client:
-            machines = [one for one in client.read_workers_for_work_pool(TRIALS_POOL) if is_online(one)]
-        return -(-self.parallel // max(1, len(machines)))
+        return run
 
     def alive(self, known: Sequence[str]) -> list[str]:
         self.known.update(name for name in known if is_flow_run(name))
@@ -190,23 +205,25 @@ class PoolRunners:
         elif time.monotonic() - self.alone_since > NOBODY_SECONDS:
             self.alone_since = float("inf")
             warn(
-                "No worker has begun a trial. `peft-flow up` starts one; on other machines: prefect worker start "
+                "No worker has begun a run of %s. `peft-flow up` starts one; on other machines: prefect worker start "
                 "--pool %s --type process",
+                self.deployment.partition("/")[0],
                 TRIALS_POOL,
             )
 
+    def was_killed(self, name: str) -> bool:
+        state = self.state(name)
+        return bool(state and state.is_crashed())
+
     def last_words(self, name: str) -> str:
+        state = self.state(name)
+        return f"{state.name}: {state.message}" if state else "without a state"
+
+    def state(self, name: str) -> "State[Any] | None":
         from prefect.client.orchestration import get_client
 
         with get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(name)).state
-        return f"{state.name}: {state.message}" if state else "without a state"
-
-    def finish(self, ready: Sequence[str]) -> None:
-        """Their flow runs shall be Completed, not Cancelled."""
-        until = time.monotonic() + FINISH_SECONDS
-        while time.monotonic() < until and set(self.alive(ready)) & set(ready):
-            time.sleep(FINISH_LOOK_SECONDS)
+            return client.read_flow_run(UUID(name)).state
 
     def stop(self) -> None:
         from prefect.client.orchestration import get_client
@@ -223,16 +240,41 @@ class PoolRunners:
 NOBODY_SECONDS = 30.0
 
 
-def is_deployed() -> bool:
-    """Whether the server knows our runners; another than that of `peft-flow up` may not."""
+class PoolRunners(FlowRuns):
+    """For the trials of a job, `parallel` at a time."""
+
+    def __init__(self, job: Mapping[str, Any], parallel: int) -> None:
+        super().__init__(DEPLOYMENT)
+        self.job, self.parallel = job, parallel
+
+    def start(self) -> str:
+        return str(self.begin({"job": self.job, "share": self.share()}).id)
+
+    def share(self) -> int:
+        """How many runners come to each machine."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            machines = [one for one in client.read_workers_for_work_pool(TRIALS_POOL) if is_online(one)]
+        return -(-self.parallel // max(1, len(machines)))
+
+    def finish(self, ready: Sequence[str]) -> None:
+        """Their flow runs shall be Completed, not Cancelled."""
+        until = time.monotonic() + FINISH_SECONDS
+        while time.monotonic() < until and set(self.alive(ready)) & set(ready):
+            time.sleep(FINISH_LOOK_SECONDS)
+
+
+def is_deployed(deployment: str = DEPLOYMENT) -> bool:
+    """Whether the server knows the deployment; another than that of `peft-flow up` may not."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
-            client.read_deployment_by_name(DEPLOYMENT)
+            client.read_deployment_by_name(deployment)
         except ObjectNotFound:
-            warn("Prefect's server does not know %s: all trials run on this machine", DEPLOYMENT)
+            warn("Prefect's server does not know %s: everything runs on this machine", deployment)
             return False
     return True
 
@@ -242,7 +284,7 @@ def cancel(client: "SyncPrefectClient", run: "FlowRun") -> None:
     from prefect.states import Cancelled, Cancelling
 
     waits = bool(run.state and run.state.is_scheduled())
-    message = "Its sweep has ended"
+    message = "What started it has ended"
     client.set_flow_run_state(run.id, Cancelled(message=message) if waits else Cancelling(message=message), force=waits)
 
 

@@ -24,6 +24,9 @@ FLOW_RUN_TAG, FLOW_RUN_URL_TAG = "prefect.flow_run_id", "prefect.flow_run_url"
 NOTE = "mlflow.note.content"
 """Where MLflow keeps a run's description."""
 
+EXCHANGE_TAG = "exchange"
+"""Of a run that only carries files between machines: what for."""
+
 
 def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or default_store()

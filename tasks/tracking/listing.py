@@ -11,7 +11,7 @@ from tasks.base.words import markdown_table
 from tasks.scores.objective import first_metrics
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean, nearest_name
-from tasks.tracking.address import client, every_page, public_uri, ui
+from tasks.tracking.address import EXCHANGE_TAG, client, every_page, public_uri, ui
 from tasks.tracking.opening import check_store
 from tasks.tracking.patience import in_one_line
 from tasks.tracking.runlist import run_address
@@ -28,7 +28,10 @@ LATEST = "latest"
 SHORT = 8
 """Digits of an id, where there is room for the first ones only."""
 
-Kind = Literal["run", "seeds", "learning curve", "sweep", "trial"]
+Kind = Literal["run", "seeds", "learning curve", "sweep", "trial", "prediction"]
+
+PARTIAL = ("trial", "prediction")
+"""Kinds that are listed only where they are asked for: a part of a sweep, the files of a prediction on its way."""
 
 
 class ListedRun(Record):
@@ -94,6 +97,8 @@ def score_of(metrics: Mapping[str, float], *groups: str) -> tuple[str | None, In
 def kind_of(parameters: Mapping[str, str], tags: Mapping[str, str]) -> Kind:
     if tags.get(STATE_TAG):
         return "trial"
+    if tags.get(EXCHANGE_TAG):
+        return "prediction"
     if "parallel" in parameters:
         return "sweep"
     if "curve_rows" in parameters:
@@ -150,8 +155,8 @@ SORTED_BY = ("started", "seconds", "score", *FIELDS)
 
 
 def chosen_runs(filters: Sequence[str], sort: str) -> list[ListedRun]:
-    """The runs to which all of `filters` apply: FIELD=VALUE, or words of name, id or verdict. Trials of sweeps only
-    where they are asked for. Newest, longest, best first; by other fields in the order of their values."""
+    """The runs to which all of `filters` apply: FIELD=VALUE, or words of name, id or verdict. Those of kinds in
+    PARTIAL only where they are asked for. Newest, longest, best first; by other fields in the order of their values."""
     runs = all_runs()
     names = {*FIELDS, *(name for run in runs for name in run.parameters)}
     for asked in filters:
@@ -162,8 +167,8 @@ def chosen_runs(filters: Sequence[str], sort: str) -> list[ListedRun]:
         nearest = nearest_name(sort, sorted({*SORTED_BY, *names}))
         hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(SORTED_BY)} and each parameter"
         raise InputError(f"--sort: no run has a field {sort!r:.80}; {hint}")
-    with_trials = any(asked.partition("=")[0] in ("kind", "trial") for asked in filters)
-    found = [run for run in runs if with_trials or run.kind != "trial"]
+    with_all = any(asked.partition("=")[0] in ("kind", "trial") for asked in filters)
+    found = [run for run in runs if with_all or run.kind not in PARTIAL]
     found = [run for run in found if all(applies(run, asked) for asked in filters)]
     return found if sort == "started" else sorted(found, key=lambda run: place(run, sort))
 
