@@ -109,7 +109,7 @@ class Site:
             "PREFECT_API_URL": f"http://{Machine.gateway(1)}:{self.stack.ports[0]}/api",
             "MLFLOW_TRACKING_URI": f"http://{Machine.gateway(1)}:{self.stack.ports[1]}",
         }
-        self.database = Database(root / "postgresql")
+        self.database = Database(root / "postgresql", Machine.gateway(1))
         self.machines = [Machine(number, self.stack.folder, root / f"host{number}", self.client) for number in (1, 2)]
         self.driver: subprocess.Popen[bytes] | None = None
 

@@ -1,14 +1,18 @@
 """Machines that are none: network namespaces with a host name, a disk and a worker of their own; and PostgreSQL."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import pytest
 
 from tasks.base.closing import flow_run_of
 from tasks.servers.deployments import TRIALS_POOL
@@ -26,9 +30,10 @@ def run(*command: str) -> None:
 class Database:
     """PostgreSQL in a folder of its own, reachable from all machines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder, self.port = folder, free_port()
-        self.address = f"postgresql://{Machine.gateway(1)}:{self.port}/postgres"
+        self.place = f"{host}:{self.port}"
+        self.address = f"postgresql://{self.place}/postgres"
         self.programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -65,8 +70,24 @@ class Database:
 
     def stop(self) -> None:
         if self.process:
-            self.process.send_signal(signal.SIGINT)  # which it is handed on
+            started = int((self.folder / "data/postmaster.pid").read_text().split()[0])
+            os.kill(started, signal.SIGINT)  # itself: `runuser` hands on none that its own parent ignores
             self.process.wait(30)
+
+
+@contextmanager
+def postgresql() -> Iterator[Database]:
+    """PostgreSQL, for this machine; skips the test where it cannot be had."""
+    if os.getuid() or not list(Path("/usr/lib/postgresql").glob("*/bin")):
+        pytest.skip("needs root, and the server of PostgreSQL (Debian: postgresql)")
+    with TemporaryDirectory() as folder:  # not in pytest's, which shuts all others out
+        Path(folder).chmod(0o755)
+        database = Database(Path(folder) / "postgresql")
+        try:
+            database.start()
+            yield database
+        finally:
+            database.stop()
 
 
 class Machine:

@@ -15,7 +15,9 @@ from tasks.base.device import THREADS
 from tasks.base.fresh_process import command
 from tasks.base.progress import warn
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.servers.deployments import TRIALS_POOL
+from tasks.servers.database import check_driver, connected
+from tasks.servers.deployments import TRIALS_POOL, read_facts
+from tasks.settings.fields import InputError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -189,11 +191,7 @@ class PoolRunners:
             self.alone_since = time.monotonic()
         elif time.monotonic() - self.alone_since > NOBODY_SECONDS:
             self.alone_since = float("inf")
-            warn(
-                "No worker has begun a trial. `peft-flow up` starts one; on other machines: prefect worker start "
-                "--pool %s --type process",
-                TRIALS_POOL,
-            )
+            warn("No worker has begun a trial: `peft-flow up` starts one, and on other machines `peft-flow worker`")
 
     def last_words(self, name: str) -> str:
         from prefect.client.orchestration import get_client
@@ -221,6 +219,26 @@ class PoolRunners:
 
 
 NOBODY_SECONDS = 30.0
+
+
+def shared_studies() -> str | None:
+    """Address of the database for trials that `peft-flow up --database` offers to all machines; None where there is
+    none, or this process cannot use it."""
+    from prefect.client.orchestration import get_client
+
+    if not os.environ.get("PREFECT_API_URL"):
+        return None
+    with get_client(sync_client=True) as client:
+        facts = read_facts(client)
+    if not facts or not facts.studies:
+        return None
+    try:
+        check_driver()
+        with connected(facts.studies):
+            return facts.studies
+    except InputError as reason:
+        warn("Only workers of this machine can run trials (%s); set PGUSER and PGPASSWORD for the others", reason)
+        return None
 
 
 def is_deployed() -> bool:
