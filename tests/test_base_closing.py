@@ -356,6 +356,10 @@ def test_run_that_is_alive_after_all_is_not_crashed(workplace: Path) -> None:
 
 @pytest.fixture
 def pool() -> str:
+    return new_pool()
+
+
+def new_pool() -> str:
     from prefect.client.schemas.actions import WorkPoolCreate
 
     name = f"pool-{datetime.now(UTC):%H%M%S%f}"
