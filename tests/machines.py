@@ -1,4 +1,4 @@
-"""Machines that are none: network namespaces with a host name, a disk and a worker of their own; and PostgreSQL."""
+"""Machines that are none: network namespaces with a host name, a folder and a worker of their own; and PostgreSQL."""
 
 import os
 import shutil
@@ -15,12 +15,11 @@ import psutil
 import pytest
 
 from tasks.base.closing import flow_run_of
-from tasks.servers.deployments import TRIALS_POOL
 from tests.conftest import free_port
 from tests.stacks import until
 
 SLOTS = 2
-"""Runners at a time on each machine."""
+"""Runs, and trials, at a time on each machine."""
 
 
 def run(*command: str) -> None:
@@ -91,13 +90,15 @@ def postgresql() -> Iterator[Database]:
 
 
 class Machine:
-    """A network namespace with a worker for runners; `app` is the folder that all machines have at the same path."""
+    """A network namespace with a host name, a folder and a `peft-flow worker` of its own."""
 
-    def __init__(self, number: int, app: Path, folder: Path, client: dict[str, str]) -> None:
-        self.number, self.app, self.name = number, app, f"peft-flow-host{number}"
+    def __init__(self, number: int, folder: Path, ports: tuple[int, int], environment: dict[str, str]) -> None:
+        """`ports` are those of Prefect and MLflow, on the machine that has all the others."""
+        self.number, self.name = number, f"peft-flow-host{number}"
         self.cable, self.folder = f"pfchaos{number}", folder
-        self.environment = client | {"PREFECT_HOME": str(self.folder / "prefect")}
-        (self.folder / "mlruns").mkdir(parents=True)
+        self.prefect, self.mlflow = (f"http://{self.gateway(number)}:{port}" for port in ports)
+        self.environment = environment | {"PREFECT_HOME": str(self.folder / "prefect")}
+        self.folder.mkdir(parents=True)
         self.workers: list[subprocess.Popen[bytes]] = []
 
     @staticmethod
@@ -121,28 +122,14 @@ class Machine:
             subprocess.run(["ip", *command], capture_output=True, check=False)
 
     def start_worker(self) -> None:
-        """As docs/operations.md says; with its own `mlruns/` and host name, which only processes of it see."""
-        command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", TRIALS_POOL, "--type", "process"]
-        command += ["--name", self.name, "--limit", str(SLOTS)]
-        enter = f'mount --bind {self.folder}/mlruns {self.app}/mlruns && hostname {self.name} && exec "$@"'
+        """As docs/operations.md says."""
+        command = [sys.executable, "-m", "flows.cli", "worker", "--prefect", self.prefect, "--mlflow", self.mlflow]
+        enter = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", f'hostname {self.name}; exec "$@"']
         with (self.folder / "worker.log").open("ab") as log:
             self.workers.append(
                 subprocess.Popen(
-                    [
-                        "ip",
-                        "netns",
-                        "exec",
-                        self.name,
-                        "unshare",
-                        "--mount",
-                        "--uts",
-                        "sh",
-                        "-c",
-                        enter,
-                        "sh",
-                        *command,
-                    ],
-                    cwd=self.app,
+                    [*enter, "sh", *command, "--limit", str(SLOTS)],
+                    cwd=self.folder,
                     env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -76,11 +76,11 @@ def test_each_program_has_a_schema_of_its_own_and_no_command_line_shows_user_or_
         or program.environment["PGOPTIONS"].removeprefix("-c search_path=")
         for program in programs
     ]
-    assert len({*paths, database.sweeps.rpartition("%3D")[2]}) == 3
+    assert len({*paths, (database.studies or "").rpartition("%3D")[2]}) == 3
     told = [" ".join(program.command) for program in programs]
     told += [value for program in programs for name, value in program.environment.items() if "_URL" in name]
     told += [value for program in programs for name, value in program.environment.items() if "_URI" in name]
-    told += [Path("mlruns/auth.ini").read_text(), database.sweeps]
+    told += [Path("mlruns/auth.ini").read_text(), str(database.studies)]
     assert not [text for text in told if "their-password" in text or "somebody" in text]
     assert "database_uri = postgresql://h/n\n" in Path("mlruns/auth.ini").read_text()
 
@@ -93,6 +93,12 @@ def test_without_a_database_both_servers_use_files_of_this_machine(
     prefect, mlflow = make_programs(Options("127.0.0.1", 4200, 5000))
     assert mlflow.environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{workplace}/mlruns/mlflow.db"
     assert not [name for name in prefect.environment if name.startswith("PREFECT_SERVER_DATABASE_")]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:5433", "127.0.0.1", "[::1]:5433"])
+def test_database_that_other_machines_would_look_for_on_themselves_is_not_for_their_trials(host: str) -> None:
+    assert read_database(f"postgresql://{host}/n").studies is None
+    assert read_database("postgresql://localhost.example/n").studies is not None
 
 
 @pytest.mark.parametrize("option", ["--database={}", "{}"])

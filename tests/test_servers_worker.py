@@ -1,5 +1,10 @@
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,6 +17,8 @@ from tasks.servers import deployments, worker
 from tasks.servers.worker import Options
 from tasks.settings.fields import InputError
 from tests.conftest import ROOT, free_port
+from tests.machines import postgresql
+from tests.stacks import FINAL, Stack, until
 
 
 def options(prefect: str = "http://h:4200", mlflow: str = "http://h:5000") -> Options:
@@ -158,3 +165,97 @@ def test_limit_that_was_for_one_machine_is_lifted_and_that_of_people_stays(
         assert deployments.make_pools(client, "the first") == (left or 1)
         assert client.read_work_pool(deployments.POOL).concurrency_limit == left, "it is not alone any more"
         client.delete_work_pool(deployments.POOL)
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+PASSWORDS = {
+    "PREFECT_SERVER_API_AUTH_STRING": "team:a-good-password",
+    "MLFLOW_TRACKING_USERNAME": "admin",
+    "MLFLOW_TRACKING_PASSWORD": "another-good-password",
+}
+
+SECRETS = ("a-good-password", "another-good-password", "that-of-the-database")
+
+
+class Elsewhere:
+    """A worker with a folder of its own, which knows of the servers what `peft-flow worker` is told."""
+
+    def __init__(self, folder: Path, stack: Stack) -> None:
+        folder.mkdir()
+        self.folder, self.log = folder, folder / "worker.log"
+        told = {name: value for name, value in stack.environment.items() if name not in ("PGUSER", "PGPASSWORD")}
+        command = [sys.executable, "-m", "flows.cli", "worker", "--prefect", stack.prefect, "--mlflow", stack.mlflow]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=told | {"PREFECT_HOME": str(folder / "prefect")},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(lambda: "This machine takes 1 run" in self.log.read_text(), 120, "the worker")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+@pytest.mark.endurance
+def test_runs_of_another_machine_are_read_by_that_of_the_servers(
+    tmp_path: Path, foundation: Any, reviews: Path
+) -> None:
+    job = {
+        "model": {"name": str(foundation("gpt2"))},
+        "data": {"name": str(reviews), "max_length": 32},
+        "training": {"epochs": 4, "batch_size": 8},
+        "evaluation": {"bootstrap_samples": 200, "batch_size": 8, "references": []},
+    }
+    stack = Stack(tmp_path / "app", PASSWORDS)
+    with postgresql() as database:
+        stack.begin("--database", f"postgresql://postgres:{SECRETS[2]}@{database.place}/peft_flow")
+        try:
+            until(lambda: "is up" in stack.said() or not stack.is_running(), 600, "start")
+            assert stack.is_running(), stack.said()
+            others = stack.process_of("worker start --pool peft-flow ")
+            assert others
+            others.suspend()
+            elsewhere = Elsewhere(tmp_path / "elsewhere", stack)
+            check_a_run_from_elsewhere(stack, elsewhere, job, reviews)
+            check_stop(stack, elsewhere, job)
+        finally:
+            stack.stop()
+            stack.kill()
+
+
+def check_a_run_from_elsewhere(stack: Stack, elsewhere: Elsewhere, job: dict[str, Any], reviews: Path) -> None:
+    run = stack.submit(job)
+    assert stack.until_state(run, *FINAL) == "COMPLETED", elsewhere.log.read_text()
+    assert list(elsewhere.folder.glob("mlruns/work/*/adapter")) and not list(stack.folder.glob("mlruns/work/*/adapter"))
+    run_id, output = stack.mlflow_run(run).info.run_id, stack.folder / "labels.csv"
+    command = [sys.executable, "-m", "flows.cli", "predict", run_id[:8], str(reviews / "test.csv"), str(output)]
+    here = stack.client_environment() | {"MLFLOW_TRACKING_URI": stack.mlflow}
+    subprocess.run(command, cwd=stack.folder, env=here, check=True, timeout=300)
+    assert len(output.read_text().splitlines()) == 1 + len((reviews / "test.csv").read_text().splitlines()[1:])
+    missing = stack.submit(job | {"data": {"name": "/only/there/reviews.csv"}})
+    assert stack.until_state(missing, *FINAL) == "FAILED"
+    said = stack.call("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [missing]}}})
+    told = [line["message"] for line in said if "/only/there/reviews.csv" in line["message"]]
+    assert told and f"this run is done by {socket.gethostname()}" in told[0] and "Traceback" not in told[0]
+    for process in stack.processes():
+        assert not [secret for secret in SECRETS if secret in " ".join(process.cmdline())]
+    files = [file for folder in (stack.folder, elsewhere.folder) for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 20
+    for file in files:
+        assert not [secret for secret in SECRETS if secret.encode() in file.read_bytes()], file
+
+
+def check_stop(stack: Stack, elsewhere: Elsewhere, job: dict[str, Any]) -> None:
+    run = stack.submit(job | {"training": {"epochs": 5000, "batch_size": 8}})
+    until(lambda: stack.tasks(run).get("train adapter") == "RUNNING", 240, "training")
+    began = time.monotonic()
+    elsewhere.stop()
+    assert time.monotonic() - began < 15 and elsewhere.process.returncode == 0
+    assert stack.state(run) == "CRASHED"
+    until(lambda: stack.mlflow_run(run).info.status == "KILLED", 30, "MLflow's status")

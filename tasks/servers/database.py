@@ -46,8 +46,11 @@ class Database(Record):
         return f"postgresql://{self.host}/{self.name}"
 
     @property
-    def sweeps(self) -> str:
-        """Address for the studies of sweeps, on every machine: user and password are in its PGUSER and PGPASSWORD."""
+    def studies(self) -> str | None:
+        """Address for the trials of sweeps, on every machine: user and password are in its PGUSER and PGPASSWORD. None
+        where other machines would look for the database on themselves."""
+        if re.match(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?$", self.host):
+            return None
         return f"{self.address}?options=-csearch_path%3D{SWEEPS_SCHEMA}"
 
     def for_prefect(self) -> dict[str, str]:

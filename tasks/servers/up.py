@@ -192,7 +192,7 @@ def start(options: Options, processes: Processes) -> None:
         for program in worker_programs(name, runs, trials_at_once(), everyone):
             processes.start(program)
         deploy(client, processes.register.with_name("peft-flow-deployed.json"))
-        publish_facts(client, own_facts(options.database.sweeps if options.database else None))
+        publish_facts(client, own_facts(options.database.studies if options.database else None))
         make_automation(client)
         processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), patience)
         refuse_other_password(options)
