@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.base.closing import BY_WORKER
+from tasks.base.closing import BY_WORKER, NO_HEARTBEAT
 from tasks.servers.deployments import POOL, TRIALS_POOL
 from tasks.tracking.address import FLOW_RUN_TAG, TAKEN_OVER_TAG
 from tests.machines import Database, Machine, kill
@@ -97,11 +97,16 @@ class Site:
         self.database.stop()
 
 
+def has_ended(run: Mapping[str, Any]) -> bool:
+    """For good: what has only fallen silent is done again."""
+    return run["state_type"] in FINAL and not (run["state"]["message"] or "").startswith(NO_HEARTBEAT)
+
+
 def until_ended(site: Site, ids: Sequence[str], count: int, ready: Callable[[], bool] = lambda: True) -> None:
     """So many of the runs have ended, and it is `ready`; RuntimeError where nothing moves."""
     moved, before = time.monotonic(), -1
     while True:
-        ended = sum(run["state_type"] in FINAL for run in site.flow_runs(ids))
+        ended = sum(map(has_ended, site.flow_runs(ids)))
         if ended != before:
             moved, before = time.monotonic(), ended
             say(f"{ended} of {len(ids)} runs have ended")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ import pytest
 
 from tasks.servers import runners
 from tasks.servers.runners import PoolRunners, ProcessRunners
+from tasks.settings.fields import InputError
 from tests.stacks import until
 
 SLEEPER = """
@@ -89,7 +91,7 @@ def pool(prefect_harness: None) -> Iterator[PoolRunners]:
     from tasks.servers.deployments import TRIALS_POOL, make_pools
 
     with get_client(sync_client=True) as client:
-        make_pools(client)
+        make_pools(client, "here")
         flow_id = client.create_flow(sweep_runner)
         deployment = client.create_deployment(flow_id, "sweep-runner", work_pool_name=TRIALS_POOL)
         yield PoolRunners({"name": "sweep-a"}, 4)
@@ -189,3 +191,40 @@ def test_server_without_the_deployment_runs_no_trials(prefect_harness: None, cap
 
 def test_server_with_the_deployment_runs_them(pool: PoolRunners) -> None:
     assert runners.is_deployed()
+
+
+@pytest.mark.parametrize(
+    ("studies", "lets_us_in", "found"),
+    [("postgresql://h/n", True, "postgresql://h/n"), ("postgresql://h/n", False, None), (None, True, None)],
+)
+def test_trials_are_kept_where_all_machines_see_them_if_this_one_may(
+    pool: PoolRunners,
+    monkeypatch: pytest.MonkeyPatch,
+    studies: str | None,
+    lets_us_in: bool,
+    found: str | None,
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.servers.deployments import own_facts, publish_facts
+
+    said: list[str] = []
+    monkeypatch.setattr(runners, "warn", lambda text, *values: said.append(text % values))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    @contextmanager
+    def connected(address: str) -> Iterator[None]:
+        if not lets_us_in:
+            raise InputError("no password supplied")
+        yield
+
+    with get_client(sync_client=True) as client:
+        publish_facts(client, own_facts(studies))
+    monkeypatch.setattr(runners, "connected", connected)
+    assert runners.shared_studies() is None, "no server is set"
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+    assert runners.shared_studies() == found
+    assert said == ([] if lets_us_in else [said[0]]) and all(
+        "(no password supplied); set PGUSER" in one for one in said
+    )
