@@ -1,13 +1,14 @@
 """Runs on two machines of which one dies on the way: each run ends once, and as if nothing had happened.
 
-    sudo .venv/bin/python -m tests.chaos_runs [--runs 20]
+    sudo .venv/bin/python -m tests.chaos_runs [--runs 20] [--cut-off]
 
 The machines are network namespaces with a host name and a folder of their own, each with `peft-flow worker`. The root
 namespace has PostgreSQL and `peft-flow up --database` with its passwords, whose own worker is stopped. When a quarter
 of the runs has ended and the second machine is training, it dies: its cable first, then all its processes, then its
-network. What it was doing must be free for the other within two minutes. In the end, the runs that it had begun are
-run once more, undisturbed: adapters must be the same to the bit. It needs root, for namespaces, and the server of
-PostgreSQL (Debian: postgresql).
+network. What it was doing must be free for the other within two minutes. With --cut-off it is only its cable, and it is
+back when the other has begun with its runs: its own processes, which are still at them, must end and change nothing. In
+the end, the runs that it had begun are run once more, undisturbed: adapters must be the same to the bit. It needs root,
+for namespaces, and the server of PostgreSQL (Debian: postgresql).
 """
 
 from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
@@ -21,6 +22,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tasks.base.closing import BY_WORKER, NO_HEARTBEAT
 from tasks.servers.deployments import POOL, TRIALS_POOL
@@ -127,6 +130,15 @@ def until_free(site: Site, ids: Sequence[str]) -> float:
     return time.monotonic() - begun
 
 
+def until_begun_elsewhere(site: Site, ids: Sequence[str]) -> None:
+    other = site.machines[0]
+    until(
+        lambda: {*ids} <= {*site.at_work(other, ids)} | {r["id"] for r in site.flow_runs(ids) if has_ended(r)},
+        600,
+        "the other",
+    )
+
+
 def recorded(site: Site) -> dict[str, list[Any]]:
     """Runs in MLflow by their flow run."""
     found = defaultdict(list)
@@ -168,17 +180,24 @@ def other_than_undisturbed(site: Site, seeds: Mapping[str, int], ids: Sequence[s
     ]
 
 
-def disturbed(site: Site, count: int) -> list[str]:
+def disturbed(site: Site, count: int, is_cut_off: bool) -> list[str]:
     """What is wrong after all."""
     seeds = {site.submit(seed): seed for seed in range(count)}
     ids, doomed = list(seeds), site.machines[1]
     until_ended(site, ids, count // 4, lambda: bool(site.at_work(doomed, ids)))
     lost = site.at_work(doomed, ids)
-    doomed.die()
-    say(f"{doomed.name} has died, which had begun {len(lost)} runs")
+    (doomed.cut_off if is_cut_off else doomed.die)()
+    say(f"{doomed.name} is {'cut off' if is_cut_off else 'dead'}, which had begun {len(lost)} runs")
     seconds = until_free(site, ids)
     say(f"after {seconds:.0f} s nothing shows as running there")
     faults = [] if seconds <= FREE_SECONDS else [f"it took {seconds:.0f} s until its runs were free"]
+    if is_cut_off:
+        until_begun_elsewhere(site, lost)
+        still = [one for flow_run in lost for one in doomed.runners().get(flow_run, [])]
+        doomed.connect_again()
+        say(f"{doomed.name} is back, with {len(still)} processes of runs that {site.machines[0].name} has begun")
+        _, left = psutil.wait_procs(still, timeout=FREE_SECONDS)
+        faults += [f"process {one.pid} goes on with a run that another does" for one in left]
     until_ended(site, ids, count)
     faults += what_is_wrong(site, ids)
     return faults + other_than_undisturbed(site, seeds, lost)
@@ -188,6 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--root", type=Path, default=Path("/tmp/peft-flow-chaos-runs"))
+    parser.add_argument("--cut-off", action="store_true", help="its cable only, and for a while")
     options = parser.parse_args()
     root: Path = options.root.resolve()
     shutil.rmtree(root, ignore_errors=True)
@@ -196,7 +216,7 @@ def main() -> int:
     try:
         site.start()
         say("all is up")
-        faults = disturbed(site, options.runs)
+        faults = disturbed(site, options.runs, options.cut_off)
     finally:
         site.stop()
     for fault in faults:

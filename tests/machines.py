@@ -159,9 +159,16 @@ class Machine:
         for worker in self.workers:
             worker.wait()
 
-    def die(self) -> None:
-        """As when the power goes: nobody on the other side hears that a connection ended."""
+    def cut_off(self) -> None:
+        """Nobody on the other side hears that a connection ended; here everything goes on."""
         run("ip", "link", "set", self.cable, "down")
+
+    def connect_again(self) -> None:
+        run("ip", "link", "set", self.cable, "up")
+
+    def die(self) -> None:
+        """As when the power goes."""
+        self.cut_off()
         kill(self.processes())
         for worker in self.workers:
             worker.wait()

@@ -1,5 +1,6 @@
 """Processes for the trials of a sweep: started, known when they end, stopped; here and in the work pool."""
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from tasks.servers import runners
 from tasks.servers.runners import PoolRunners, ProcessRunners
 from tasks.settings.fields import InputError
 from tests.stacks import until
+from tests.test_base_closing import new_pool
 
 SLEEPER = """
 import json, os, sys, time
@@ -228,3 +230,18 @@ def test_trials_are_kept_where_all_machines_see_them_if_this_one_may(
     assert said == ([] if lets_us_in else [said[0]]) and all(
         "(no password supplied); set PGUSER" in one for one in said
     )
+
+
+@pytest.mark.usefixtures("prefect_harness")
+def test_study_in_a_file_is_for_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    said: list[str] = []
+    monkeypatch.setattr(runners, "warn", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(runners, "TRIALS_POOL", new_pool())
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(runners.TRIALS_POOL, socket.gethostname(), heartbeat_interval_seconds=30)
+        assert runners.can_open("sqlite:////here/sweeps.db") and not said
+        client.send_worker_heartbeat(runners.TRIALS_POOL, "elsewhere-1a2b3c", heartbeat_interval_seconds=30)
+        assert not runners.can_open("sqlite:////here/sweeps.db") and "elsewhere-1a2b3c cannot open" in said[0]
+        assert runners.can_open("postgresql://h/n")

@@ -145,6 +145,17 @@ def test_another_version_than_the_servers_is_said(
     assert said.count("\n") == bool(says) and says in said
 
 
+@pytest.mark.parametrize("user", ["", "team"])
+def test_machine_that_cannot_open_the_database_of_sweeps_takes_no_trials(
+    user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    monkeypatch.setenv("PGUSER", user)
+    worker.compare(deployments.own_facts("postgresql://h/n?options=x"))
+    assert worker.can_have_trials() == bool(user)
+    assert ("set PGUSER and PGPASSWORD, of postgresql://h/n;" in capsys.readouterr().out) == (not user)
+
+
 @pytest.mark.usefixtures("prefect_harness")
 @pytest.mark.parametrize(("limit", "left"), [(1, None), (7, 7), (None, None)])
 def test_limit_that_was_for_one_machine_is_lifted_and_that_of_people_stays(

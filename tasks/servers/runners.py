@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -239,6 +240,20 @@ def shared_studies() -> str | None:
     except InputError as reason:
         warn("Only workers of this machine can run trials (%s); set PGUSER and PGPASSWORD for the others", reason)
         return None
+
+
+def can_open(storage: str) -> bool:
+    """Whether all workers that take trials now can open this study: a file is for those of this machine."""
+    from prefect.client.orchestration import get_client
+
+    if storage.startswith("postgresql:"):
+        return True
+    with get_client(sync_client=True) as client:
+        online = [one.name for one in client.read_workers_for_work_pool(TRIALS_POOL) if is_online(one)]
+    others = [name for name in online if name != socket.gethostname()]
+    if others:
+        warn("All trials run on this machine: %s cannot open %s; give --storage", " and ".join(others), storage)
+    return not others
 
 
 def is_deployed() -> bool:

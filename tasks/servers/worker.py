@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 import tasks
+from tasks.base.closing import BY_WORKER
 from tasks.base.records import digest
+from tasks.base.words import counted
 from tasks.servers.deployments import POOL, Facts, own_facts, read_facts, runs_at_once
 from tasks.servers.doors import CREDENTIALS
 from tasks.servers.processes import Processes, clear_leftovers
@@ -43,7 +45,6 @@ from tasks.tracking.opening import make_store
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
 
 REGISTER, LOCK = STORE / "worker.json", STORE / "worker.lock"
 
@@ -80,7 +81,12 @@ def worker(options: Options) -> None:
         tidy = partial(tidy_here, name)
         try:
             start(options, processes, name)
-            watch(processes, tidy, lambda: answers(f"{options.api}/health"), lambda run: is_by(run, name))
+            watch(
+                processes,
+                tidy,
+                can_revive=lambda: answers(f"{options.api}/health"),
+                concerns=lambda run: run.labels.get(BY_WORKER) == name,
+            )
         finally:
             stop(processes, tidy)
 
@@ -88,10 +94,6 @@ def worker(options: Options) -> None:
 def worker_name() -> str:
     """Several on one machine, in a folder each, must not take each other's runs for their own."""
     return f"{socket.gethostname()}-{digest(str(Path.cwd()))[:6]}"
-
-
-def is_by(run: "FlowRun", name: str) -> bool:
-    return run.labels.get("prefect.worker.name") == name
 
 
 def environment(options: Options) -> dict[str, str]:
@@ -126,7 +128,7 @@ def sole_worker() -> Iterator[None]:
 def start(options: Options, processes: Processes, name: str) -> None:
     keep_last_logs()
     runs, trials = options.limit or runs_at_once(), options.limit or trials_at_once()
-    programs = list(worker_programs(name, runs, trials, os.environ))
+    programs = list(worker_programs(name, runs, trials, os.environ))[: 1 + can_have_trials()]
     os.environ |= IMPATIENT
     from prefect.client.orchestration import get_client
 
@@ -137,10 +139,11 @@ def start(options: Options, processes: Processes, name: str) -> None:
         for program in programs:
             processes.start(program)
         processes.wait(WORKER, lambda: worker_is_online(client, name, began), START_SECONDS)
-    many = f"{runs} run{'s'[: runs != 1]}"
+    of_sweeps = f" and {counted(trials, 'trial')} of sweeps" if can_have_trials() else ""
     print(
-        f"This machine takes {many} and {trials} trials of sweeps at a time, as {name}, in {Path.cwd()}. "
-        f"Ctrl-C stops it.\n\n  Prefect  {os.environ['PREFECT_UI_URL']}/work-pools/work-pool/{POOL}\n",
+        f"This machine takes {counted(runs, 'run')}{of_sweeps} at a time, as {name}, in {Path.cwd()}. "
+        "Ctrl-C stops it.\n\n"
+        f"  Prefect  {os.environ['PREFECT_UI_URL']}/work-pools/work-pool/{POOL}\n",
         flush=True,
     )
 
@@ -153,8 +156,15 @@ def compare(theirs: Facts | None) -> None:
             f"this machine has peft-flow {ours.version} (program {ours.program}), that of the servers {theirs.version} "
             f"({theirs.program}): results may differ; install the same here"
         )
-    if theirs and theirs.studies and not (os.environ.get("PGUSER") or os.environ.get("PGPASSWORD")):
-        say(f"trials of sweeps need PGUSER and PGPASSWORD, for {theirs.studies.partition('?')[0]}; runs do not")
+    if theirs and theirs.studies and not can_have_trials():
+        say(
+            f"for trials of sweeps, set PGUSER and PGPASSWORD, of {theirs.studies.partition('?')[0]}; runs need neither"
+        )
+
+
+def can_have_trials() -> bool:
+    """Whether this machine may open the database of a sweep, wherever that is."""
+    return bool(os.environ.get("PGUSER") or os.environ.get("PGPASSWORD"))
 
 
 def lift_limit(client: "SyncPrefectClient") -> None:
