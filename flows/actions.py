@@ -346,8 +346,22 @@ def run_export(options: Namespace) -> int:
 
 def run_up(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.servers.database import hide_password, read_database
     from tasks.servers.up import Options, up
 
+    database = None
+    if options.database:
+        database = read_database(options.database)
+        hide_password(options.database, database)
     with contextlib.suppress(KeyboardInterrupt):  # how it ends
-        up(Options(options.host, options.prefect_port, options.mlflow_port))
+        up(Options(options.host, options.prefect_port, options.mlflow_port, database))
+    return DONE
+
+
+def run_worker(options: Namespace) -> int:
+    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
+    from tasks.servers.worker import Options, worker
+
+    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+        worker(Options(options.prefect, options.mlflow, options.limit))
     return DONE

@@ -308,6 +308,36 @@ COMMANDS = (
                 "Of the MLflow server (default 5000).",
                 {"type": port, "default": 5000, "metavar": "PORT"},
             ),
+            Argument(
+                "--database",
+                "PostgreSQL database in which both servers keep what they know, postgresql://USER@HOST/NAME, with the "
+                "password in PGPASSWORD; else in files of this machine.",
+                {"metavar": "ADDRESS"},
+            ),
+        ),
+    ),
+    Command(
+        "worker",
+        "have this machine take runs of servers that are elsewhere",
+        "Take runs, and trials of sweeps, of the servers that peft-flow up has started on another machine. It needs "
+        "nothing but their addresses, and their passwords in the environment: docs/operations.md. All that it leaves "
+        "lies in mlruns/ of the current folder, which may be any. Ctrl-C stops it.",
+        actions.run_worker,
+        (
+            Argument(
+                "--prefect",
+                "Address of the Prefect server, http://HOST:4200.",
+                {"metavar": "ADDRESS", "required": True},
+            ),
+            Argument(
+                "--mlflow", "Address of the MLflow server, http://HOST:5000.", {"metavar": "ADDRESS", "required": True}
+            ),
+            Argument(
+                "--limit",
+                "Most runs at a time, and most trials of sweeps (default: one run for each GPU or one; as many trials "
+                "as GPUs or processor cores).",
+                {"type": count, "metavar": "NUMBER"},
+            ),
         ),
     ),
 )

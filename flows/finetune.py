@@ -25,6 +25,7 @@ from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
 from tasks.settings.loading import validated
 from tasks.tracking.address import where_to_find
+from tasks.tracking.attempts import done_elsewhere, job_tag, keep_result
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
 from tasks.tracking.journal import run_id_of
 from tasks.tracking.run import tracked_run
@@ -45,8 +46,11 @@ def finetune(**given: Any) -> RunResult:
     claim_device(processes(config.training))
     live()
     source, base = found_input(config, config)
+    tags = flow_tags() | job_tag(config, source, base)
+    if done := done_elsewhere(tags):
+        return done
     work = work_folder(config, source, base)
-    with reload_at_hand(), tracked_run(config, work, flow_tags()):
+    with reload_at_hand(), tracked_run(config, work, tags):
         logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", config.tracking.experiment)
         link_to_mlflow(work)
         prepared = prepare_data(config, source, base, str(WORK))
@@ -88,7 +92,9 @@ def finetune(**given: Any) -> RunResult:
         logged = record(work, config, prepared, check, evaluations, trained, result)
         logger.info("Recorded: %s", where_to_find(logged.run_id))
         clock.lap("record")
-    return run_result(config, prepared, trained, result, logged, clock.seconds())
+        done = run_result(config, prepared, trained, result, logged, clock.seconds())
+        keep_result(work, done)
+    return done
 
 
 def describe_data(config: RunConfig, data: PreparedData) -> str:

@@ -30,11 +30,11 @@ def introduce(config: RunConfig) -> None:
 def summarize(config: RunConfig, result: "RunResult", stream: Any) -> None:
     """The verdict, the ladder as a table, and what to do next."""
     from tasks.base.records import Comparison
-    from tasks.base.work import RunFolder
     from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
     from tasks.tracking.address import public_uri
+    from tasks.tracking.fetching import run_folder
 
-    record = RunFolder.around(result.adapter_path).comparison_record
+    record = run_folder(result, "comparison_record").comparison_record
     comparison = Comparison.model_validate_json(record.read_bytes())
     parts = [
         headline(config, comparison),

@@ -2,7 +2,7 @@
 
     sudo .venv/bin/python -m tests.chaos_sweep [--trials 1000] [--kills 20] [--seed 0]
 
-The machines are network namespaces with a host name and an `mlruns/` of their own, each with a worker for two runners.
+The machines are network namespaces with a host name and a folder of their own, each with a worker for two runners.
 The root namespace has `peft-flow up` with its passwords, PostgreSQL with the study, and the command `sweep`. Killed
 (-9) at random: a runner, the command (given again), a worker (started again), the Prefect server (which
 `peft-flow up` starts again), and a whole machine: its cable first, then all its processes, then its network.
@@ -109,8 +109,8 @@ class Site:
             "PREFECT_API_URL": f"http://{Machine.gateway(1)}:{self.stack.ports[0]}/api",
             "MLFLOW_TRACKING_URI": f"http://{Machine.gateway(1)}:{self.stack.ports[1]}",
         }
-        self.database = Database(root / "postgresql")
-        self.machines = [Machine(number, self.stack.folder, root / f"host{number}", self.client) for number in (1, 2)]
+        self.database = Database(root / "postgresql", Machine.gateway(1))
+        self.machines = [Machine(n, root / f"host{n}", self.stack.ports, self.stack.environment) for n in (1, 2)]
         self.driver: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -132,7 +132,7 @@ class Site:
 
         with get_client(sync_client=True) as client:
             workers = client.read_workers_for_work_pool(TRIALS_POOL)
-        return {one.name for one in workers if one.status and one.status.value == "ONLINE"}
+        return {one.name.rpartition("-")[0] for one in workers if one.status and one.status.value == "ONLINE"}
 
     def give_command(self) -> None:
         command = [sys.executable, "-m", "flows.cli", "sweep", str(self.config), "--sweep", str(self.space)]

@@ -1,22 +1,25 @@
-"""Machines that are none: network namespaces with a host name, a disk and a worker of their own; and PostgreSQL."""
+"""Machines that are none: network namespaces with a host name, a folder and a worker of their own; and PostgreSQL."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import pytest
 
 from tasks.base.closing import flow_run_of
-from tasks.servers.deployments import TRIALS_POOL
 from tests.conftest import free_port
 from tests.stacks import until
 
 SLOTS = 2
-"""Runners at a time on each machine."""
+"""Runs, and trials, at a time on each machine."""
 
 
 def run(*command: str) -> None:
@@ -26,9 +29,10 @@ def run(*command: str) -> None:
 class Database:
     """PostgreSQL in a folder of its own, reachable from all machines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder, self.port = folder, free_port()
-        self.address = f"postgresql://{Machine.gateway(1)}:{self.port}/postgres"
+        self.place = f"{host}:{self.port}"
+        self.address = f"postgresql://{self.place}/postgres"
         self.programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -65,18 +69,36 @@ class Database:
 
     def stop(self) -> None:
         if self.process:
-            self.process.send_signal(signal.SIGINT)  # which it is handed on
+            started = int((self.folder / "data/postmaster.pid").read_text().split()[0])
+            os.kill(started, signal.SIGINT)  # itself: `runuser` hands on none that its own parent ignores
             self.process.wait(30)
 
 
-class Machine:
-    """A network namespace with a worker for runners; `app` is the folder that all machines have at the same path."""
+@contextmanager
+def postgresql() -> Iterator[Database]:
+    """PostgreSQL, for this machine; skips the test where it cannot be had."""
+    if os.getuid() or not list(Path("/usr/lib/postgresql").glob("*/bin")):
+        pytest.skip("needs root, and the server of PostgreSQL (Debian: postgresql)")
+    with TemporaryDirectory() as folder:  # not in pytest's, which shuts all others out
+        Path(folder).chmod(0o755)
+        database = Database(Path(folder) / "postgresql")
+        try:
+            database.start()
+            yield database
+        finally:
+            database.stop()
 
-    def __init__(self, number: int, app: Path, folder: Path, client: dict[str, str]) -> None:
-        self.number, self.app, self.name = number, app, f"peft-flow-host{number}"
+
+class Machine:
+    """A network namespace with a host name, a folder and a `peft-flow worker` of its own."""
+
+    def __init__(self, number: int, folder: Path, ports: tuple[int, int], environment: dict[str, str]) -> None:
+        """`ports` are those of Prefect and MLflow, on the machine that has all the others."""
+        self.number, self.name = number, f"peft-flow-host{number}"
         self.cable, self.folder = f"pfchaos{number}", folder
-        self.environment = client | {"PREFECT_HOME": str(self.folder / "prefect")}
-        (self.folder / "mlruns").mkdir(parents=True)
+        self.prefect, self.mlflow = (f"http://{self.gateway(number)}:{port}" for port in ports)
+        self.environment = environment | {"PREFECT_HOME": str(self.folder / "prefect")}
+        self.folder.mkdir(parents=True)
         self.workers: list[subprocess.Popen[bytes]] = []
 
     @staticmethod
@@ -100,28 +122,14 @@ class Machine:
             subprocess.run(["ip", *command], capture_output=True, check=False)
 
     def start_worker(self) -> None:
-        """As docs/operations.md says; with its own `mlruns/` and host name, which only processes of it see."""
-        command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", TRIALS_POOL, "--type", "process"]
-        command += ["--name", self.name, "--limit", str(SLOTS)]
-        enter = f'mount --bind {self.folder}/mlruns {self.app}/mlruns && hostname {self.name} && exec "$@"'
+        """As docs/operations.md says."""
+        command = [sys.executable, "-m", "flows.cli", "worker", "--prefect", self.prefect, "--mlflow", self.mlflow]
+        enter = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", f'hostname {self.name}; exec "$@"']
         with (self.folder / "worker.log").open("ab") as log:
             self.workers.append(
                 subprocess.Popen(
-                    [
-                        "ip",
-                        "netns",
-                        "exec",
-                        self.name,
-                        "unshare",
-                        "--mount",
-                        "--uts",
-                        "sh",
-                        "-c",
-                        enter,
-                        "sh",
-                        *command,
-                    ],
-                    cwd=self.app,
+                    [*enter, "sh", *command, "--limit", str(SLOTS)],
+                    cwd=self.folder,
                     env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -151,9 +159,16 @@ class Machine:
         for worker in self.workers:
             worker.wait()
 
-    def die(self) -> None:
-        """As when the power goes: nobody on the other side hears that a connection ended."""
+    def cut_off(self) -> None:
+        """Nobody on the other side hears that a connection ended; here everything goes on."""
         run("ip", "link", "set", self.cable, "down")
+
+    def connect_again(self) -> None:
+        run("ip", "link", "set", self.cable, "up")
+
+    def die(self) -> None:
+        """As when the power goes."""
+        self.cut_off()
         kill(self.processes())
         for worker in self.workers:
             worker.wait()

@@ -108,6 +108,9 @@ class Stack:
         assert process.poll() is None, self.said()
         return self
 
+    def is_running(self) -> bool:
+        return bool(self.process and self.process.poll() is None)
+
     def start_with_passwords(self, passwords: Mapping[str, str]) -> None:
         """From now on it lets other machines in who know them, and so does what a client is told."""
         self.environment |= passwords

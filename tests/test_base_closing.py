@@ -248,8 +248,8 @@ def test_run_has_its_note_before_prefect_says_that_it_runs(workplace: Path) -> N
 
 @pytest.mark.parametrize("entry", sorted({entry["entrypoint"] for entry in DEPLOYMENTS}))
 def test_every_flow_has_its_note_before_prefect_says_that_it_runs(entry: str) -> None:
-    file, name = entry.split(":")
-    found = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
+    module, _, name = entry.rpartition(".")
+    found = getattr(import_module(module), name)
     assert found.flow_run_name.__wrapped__ and "first_sign_of_life" in found.flow_run_name.__code__.co_qualname
 
 
@@ -356,6 +356,10 @@ def test_run_that_is_alive_after_all_is_not_crashed(workplace: Path) -> None:
 
 @pytest.fixture
 def pool() -> str:
+    return new_pool()
+
+
+def new_pool() -> str:
     from prefect.client.schemas.actions import WorkPoolCreate
 
     name = f"pool-{datetime.now(UTC):%H%M%S%f}"

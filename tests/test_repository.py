@@ -114,8 +114,9 @@ def test_deployments_name_real_flows() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert deployments
     for deployment in deployments:
-        file, function = deployment["entrypoint"].split(":")
-        names = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        file = ROOT / f"{module.replace('.', '/')}.py"
+        names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
         assert function in names
         runs_trials = deployment["name"] in ("sweep-runner", "predict-shard")
         assert deployment["work_pool"]["name"] == ("peft-flow-trials" if runs_trials else "peft-flow")

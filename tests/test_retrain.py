@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,6 +207,24 @@ def test_champion_that_changed_meanwhile_stays(story: Story, place: Place, monke
     result = place.retrain()
     assert (result.action, result.champion) == ("kept", other)
     assert "version 2" in result.reason and result.gate and result.gate.passed
+
+
+def test_challenger_that_another_machine_has_trained_is_judged_by_what_mlflow_has(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import retrain as flow
+
+    judge = flow.judge_challenger
+
+    def elsewhere(config: Any, challenger: Any, result: Any, *others: Any) -> Any:
+        shutil.rmtree(Path(result.adapter_path).parent)
+        return judge(config, challenger, result, *others)
+
+    monkeypatch.setattr(flow, "judge_challenger", elsewhere)
+    grow(place, 2)
+    result = place.retrain(gate={"max_memory_mb": 1e6})
+    assert result.action == "promoted" and result.gate
+    assert {finding.rule for finding in result.gate.findings} == {"gain", "slices", "memory"}
 
 
 def test_model_without_a_name_is_refused_by_field() -> None:

@@ -1,7 +1,9 @@
 """Processes for the trials of a sweep: started, known when they end, stopped; here and in the work pool."""
 
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +12,9 @@ import pytest
 
 from tasks.servers import runners
 from tasks.servers.runners import PoolRunners, ProcessRunners
+from tasks.settings.fields import InputError
 from tests.stacks import until
+from tests.test_base_closing import new_pool
 
 SLEEPER = """
 import json, os, sys, time
@@ -89,7 +93,7 @@ def pool(prefect_harness: None) -> Iterator[PoolRunners]:
     from tasks.servers.deployments import TRIALS_POOL, make_pools
 
     with get_client(sync_client=True) as client:
-        make_pools(client)
+        make_pools(client, "here")
         flow_id = client.create_flow(sweep_runner)
         deployment = client.create_deployment(flow_id, "sweep-runner", work_pool_name=TRIALS_POOL)
         yield PoolRunners({"name": "sweep-a"}, 4)
@@ -189,3 +193,55 @@ def test_server_without_the_deployment_runs_no_trials(prefect_harness: None, cap
 
 def test_server_with_the_deployment_runs_them(pool: PoolRunners) -> None:
     assert runners.is_deployed()
+
+
+@pytest.mark.parametrize(
+    ("studies", "lets_us_in", "found"),
+    [("postgresql://h/n", True, "postgresql://h/n"), ("postgresql://h/n", False, None), (None, True, None)],
+)
+def test_trials_are_kept_where_all_machines_see_them_if_this_one_may(
+    pool: PoolRunners,
+    monkeypatch: pytest.MonkeyPatch,
+    studies: str | None,
+    lets_us_in: bool,
+    found: str | None,
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.servers.deployments import own_facts, publish_facts
+
+    said: list[str] = []
+    monkeypatch.setattr(runners, "warn", lambda text, *values: said.append(text % values))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    @contextmanager
+    def connected(address: str) -> Iterator[None]:
+        if not lets_us_in:
+            raise InputError("no password supplied")
+        yield
+
+    with get_client(sync_client=True) as client:
+        publish_facts(client, own_facts(studies))
+    monkeypatch.setattr(runners, "connected", connected)
+    assert runners.shared_studies() is None, "no server is set"
+    monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+    assert runners.shared_studies() == found
+    assert said == ([] if lets_us_in else [said[0]]) and all(
+        "(no password supplied); set PGUSER" in one for one in said
+    )
+
+
+@pytest.mark.usefixtures("prefect_harness")
+def test_study_in_a_file_is_for_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    said: list[str] = []
+    monkeypatch.setattr(runners, "warn", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(runners, "TRIALS_POOL", new_pool())
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(runners.TRIALS_POOL, socket.gethostname(), heartbeat_interval_seconds=30)
+        assert runners.can_open("sqlite:////here/sweeps.db") and not said
+        client.send_worker_heartbeat(runners.TRIALS_POOL, "elsewhere-1a2b3c", heartbeat_interval_seconds=30)
+        assert not runners.can_open("sqlite:////here/sweeps.db") and "elsewhere-1a2b3c cannot open" in said[0]
+        assert runners.can_open("postgresql://h/n")

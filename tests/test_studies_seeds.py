@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ from flows.cli import USER_MUST_CHANGE, main
 from tasks.base.outcomes import SeedsResult
 from tasks.base.records import Comparison, Difference, Interval, Rung, RunResult, Seconds
 from tasks.base.verdict import capital
+from tasks.base.work import RunFolder
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import validated
+from tasks.studies.seeds import judge_seeds
+from tasks.tracking.fetching import run_folder
 from tests.conftest import without_pictures
 
 ROWS = 100
@@ -291,6 +295,7 @@ class Family(NamedTuple):
     config: RunConfig
     result: SeedsResult
     folder: Path
+    children: tuple[RunResult, ...]
 
 
 @pytest.fixture(scope="module")
@@ -298,9 +303,9 @@ def family(
     foundation: Any, reviews: Path, tmp_path_factory: pytest.TempPathFactory, prefect_harness: None
 ) -> Iterator[Family]:
     """Two seeds, 1 and 2, run in an empty folder, which stays the current one."""
-    from flows.seeds import finetune_seeds
+    from flows import seeds
 
-    folder, before = tmp_path_factory.mktemp("family"), Path.cwd()
+    folder, before, children = tmp_path_factory.mktemp("family"), Path.cwd(), list[RunResult]()
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     config = validated(
@@ -312,9 +317,16 @@ def family(
             "seed": 1,
         }
     )
-    with without_pictures():
-        result = finetune_seeds(**{name: getattr(config, name) for name in RunConfig.model_fields}, seeds=2)
-    yield Family(config, result, folder)
+
+    def run_one(*given: Any) -> RunResult:
+        children.append(run_alone(*given))
+        return children[-1]
+
+    run_alone = seeds.run_one
+    with without_pictures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds, "run_one", run_one)
+        result = seeds.finetune_seeds(**{name: getattr(config, name) for name in RunConfig.model_fields}, seeds=2)
+    yield Family(config, result, folder, tuple(children))
     os.chdir(before)
 
 
@@ -373,6 +385,39 @@ def test_parent_holds_the_means_of_its_children(family: Family) -> None:
     assert parent.params["seeds"] == "2"
     assert parent.tags["verdict"] == result.verdict
     assert parent.tags["mlflow.note.content"].startswith(f"**{capital(result.verdict)}** over 2 seeds")
+
+
+@contextmanager
+def on_another_machine(children: Sequence[RunResult]) -> Iterator[None]:
+    """Within, the folders of these runs are not here."""
+    folders = [Path(child.adapter_path).parent for child in children]
+    for folder in folders:
+        folder.rename(folder.with_suffix(".elsewhere"))
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.with_suffix(".elsewhere").rename(folder)
+
+
+def test_seeds_that_other_machines_have_run_are_judged_by_what_mlflow_has(family: Family) -> None:
+    with on_another_machine(family.children[1:]):
+        again = judge_seeds(family.result.run_id, family.config, family.children)
+        copy = run_folder(family.children[1], "adapter", "test_table")
+    assert again == family.result
+    own = RunFolder.around(family.children[1].adapter_path)
+    files = {file.relative_to(own.adapter): file.read_bytes() for file in own.adapter.rglob("*") if file.is_file()}
+    assert files and {name: (copy.adapter / name).read_bytes() for name in files} == files
+    assert run_folder(family.children[1], "adapter").adapter == own.adapter, "it is here again"
+
+
+def test_adapter_in_mlflow_that_is_not_the_one_trained_is_not_used(family: Family) -> None:
+    child = family.children[0].model_copy(update={"adapter_sha256": "0" * 64})
+    with on_another_machine([child]):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"holds another adapter \(\w{12}\) than the one that was trained"):
+                run_folder(child, "adapter")
+    assert not Path(f"mlruns/work/fetched-{child.run_id}").exists()
 
 
 def test_parent_shows_the_comparison_and_its_configuration(family: Family) -> None:

@@ -179,39 +179,52 @@ CANCEL_SECONDS = timedelta(seconds=5)
 
 def set_right() -> None:
     """Do for living runs what Prefect leaves undone: stop a cancelled run that no worker stops (it has none, or was
-    suspended before), and take back a crash that was declared for want of signs of life, which is also what a machine
-    that slept looks like."""
+    suspended before), and, as long as no other has begun it, take back a crash that was declared for want of signs of
+    life, which is also what a machine that slept looks like."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
     from prefect.states import Cancelling, Running
 
     with get_client(sync_client=True) as client:
         for note in living():
+            run_id = UUID(note.flow_run_id)
             try:
-                state = client.read_flow_run(UUID(note.flow_run_id)).state
+                state = client.read_flow_run(run_id).state
             except ObjectNotFound:
                 continue
             if state is None:
                 continue
             if datetime.now(UTC) - state.timestamp > CANCEL_SECONDS:
                 if state.is_cancelled():  # it was suspended before, which stops nothing: have its worker stop it
-                    client.set_flow_run_state(UUID(note.flow_run_id), Cancelling(), force=True)
+                    client.set_flow_run_state(run_id, Cancelling(), force=True)
                 elif state.is_cancelling() and note.flow_run_id not in _stopped and not has_worker(note.pid):
                     _stopped.add(note.flow_run_id)
                     os.kill(note.pid, signal.SIGTERM)
-            if state.is_crashed() and (state.message or "").startswith(NO_HEARTBEAT):
-                client.set_flow_run_state(UUID(note.flow_run_id), Running(message="It is alive"), force=True)
+            silent = state.is_crashed() and (state.message or "").startswith(NO_HEARTBEAT)
+            if silent or (state.is_scheduled() and is_queued_again(client, run_id)):
+                client.set_flow_run_state(run_id, Running(message="It is alive"), force=True)
+
+
+AGAIN = "Again"  # state of a run of whose machine nothing is heard; see tasks/base/again.py
+
+
+def is_queued_again(client: "SyncPrefectClient", run_id: UUID) -> bool:
+    """Whether a run that waits does so because it was taken for dead; Prefect calls what waits for long `Late`."""
+    history = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+    return [state.name for state in history if state.name != "Late"][-1:] == [AGAIN]
 
 
 LOST_SECONDS = 20.0
 """So long a flow run may be without a process: its worker has claimed it and is about to start one."""
 
+BY_WORKER = "prefect.worker.name"  # label of a run: who has claimed it
+
 
 def close_lost_runs(pool: str, worker: str) -> list[str]:
     """Close what `worker` of this machine has claimed and what ended before it could hold a lock; names of the runs.
 
-    What had not begun is queued again. Where the pool has workers on other machines, a run may be theirs, and is left
-    to the heartbeat automation.
+    What had not begun is queued again. Where it is not known whose a run is, and the pool has workers on other
+    machines, it is left to tasks/base/again.py.
     """
     from prefect.client.orchestration import get_client
     from prefect.states import Scheduled
@@ -219,10 +232,11 @@ def close_lost_runs(pool: str, worker: str) -> list[str]:
     closed: list[str] = []
     with get_client(sync_client=True) as client:
         others = [one for one in client.read_workers_for_work_pool(pool) if one.name != worker]
-        if any(one.status and one.status.value == "ONLINE" for one in others):
-            return closed
+        alone = not any(one.status and one.status.value == "ONLINE" for one in others)
         alive = {note.flow_run_id for note in living()}
-        suspects = [run for run in claimed_runs(client, pool) if str(run.id) not in alive]
+        of_nobody = worker if alone else None
+        ours = [run for run in claimed_runs(client, pool) if run.labels.get(BY_WORKER, of_nobody) == worker]
+        suspects = [run for run in ours if str(run.id) not in alive]
         processes = flow_runs() if suspects else {}
         for run in suspects:
             assert run.state
@@ -244,10 +258,13 @@ def claimed_runs(client: "SyncPrefectClient", pool: str) -> "list[FlowRun]":
     return runs_of(client, pool, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
-def runs_of(client: "SyncPrefectClient", pool: str, *states: Any) -> "list[FlowRun]":
+def runs_of(
+    client: "SyncPrefectClient", pool: str, *states: Any, ended_after: datetime | None = None
+) -> "list[FlowRun]":
     """Runs of the pool in these states that were due by now."""
     from prefect.client.schemas.filters import (
         FlowRunFilter,
+        FlowRunFilterEndTime,
         FlowRunFilterExpectedStartTime,
         FlowRunFilterState,
         FlowRunFilterStateType,
@@ -258,6 +275,7 @@ def runs_of(client: "SyncPrefectClient", pool: str, *states: Any) -> "list[FlowR
     asked = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),  # a schedule's next are many
+        end_time=FlowRunFilterEndTime(after_=ended_after) if ended_after else None,
     )
     runs: list[FlowRun] = []
     while True:

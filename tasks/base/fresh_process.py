@@ -85,17 +85,6 @@ def reload_at_hand() -> Iterator[None]:
                 process.kill()
 
 
-def end_with(parent: int) -> None:
-    """For a process that works for another: nobody needs what an orphan does, and somebody else goes on with it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def free_device_memory() -> None:
     """Give back what finished models hold on the GPU: the next process needs it."""
     import gc

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import os
 import platform
+import socket
 import sys
 from functools import lru_cache
 from importlib.metadata import version
@@ -11,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tasks
+from tasks.base.closing import FLOW_RUN
 from tasks.base.records import digest
 
 
@@ -32,6 +35,16 @@ def describe_environment() -> str:
         f"# code {code_key()}",
     )
     return "\n".join((*facts, *packages)) + "\n"
+
+
+def where_paths_lead() -> str:
+    """What to do about a path that leads nowhere: whoever asked for the run of a worker may sit at another machine."""
+    if not os.environ.get(FLOW_RUN):
+        return "check the path"
+    return (
+        f"this run is done by {socket.gethostname()}: check the path, and put it there, and at the same path on every "
+        "machine with a worker, or use the Hub"
+    )
 
 
 def cpu_name() -> str:

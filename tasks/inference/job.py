@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base.device import claim_device, limit_threads
-from tasks.base.machine import environment_key
+from tasks.base.machine import environment_key, where_paths_lead
 from tasks.base.records import Record, Source, digest
 from tasks.base.trouble import first_line
 from tasks.base.work import WORK
@@ -115,7 +115,7 @@ def locate_adapter(config: PredictionConfig, folder: Path) -> tuple[Path, str]:
             raise InputError(f"model: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run")
         return path.resolve(), content_sha256(path)[:23]
     if path.exists() or (looks_like_path(config.model) and not config.model.startswith("models:/")):
-        raise InputError(f"model: there is no adapter folder {path}; check the path")
+        raise InputError(f"model: there is no adapter folder {path}; {where_paths_lead()}")
     adapter, version, _ = fetched_adapter(config.model, folder)
     return adapter, version
 
@@ -142,7 +142,8 @@ def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:
             f"abstain_below: {config.model} does not choose one class, with one probability; leave abstain_below out"
         )
     if looks_like_path(name) and not Path(name).exists():
-        raise InputError(f"model: the foundation model of {config.model} is not at {name} any more; put it back")
+        advice = f"put it back, or {where_paths_lead()}"
+        raise InputError(f"model: the foundation model of {config.model} is not at {name} any more; {advice}")
     return settings
 
 

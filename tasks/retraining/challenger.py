@@ -41,6 +41,7 @@ from tasks.tracking import champions
 from tasks.tracking.address import run_url
 from tasks.tracking.asking import attach, download, runs_tagged
 from tasks.tracking.decision import MOVES, Decision, concerned, outcome
+from tasks.tracking.fetching import run_folder
 from tasks.tracking.flow import flow_tags
 from tasks.tracking.versions import (
     CHAMPION,
@@ -193,11 +194,12 @@ def judge_challenger(
     work: str,
 ) -> Gate:
     """What the gate says of the challenger, whose run is `result`."""
-    trained, here, gate = RunFolder.around(result.adapter_path), RunFolder(work), config.gate
+    trained = run_folder(result, "adapter", "comparison_record", "predictions", "staged")
+    here, gate = RunFolder(work), config.gate
     comparison = Comparison.model_validate_json(trained.comparison_record.read_bytes())
     costs = gate.max_latency_ms is not None or gate.max_memory_mb is not None
     if not champion:
-        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
+        footprint = measure_footprint(trained.adapter, trained.test_rows, here) if costs else None
         return without_champion(gate, comparison, footprint)
     data = prepare(challenger, WORK)
     settings = settings_of(champion.run_id, here.own) if champion.run_id else None
@@ -210,7 +212,7 @@ def judge_challenger(
     classes = new_classes(known, data, own_rows if is_frozen else None, forward)
     if is_frozen or is_measured_on(champion, data):
         trial, own = trial_of(data, trained, known), None
-        footprint = measure_footprint(result, trained.test_rows, here) if costs else None
+        footprint = measure_footprint(trained.adapter, trained.test_rows, here) if costs else None
     else:
         seen = learned_by(champion, here) if champion.run_id else None
         if own_rows is None or seen is None or settings is None:
@@ -221,7 +223,7 @@ def judge_challenger(
         ours = read_keys(trained.seen)
         their_columns = tuple(paired_columns(settings["text_columns"], data.text_columns).values())
         trial = trial_of(data, trained, known, ((their_columns, seen), (data.text_columns, ours)))
-        footprint = measure_footprint(result, write_rows(own_rows, here.own_rows), here)
+        footprint = measure_footprint(trained.adapter, write_rows(own_rows, here.own_rows), here)
         own = own_trial(champion, known, data, own_rows, ours, here)
     samples, seed = challenger.evaluation.bootstrap_samples, challenger.seed
     return against_champion(gate, trial, own, footprint, samples, seed, classes)
@@ -243,10 +245,10 @@ def incomparable(told: str) -> Gate:
     return Gate(findings=findings, rows=0, champion=None, challenger=None, difference=None)
 
 
-def measure_footprint(result: RunResult, rows: Path, here: RunFolder) -> Footprint:
+def measure_footprint(adapter: Path, rows: Path, here: RunFolder) -> Footprint:
     """What the challenger costs to have answer, measured on `rows`, whose answers are kept."""
     files = {"rows": str(rows), "out": str(here.footprint), "answers": str(here.answers)}
-    request = {"adapter": result.adapter_path, **files}
+    request = {"adapter": str(adapter), **files}
     run_offline("tasks.models.footprint", request)
     return Footprint.model_validate_json(here.footprint.read_bytes())
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ import tasks
 from tasks.base.closing import NO_HEARTBEAT
 from tasks.base.device import gpus
 from tasks.base.files import write_text
+from tasks.base.machine import code_key
 from tasks.base.progress import tell
+from tasks.base.records import Record
 from tasks.settings import config, fields, fixed, methods, rivals, sections
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEPLOYMENTS
@@ -39,17 +41,67 @@ HEARTBEAT_SECONDS = 75.0
 """Two heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in tasks/base/environment.py) may be missed, not three."""
 
 
-def make_pools(client: "SyncPrefectClient") -> None:
-    """The work pools; in that of all runs at most one at a time for each GPU, unless people have set another limit."""
+def make_pools(client: "SyncPrefectClient", ours: str) -> int:
+    """The work pools; how many runs at a time are for the worker `ours`.
+
+    As long as it is the only one, the pool itself has that limit, which also counts runs that have outlived a worker:
+    one for each GPU, unless people have set another.
+    """
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
 
-    for pool, limit in ((POOL, max(1, len(gpus()))), (TRIALS_POOL, None)):
+    usual = runs_at_once()
+    for pool, limit in ((POOL, usual), (TRIALS_POOL, None)):
         try:
-            if client.read_work_pool(pool).concurrency_limit is None and limit:
-                client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=limit))
+            client.read_work_pool(pool)
         except ObjectNotFound:
             client.create_work_pool(WorkPoolCreate(name=pool, type="process", concurrency_limit=limit))
+    found = client.read_work_pool(POOL).concurrency_limit
+    if found is None and {worker.name for worker in client.read_workers_for_work_pool(POOL)} <= {ours}:
+        client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=usual))
+    return found or usual
+
+
+def runs_at_once() -> int:
+    """On one machine: one for each GPU; one, where there is none."""
+    return max(1, len(gpus()))
+
+
+FACTS = "peft_flow"
+"""Variable in Prefect with what other machines must know of the one that has the servers."""
+
+
+class Facts(Record):
+    version: str
+    """Of the package."""
+    program: str
+    """Digest of all in it that decides about results."""
+    runs: int
+    """At a time, by which the pool was limited when it had one machine."""
+    studies: str | None
+    """Address of the database for the trials of sweeps, without user and password."""
+
+
+def own_facts(studies: str | None = None) -> Facts:
+    return Facts(version=version("peft-flow"), program=code_key()[:12], runs=runs_at_once(), studies=studies)
+
+
+def publish_facts(client: "SyncPrefectClient", facts: Facts) -> None:
+    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+
+    value = facts.model_dump(mode="json")
+    if client.read_variable_by_name(FACTS):
+        client.update_variable(VariableUpdate(name=FACTS, value=value))
+    else:
+        client.create_variable(VariableCreate(name=FACTS, value=value))
+
+
+def read_facts(client: "SyncPrefectClient") -> Facts | None:
+    """None where the deployments were not made by `peft-flow up`, or by another version of it."""
+    found = client.read_variable_by_name(FACTS)
+    with suppress(ValueError):
+        return Facts.model_validate(found.value) if found else None
+    return None
 
 
 def deploy(client: "SyncPrefectClient", record: Path) -> None:
@@ -58,10 +110,10 @@ def deploy(client: "SyncPrefectClient", record: Path) -> None:
     What people have changed in Prefect stays: parameters, and schedules that they added, switched, changed or removed.
     `record` is what prefect.yaml said the last time: only with it can their changes be told from the file's.
     """
-    version, before = deployed_version(), deployed(client)
+    wanted, before = deployed_version(), deployed(client)
     said = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
     entries = {entry["name"]: entry for entry in json.loads(json.dumps(said["deployments"], default=str))}
-    if all(name in before and before[name].version == version for name in entries):
+    if all(name in before and before[name].version == wanted for name in entries):
         return
     said_before = read_said(record)
     changed = [adapted(entry, before.get(name), said_before.get(name)) for name, entry in entries.items()]
@@ -72,7 +124,7 @@ def deploy(client: "SyncPrefectClient", record: Path) -> None:
             set_schedules(client, after[name], entry, said_before.get(name, {}))
     write_text(record, json.dumps(entries))
     for name in entries:
-        finish_deployment(client, after[name], version)
+        finish_deployment(client, after[name], wanted)
 
 
 def read_said(record: Path) -> dict[str, Any]:
@@ -124,11 +176,11 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 
 
 def deployed_version() -> str:
-    """Changes with what deployments are made from: the file, the folder, and the code behind the forms."""
+    """Changes with what deployments are made from: the file, and the code behind the forms."""
     flows = Path(tasks.__file__).resolve().parent.with_name("flows")
     forms = [Path(str(module.__file__)) for module in (config, fields, fixed, methods, rivals, sections)]
     files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *forms]
-    total = hashlib.sha256(str(Path.cwd()).encode())
+    total = hashlib.sha256()
     for file in files:
         total.update(file.read_bytes())
     return total.hexdigest()[:12]
@@ -273,8 +325,8 @@ def forget_silence(database: Path) -> None:
         connection.execute(ours, (AUTOMATION,))
 
 
-MIGRATIONS = "prefect/server/database/_migrations/versions/sqlite"
-"""One file for each change that Prefect has made to its SQLite database, with the change's id."""
+MIGRATIONS = "prefect/server/database/_migrations/versions"
+"""One file for each change that Prefect has made to its database of a kind, with the change's id."""
 
 
 def refuse_newer_database(database: Path) -> None:
@@ -284,16 +336,27 @@ def refuse_newer_database(database: Path) -> None:
     """
     if not database.exists():
         return
-    prefect = distribution("prefect")  # importing it takes seconds
-    known = [file.read_text(encoding="utf-8") for file in Path(str(prefect.locate_file(MIGRATIONS))).glob("*.py")]
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=10)) as connection:
         changes = [change for (change,) in connection.execute("SELECT version_num FROM alembic_version")]
-        if not all(any(change in file for file in known) for change in changes) and is_used(database):
+        if not are_known(changes, "sqlite") and is_used(database):
             raise InputError(
-                f"{database} was changed by a newer Prefect than the {prefect.version} that is installed here, which "
-                "cannot read it: install the newer one again, or set PREFECT_HOME to a new folder, where flow runs, "
-                "schedules and automations begin anew"
+                f"{newer_prefect(str(database))}, or set PREFECT_HOME to a new folder, where flow runs, schedules and "
+                "automations begin anew"
             )
+
+
+def are_known(changes: Sequence[str], kind: str) -> bool:
+    """Whether the Prefect installed here knows these changes to its database: sqlite or postgresql."""
+    folder = Path(str(distribution("prefect").locate_file(f"{MIGRATIONS}/{kind}")))  # importing it takes seconds
+    known = [file.read_text(encoding="utf-8") for file in folder.glob("*.py")] if changes else []
+    return all(any(change in file for file in known) for change in changes)
+
+
+def newer_prefect(database: str) -> str:
+    return (
+        f"{database} was changed by a newer Prefect than the {distribution('prefect').version} that is installed here, "
+        "which cannot read it: install the newer one again"
+    )
 
 
 def is_used(database: Path) -> bool:

@@ -117,19 +117,19 @@ def doors(options: "Options") -> dict[str, str]:
     }
 
 
-def write_auth_config() -> Path:
-    """MLflow's settings for logins; the password is not among them."""
+def write_auth_config(database: str | None = None) -> Path:
+    """MLflow's settings for logins, whose users are in `database` or in a file; the password is not among them."""
     path = STORE / "auth.ini"
     lines = (
         "[mlflow]",
         "default_permission = READ",
-        f"database_uri = sqlite:///{STORE.resolve()}/auth.db",
+        f"database_uri = {database or f'sqlite:///{STORE.resolve()}/auth.db'}",
         f"admin_username = {os.environ[CREDENTIALS[1]]}",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
         "grant_default_workspace_access = false",
         "auth_cache_ttl_seconds = 60",  # else every request costs a slow hash
     )
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines).replace("%", "%%") + "\n", encoding="utf-8")  # % alone would name another line
     return path.resolve()
 
 
@@ -138,6 +138,7 @@ def refuse_other_password(options: "Options") -> None:
     user, password = (os.environ.get(name) for name in CREDENTIALS[1:])
     if not user or not password:
         return
+    users = f"the table users in {options.database.address}" if options.database else STORE / "auth.db"
     login = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{options.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Authorization": f"Basic {login}"}
@@ -148,6 +149,6 @@ def refuse_other_password(options: "Options") -> None:
         if error.code in (401, 403):
             raise InputError(
                 f"MLflow does not let {CREDENTIALS[1]} in with {CREDENTIALS[2]}: an earlier start stored another "
-                f"password; use that one, or remove {STORE / 'auth.db'} with all users in it"
+                f"password; use that one, or remove {users} with all users in it"
             ) from None
         raise

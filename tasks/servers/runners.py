@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from tasks.base.device import THREADS
 from tasks.base.fresh_process import command
 from tasks.base.progress import warn
 from tasks.base.trouble import first_line, is_network_trouble
-from tasks.servers.deployments import TRIALS_POOL
+from tasks.servers.database import check_driver, connected
+from tasks.servers.deployments import TRIALS_POOL, read_facts
+from tasks.settings.fields import InputError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -205,10 +208,8 @@ class FlowRuns:
         elif time.monotonic() - self.alone_since > NOBODY_SECONDS:
             self.alone_since = float("inf")
             warn(
-                "No worker has begun a run of %s. `peft-flow up` starts one; on other machines: prefect worker start "
-                "--pool %s --type process",
+                "No worker has begun a run of %s: `peft-flow up` starts one, and on other machines `peft-flow worker`",
                 self.deployment.partition("/")[0],
-                TRIALS_POOL,
             )
 
     def was_killed(self, name: str) -> bool:
@@ -263,6 +264,40 @@ class PoolRunners(FlowRuns):
         until = time.monotonic() + FINISH_SECONDS
         while time.monotonic() < until and set(self.alive(ready)) & set(ready):
             time.sleep(FINISH_LOOK_SECONDS)
+
+
+def shared_studies() -> str | None:
+    """Address of the database for trials that `peft-flow up --database` offers to all machines; None where there is
+    none, or this process cannot use it."""
+    from prefect.client.orchestration import get_client
+
+    if not os.environ.get("PREFECT_API_URL"):
+        return None
+    with get_client(sync_client=True) as client:
+        facts = read_facts(client)
+    if not facts or not facts.studies:
+        return None
+    try:
+        check_driver()
+        with connected(facts.studies):
+            return facts.studies
+    except InputError as reason:
+        warn("Only workers of this machine can run trials (%s); set PGUSER and PGPASSWORD for the others", reason)
+        return None
+
+
+def can_open(storage: str) -> bool:
+    """Whether all workers that take trials now can open this study: a file is for those of this machine."""
+    from prefect.client.orchestration import get_client
+
+    if storage.startswith("postgresql:"):
+        return True
+    with get_client(sync_client=True) as client:
+        online = [one.name for one in client.read_workers_for_work_pool(TRIALS_POOL) if is_online(one)]
+    others = [name for name in online if name != socket.gethostname()]
+    if others:
+        warn("All trials run on this machine: %s cannot open %s; give --storage", " and ".join(others), storage)
+    return not others
 
 
 def is_deployed(deployment: str = DEPLOYMENT) -> bool:

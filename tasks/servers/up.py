@@ -7,28 +7,30 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 from filelock import FileLock, Timeout
 
-from tasks.base import liveness
-from tasks.base.closing import close_lost_runs, drop_missed, flow_runs, set_right, wake_overdue
-from tasks.base.device import gpus
-from tasks.base.trouble import is_network_trouble
+from tasks.base.again import start_again
+from tasks.base.closing import drop_missed, wake_overdue
+from tasks.servers import database as databases
+from tasks.servers.database import Database
 from tasks.servers.deployments import (
+    AUTOMATION,
     POOL,
-    TRIALS_POOL,
+    are_known,
     deploy,
     forget_silence,
     make_automation,
     make_pools,
+    newer_prefect,
+    own_facts,
+    publish_facts,
     refuse_newer_database,
 )
 from tasks.servers.doors import (
@@ -40,38 +42,42 @@ from tasks.servers.doors import (
     refuse_other_password,
     write_auth_config,
 )
-from tasks.servers.processes import Processes, Program, Register, clear_leftovers, end, refuse_taken_port
+from tasks.servers.processes import Processes, Program, Register, clear_leftovers, refuse_taken_port
+from tasks.servers.workers import (
+    IMPATIENT,
+    LOGS,
+    PYTHON,
+    START_SECONDS,
+    WORKER,
+    answers,
+    keep_last_logs,
+    say,
+    stop,
+    tidy_here,
+    trials_at_once,
+    watch,
+    worker_is_online,
+    worker_programs,
+)
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEPLOYMENTS, STORE
-from tasks.settings.secrets import redact, without_login
+from tasks.settings.secrets import without_login
 from tasks.sources.demo import demo_folder
 from tasks.tracking.opening import make_store
-from tasks.tracking.run import close_dead_runs, close_silent_runs, send_what_waits
+from tasks.tracking.run import close_silent_runs
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
+PREFECT, MLFLOW = "the Prefect server", "the MLflow server"
 
-
-LOGS = STORE / "logs"
-
-PREFECT, MLFLOW, WORKER = "the Prefect server", "the MLflow server", "the worker"
-
-TRIALS_WORKER = "the worker for trials"
-
-START_SECONDS = 120.0
-
-LOOK_SECONDS = 2.0
-
-TIDY_SECONDS = 5.0
-
-FLOWS_STOP_SECONDS = 5.0
-"""What is left of the ten seconds in which all must be gone, for flow runs to save and say what they have."""
+TABLES_SECONDS = 600.0
+"""So long a server may take that makes its tables in a database: a busy one took two minutes."""
 
 
 class Options(NamedTuple):
     host: str
     prefect_port: int
     mlflow_port: int
+    database: Database | None = None
+    """None: SQLite files of this machine."""
 
     def reachable(self, port: int) -> str:
         """Address of a server here as this machine reaches it."""
@@ -113,7 +119,7 @@ def up(options: Options) -> None:
     with alone(options) as register:
         refuse_taken_port(options.host, options.prefect_port, PREFECT, "--prefect-port")
         refuse_taken_port(options.host, options.mlflow_port, MLFLOW, "--mlflow-port")
-        refuse_newer_database(register.with_name("prefect.db"))
+        options = with_database(options, register.with_name("prefect.db"))
         os.environ |= clients_environment(options)
         make_store()
         processes = Processes(register)
@@ -121,9 +127,24 @@ def up(options: Options) -> None:
             start(options, processes)
             welcome(options, time.monotonic() - began)
             with demo_in_the_making():
-                watch(options, processes)
+                watch(processes, tidy)
         finally:
-            stop(processes)
+            stop(processes, tidy, (MLFLOW, PREFECT))
+
+
+def with_database(options: Options, file: Path) -> Options:
+    """With what Prefect needs to use its database, which may be this SQLite file; InputError where it cannot be used.
+
+    Who may use PostgreSQL is from now on in the environment of this process, as the servers and the runs get it.
+    """
+    if not options.database:
+        refuse_newer_database(file)
+        return options
+    os.environ |= options.database.environment
+    database = databases.prepare(options.database)
+    if not are_known(databases.changes_of_prefect(database), "postgresql"):
+        raise InputError(f"--database: {newer_prefect(database.address)}, or give another database")
+    return options._replace(database=database)
 
 
 @contextmanager
@@ -149,106 +170,64 @@ def alone(options: Options) -> Iterator[Path]:
 
 
 def start(options: Options, processes: Processes) -> None:
-    for log in LOGS.glob("*.log"):
-        log.replace(log.with_suffix(".log.1"))
-    programs = {program.name: program for program in make_programs(options)}
+    keep_last_logs()
+    programs, everyone = {program.name: program for program in make_programs(options)}, dict(os.environ)
     os.environ |= IMPATIENT
-    forget_silence(processes.register.with_name("prefect.db"))
+    if options.database:
+        databases.forget_silence(options.database, AUTOMATION)
+    else:
+        forget_silence(processes.register.with_name("prefect.db"))
     processes.start(programs[PREFECT])
     processes.start(programs[MLFLOW])
     from prefect.client.orchestration import get_client  # 2 s, in which the servers start
 
-    processes.wait(PREFECT, lambda: answers(f"{options.prefect}/api/health"), START_SECONDS)
+    patience = TABLES_SECONDS if options.database else START_SECONDS
+    processes.wait(PREFECT, lambda: answers(f"{options.prefect}/api/health"), patience)
     with get_client(sync_client=True) as client:
-        make_pools(client)
+        name = worker_name()
+        runs = make_pools(client, name)
         for sentence in drop_missed(POOL):  # before a worker can begin with them
             say(f"{'missed':<10}  {sentence}")
         began = datetime.now(UTC)
-        processes.start(programs[WORKER])
-        processes.start(programs[TRIALS_WORKER])
+        for program in worker_programs(name, runs, trials_at_once(), everyone):
+            processes.start(program)
         deploy(client, processes.register.with_name("peft-flow-deployed.json"))
+        publish_facts(client, own_facts(options.database.studies if options.database else None))
         make_automation(client)
-        processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), START_SECONDS)
+        processes.wait(MLFLOW, lambda: answers(f"{options.mlflow}/health"), patience)
         refuse_other_password(options)
-        processes.wait(WORKER, lambda: worker_is_online(client, began), START_SECONDS)
-
-
-IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""For this process: as long as it waits for a server that has died it does not start it again."""
+        processes.wait(WORKER, lambda: worker_is_online(client, name, began), START_SECONDS)
 
 
 def make_programs(options: Options) -> Iterator[Program]:
-    python, everyone = [sys.executable, "-P", "-m"], dict(os.environ)  # -P: modules are ours, not the current folder's
+    everyone, database = dict(os.environ), options.database
     address = ["--host", options.host, "--port"]
     yield Program(
         PREFECT,
-        [*python, "tasks.servers.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
+        [*PYTHON, "tasks.servers.waiting", "prefect", "server", "start", *address, str(options.prefect_port)],
         # the page asks the address that it came from, whatever that was called
-        everyone | {"PREFECT_SERVER_UI_API_URL": "/api"},
+        everyone | {"PREFECT_SERVER_UI_API_URL": "/api"} | (database.for_prefect() if database else {}),
         LOGS / "prefect.log",
     )
     store = STORE.resolve()
-    command = [*python, "mlflow", "server", *address, str(options.mlflow_port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", f"{store}/artifacts"]
+    command = [*PYTHON, "mlflow", "server", *address, str(options.mlflow_port), "--workers", "1"]
+    command += ["--artifacts-destination", f"{store}/artifacts"]  # which it serves: nobody else needs this disk
     # its job runner serves LLM evaluation, with seven processes
     environment = {**doors(options), **everyone, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment |= database.for_mlflow() if database else {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{store}/mlflow.db"}
     environment.pop("MLFLOW_TRACKING_URI")
     if os.environ.get(CREDENTIALS[1]) and os.environ.get(CREDENTIALS[2]):
         command += ["--app-name", "basic-auth"]
         environment |= {
-            "MLFLOW_AUTH_CONFIG_PATH": str(write_auth_config()),
+            "MLFLOW_AUTH_CONFIG_PATH": str(write_auth_config(database.address if database else None)),
             "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ[CREDENTIALS[2]],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(),
         }
     yield Program(MLFLOW, command, environment, LOGS / "mlflow.log")
-    # in the pool of trials nothing else limits how many come to this machine
-    for name, pool, log, limit in (
-        (WORKER, POOL, "worker.log", []),
-        (TRIALS_WORKER, TRIALS_POOL, "worker-trials.log", ["--limit", str(len(gpus()) or os.cpu_count() or 1)]),
-    ):
-        yield Program(
-            name,
-            [
-                *python,
-                "prefect",
-                "worker",
-                "start",
-                "--pool",
-                pool,
-                "--type",
-                "process",
-                "--name",
-                worker_name(),
-                *limit,
-            ],
-            everyone
-            | {
-                "PREFECT_WORKER_QUERY_SECONDS": str(LOOK_SECONDS),
-                "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # should the first be lost, the start need not wait for 30 s
-                # how it fetches and starts a run is not the run's story; tasks/base/environment.py turns it up again
-                "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "WARNING",
-            },
-            LOGS / log,
-        )
 
 
 def worker_name() -> str:
     return socket.gethostname()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-def worker_is_online(client: "SyncPrefectClient", since: datetime) -> bool:
-    return any(
-        worker.name == worker_name() and worker.last_heartbeat_time and worker.last_heartbeat_time >= since
-        for worker in client.read_workers_for_work_pool(POOL)
-    )
 
 
 def welcome(options: Options, seconds: float) -> None:
@@ -291,85 +270,13 @@ def demo_in_the_making() -> Iterator[None]:
         process.wait()
 
 
-def watch(options: Options, processes: Processes) -> None:
-    """One line for each thing that happens, for ever; what dies is started again, runs that died get their end."""
-    seen: dict[Any, str] = {}
-    since, tidied, trouble = datetime.now(UTC), 0.0, ""
-    while True:
-        for sentence in processes.revive():
-            say(sentence)
-        try:
-            look(options, seen, since)
-            if time.monotonic() - tidied > TIDY_SECONDS:
-                tidy()
-                tidied = time.monotonic()
-        except Exception as error:
-            # a server that is being started again is not news; nor is the same as before
-            if not is_network_trouble(error) and trouble != str(error):
-                trouble = str(error)
-                say(f"{type(error).__name__}: {trouble}")
-        time.sleep(LOOK_SECONDS)
-
-
-def look(options: Options, seen: dict[Any, str], since: datetime) -> None:
-    """Say which runs have a new state."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    begun = [state for state in StateType if state not in (StateType.SCHEDULED, StateType.PENDING)]
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))),
-            sort=FlowRunSort.START_TIME_DESC,
-            limit=50,
-        )
-    for run in reversed(runs):
-        if run.state and run.state.name and run.state.timestamp > since and seen.get(run.id) != run.state.name:
-            seen[run.id] = run.state.name
-            words = (run.state.message or "").split("\n")[0] if run.state.is_failed() or run.state.is_crashed() else ""
-            say("  ".join(filter(None, (f"{run.state.name.lower():<10}", run.name, words, run_page(run.id)))))
-
-
 def tidy() -> None:
-    """Every run that shows as running has a living process, or gets its end."""
-    for flow_run_id in close_dead_runs():
-        say(f"{'closed':<10}  a run whose process was gone  {run_page(flow_run_id)}")
-    set_right()
-    send_what_waits()
+    """Nothing shows as running that has no process, and nothing waits for ever."""
+    tidy_here(worker_name())
     close_silent_runs()
+    for sentence in start_again(POOL):
+        say(f"{'again':<10}  {sentence}")
     for name in wake_overdue(POOL):
         say(f"{'overdue':<10}  {name}: nobody approved it in time")
     for sentence in drop_missed(POOL):
         say(f"{'missed':<10}  {sentence}")
-    for name in (*close_lost_runs(POOL, worker_name()), *close_lost_runs(TRIALS_POOL, worker_name())):
-        say(f"{'closed':<10}  {name}: its process was gone")
-
-
-def run_page(flow_run_id: Any) -> str:
-    return f"{os.environ['PREFECT_UI_URL']}/runs/flow-run/{flow_run_id}"
-
-
-def stop(processes: Processes) -> None:
-    """Flow runs first, while there are servers to tell; then the worker, then the servers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    if not processes.running:
-        return
-    say("stopping")
-    heads = [*processes.flow_runs(WORKER), *processes.flow_runs(TRIALS_WORKER)]
-    orphans = [process for note in liveness.living() for process in flow_runs().get(note.flow_run_id, [])]
-    end({*heads, *orphans}, seconds=FLOWS_STOP_SECONDS)
-    if heads or orphans:
-        try:
-            tidy()
-        except Exception as error:  # the next start does it
-            say(f"not everything could be closed: {error}")
-    processes.stop([WORKER, TRIALS_WORKER, MLFLOW, PREFECT])
-    say("stopped")
-
-
-def say(message: str) -> None:
-    with suppress(OSError):  # the terminal is gone, and what runs must still be stopped
-        print(f"{datetime.now():%H:%M:%S}  {redact(message)}", flush=True)

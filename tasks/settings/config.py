@@ -193,7 +193,8 @@ class SweepConfig(RunConfig):
     storage: Annotated[str, AfterValidator(check_storage)] | None = Field(
         None,
         description="Database that all machines reach, where trials run on several: postgresql://host/database; user "
-        "and password in PGUSER and PGPASSWORD, on each machine. None: a file in mlruns/.",
+        "and password in PGUSER and PGPASSWORD, on each machine. None: that of peft-flow up --database, or a file in "
+        "mlruns/.",
     )
 
     @field_validator("pruner", mode="before")

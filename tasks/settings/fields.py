@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from tasks.settings.fixed import DATA_FILES
@@ -148,3 +149,21 @@ def check_model_name(name: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=250), AfterValidator(check_not_blank)]
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_model_name)]
+
+
+def parsed_weights(text: str) -> dict[str, float]:
+    """ValueError where these are none."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    right = isinstance(found, dict) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= MOST_WEIGHT
+        for weight in found.values()
+    )
+    if not found or not right:
+        raise ValueError(f"must be none, balanced, or weights by class such as {{spam: 5}}, not {text!r:.80}")
+    return {str(name): float(weight) for name, weight in found.items()}
+
+
+MOST_WEIGHT = 1e6

@@ -4,10 +4,9 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from tasks.settings.fields import Config, ModelName, Name, Revision
+from tasks.settings.fields import Config, ModelName, Name, Revision, parsed_weights
 from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL, DEMO_RATE, RESERVED_COLUMNS, ZERO_SHOT_TEMPLATE
 from tasks.settings.methods import FEW_RATE, MATRICES_RATE
 from tasks.settings.rivals import ReferenceName
@@ -294,24 +293,6 @@ class TrainingConfig(Config):
         """By class, where `class_weights` names some."""
         words: dict[str, Literal["none", "balanced"]] = {"none": "none", "balanced": "balanced"}
         return words.get(self.class_weights) or parsed_weights(self.class_weights)
-
-
-def parsed_weights(text: str) -> dict[str, float]:
-    """ValueError where these are none."""
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    right = isinstance(found, dict) and all(
-        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= MOST_WEIGHT
-        for weight in found.values()
-    )
-    if not found or not right:
-        raise ValueError(f"must be none, balanced, or weights by class such as {{spam: 5}}, not {text!r:.80}")
-    return {str(name): float(weight) for name, weight in found.items()}
-
-
-MOST_WEIGHT = 1e6
 
 
 class EvaluationConfig(Config):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from tasks.base.machine import where_paths_lead
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import WHAT_IS_READ, data_kind
 
@@ -28,7 +29,7 @@ def local_path(kind: Kind, name: str) -> Path | None:
     except (OSError, RuntimeError) as error:
         raise cannot_be_read(field, getattr(error, "filename", None) or name, error) from None
     if looks_like_path(name):
-        raise InputError(f"{field}: there is no file or folder {name}; check the path")
+        raise InputError(f"{field}: there is no file or folder {name}; {where_paths_lead()}")
     return None
 
 
@@ -61,7 +62,7 @@ def test_path(name: str) -> Path:
     try:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise InputError(f"data.test_file: there is no file {name}; check the path")
+            raise InputError(f"data.test_file: there is no file {name}; {where_paths_lead()}")
     except (OSError, RuntimeError) as error:
         raise cannot_be_read("data.test_file", name, error) from None
     if not data_kind(path):

@@ -22,6 +22,7 @@ from tasks.settings.fields import InputError
 from tasks.sources.hub import NETWORK, patient
 from tasks.studies.seeds import spread
 from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.fetching import run_folder
 from tasks.tracking.run import describe, log, log_files, send_all
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def judge_curve(
     run_id: str, config: RunConfig, counts: Sequence[int], results: Sequence[Sequence[RunResult]]
 ) -> LearningCurveResult:
     """`results` are, for each number of rows, the runs with seeds config.seed, config.seed + 1 and so on."""
-    record = RunFolder.around(results[-1][0].adapter_path).comparison_record
+    record = run_folder(results[-1][0], "comparison_record").comparison_record
     comparison = Comparison.model_validate_json(record.read_bytes())
     metric, confidence = objective(comparison.task).metrics[0], config.evaluation.confidence
     points = tuple(curve_point(metric, config, count, same) for count, same in zip(counts, results, strict=True))

@@ -20,6 +20,7 @@ from tasks.base.sweeps import Outcome
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import WORK, RunFolder
 from tasks.scores.objective import Metric, objective, selection_metric
+from tasks.servers.runners import shared_studies
 from tasks.settings.config import RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
@@ -87,7 +88,7 @@ def job_of(config: SweepConfig, work: str, source: Source, base: Source, task: s
     return Job(
         config=config,
         name=f"sweep-{journal_of(work).head.key[:12]}",
-        storage=config.storage or file,
+        storage=config.storage or shared_studies() or file,
         task=task,
         source=source,
         base=base,

@@ -23,6 +23,7 @@ from tasks.scores.statistics import bootstrap, difference, mean_interval, seed_n
 from tasks.settings.config import RunConfig
 from tasks.sources.hub import NETWORK
 from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.fetching import run_folder
 from tasks.tracking.run import describe, log, log_files, send_all
 from tasks.tracking.runlist import TABLES_TAG, tables_tag
 
@@ -83,7 +84,7 @@ def seed_metrics(result: SeedsResult) -> dict[str, float]:
 
 def judge_seeds(run_id: str, config: RunConfig, results: Sequence[RunResult]) -> SeedsResult:
     """`results` are the runs of `config` with seeds config.seed, config.seed + 1 and so on; two at least."""
-    folders = [RunFolder.around(result.adapter_path) for result in results]
+    folders = [run_folder(result, "comparison_record", "predictions") for result in results]
     comparisons = [Comparison.model_validate_json(folder.comparison_record.read_bytes()) for folder in folders]
     confidence = config.evaluation.confidence
     pairs = list(combinations(range(len(results)), 2))

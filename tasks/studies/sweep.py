@@ -14,7 +14,7 @@ from tasks.base.records import TrainedAdapter, read_record
 from tasks.base.sweeps import ENDED, Outcome, Trial
 from tasks.base.trouble import first_line, is_network_trouble
 from tasks.base.work import RunFolder
-from tasks.servers.runners import PoolRunners, ProcessRunners, Runners, is_deployed
+from tasks.servers.runners import PoolRunners, ProcessRunners, Runners, can_open, is_deployed
 from tasks.settings.config import RunConfig
 from tasks.studies.runner import OUTCOME, Job, Runner
 from tasks.studies.trials import OVER, SECONDS, Trials
@@ -59,7 +59,7 @@ def run_trials(job: Job, work: str) -> int:
 def runners_of(job: Job, work: str) -> Runners | None:
     """None: the trials run in this process."""
     parallel = job.config.parallel
-    if os.environ.get("PREFECT_API_URL") and is_deployed():
+    if os.environ.get("PREFECT_API_URL") and is_deployed() and can_open(job.storage):
         return PoolRunners(job.model_dump(mode="json"), parallel)
     if parallel == 1:
         return None

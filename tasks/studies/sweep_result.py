@@ -23,6 +23,7 @@ from tasks.studies.sweep_page import description, sweep_markdown, verdict_of
 from tasks.studies.sweep_plots import draw_sweep
 from tasks.studies.trials import unpacked
 from tasks.tracking.address import experiment_url, run_url
+from tasks.tracking.fetching import run_folder
 from tasks.tracking.run import describe, log, log_files, send_all
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def pick_of(job: Job, labels: "np.ndarray", trials: Sequence[Trial]) -> Picked:
 
 
 def comparison_of(run: RunResult) -> Comparison:
-    record = RunFolder.around(run.adapter_path).comparison_record
+    record = run_folder(run, "comparison_record").comparison_record
     return Comparison.model_validate_json(record.read_bytes())
 
 
@@ -136,7 +137,7 @@ def gain_of(job: Job, best: int, runs: Mapping[int, RunResult]) -> Difference | 
     """The best configuration minus the one as given, paired on the test rows; None where one of them is not there."""
     if best == 0 or 0 not in runs:
         return None
-    files = {str(number): str(RunFolder.around(runs[number].adapter_path).predictions) for number in (best, 0)}
+    files = {str(number): str(run_folder(runs[number], "predictions").predictions) for number in (best, 0)}
     _, labels, named = paired_predictions(files)
     tables, settings, task = list(named.values()), job.config.evaluation, objective(job.task)
     resampled = bootstrap(task, labels, tables, settings.bootstrap_samples, job.config.seed)

@@ -21,6 +21,15 @@ UI = "http://127.0.0.1:5000"
 
 FLOW_RUN_TAG, FLOW_RUN_URL_TAG = "prefect.flow_run_id", "prefect.flow_run_url"
 
+STARTED_FOR_TAG = "prefect.started_for"
+"""Flow run for which a worker has started the process that a run comes from; the parts of a run carry it too."""
+
+JOB_TAG = "peft_flow.job"
+"""What a run of a worker is about, on whatever machine it is done."""
+
+TAKEN_OVER_TAG = "peft_flow.taken_over_by"
+"""On a run that does not count: the machine on which its flow run was begun anew; see tasks/tracking/attempts.py."""
+
 NOTE = "mlflow.note.content"
 """Where MLflow keeps a run's description."""
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 
 from prefect import runtime
 
+from tasks.base.closing import FLOW_RUN
 from tasks.base.liveness import hold, is_taken
 from tasks.tracking.address import FLOW_RUN_TAG, FLOW_RUN_URL_TAG, run_url
+from tasks.tracking.attempts import started_for, take_over
 from tasks.tracking.journal import run_id_of
 
 
@@ -23,9 +25,14 @@ def link_to_mlflow(work: str) -> None:
 
 
 def live() -> None:
-    """Show that this process works on the flow run, before anything of it can be left behind."""
+    """Show that this process works on the flow run, before anything of it can be left behind.
+
+    A worker that begins a flow run which was begun before may do so in place of another machine.
+    """
     if flow_run := runtime.flow_run.id:
         hold(flow_run)
+        if flow_run == os.environ.get(FLOW_RUN) and runtime.flow_run.run_count > 1:
+            take_over(flow_run)
 
 
 def first_sign_of_life(name: Callable[[], str]) -> Callable[[], str]:
@@ -53,6 +60,7 @@ def flow_tags() -> dict[str, str]:
     # without a server the run is in Prefect's local database, which `prefect server start` shows at this address
     address = runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
     return {
+        **started_for(),
         FLOW_RUN_TAG: flow_run,
         FLOW_RUN_URL_TAG: address or f"http://127.0.0.1:4200/runs/flow-run/{flow_run}",
     }

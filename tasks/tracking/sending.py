@@ -1,6 +1,7 @@
 """From the journal to MLflow: each kind of line, sent once."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import count, takewhile
 from pathlib import Path
@@ -9,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.base.events import announce
 from tasks.base.machine import public_version
+from tasks.base.progress import warn
 from tasks.scores.objective import first_metrics
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import STORE
 from tasks.tracking import runlist
-from tasks.tracking.address import FLOW_RUN_TAG, _experiments, client, run_url, store_is_ours, tracking_uri
+from tasks.tracking.address import (
+    FLOW_RUN_TAG,
+    STARTED_FOR_TAG,
+    TAKEN_OVER_TAG,
+    _experiments,
+    client,
+    run_url,
+    store_is_ours,
+    tracking_uri,
+)
 from tasks.tracking.artifacts import repository
 from tasks.tracking.deleted import Deleted, is_gone, restore
-from tasks.tracking.journal import HEAD, Journal, Line, Sent, journal_of
+from tasks.tracking.journal import HEAD, Journal, Line, Sent, _open, journal_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,11 +56,32 @@ def send(journal: Journal) -> None:
 
     try:
         send_lines(journal)
+    except TakenOver as error:
+        journal.mark(journal.sent.model_copy(update={"lines": len(journal.lines)}))
+        if str(journal.folder) in _open:
+            leave(str(error))
     except (Deleted, MlflowException) as error:
         if not journal.sent.run_id or not is_gone(error, journal.sent.run_id):
             raise
         journal.mark(Sent())  # another store, or the run was deleted: everything once more, as a new run
         send_lines(journal)
+
+
+class TakenOver(Exception):
+    """Another machine does this run now."""
+
+
+def refuse_taken_over(api: "MlflowClient", journal: Journal) -> None:
+    if not any(line.kind == "begin" and STARTED_FOR_TAG in line.values["tags"] for line in journal.lines):
+        return  # no worker has started it
+    if machine := api.get_run(journal.sent.run_id).data.tags.get(TAKEN_OVER_TAG):
+        raise TakenOver(machine)
+
+
+def leave(machine: str) -> None:
+    """End this process, and say nothing to Prefect: it would be taken for the word of the one that does the run now."""
+    warn("Nothing was heard of this machine for long, and %s does this run now; it ends here", machine)
+    os._exit(0)
 
 
 def send_lines(journal: Journal) -> None:
@@ -64,6 +96,7 @@ def send_lines(journal: Journal) -> None:
         journal.mark(created(api, journal))
     begun = journal.sent
     _experiments[str(begun.run_id)] = str(begun.experiment_id)
+    refuse_taken_over(api, journal)
     while waiting:
         first = waiting[0]
         batch = list(takewhile(is_point, waiting))[:MOST_POINTS] or [first]
