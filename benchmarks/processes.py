@@ -29,6 +29,7 @@ SIDES: dict[str, dict[str, int]] = {
     "two": {"batch_size": BATCH, "processes": 2},
     "halves": {"batch_size": BATCH // 2, "gradient_accumulation_steps": 2},
 }
+OUR_MODULES = os.environ | {"PYTHONPATH": str(ROOT)}
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
 
 
@@ -61,6 +62,8 @@ def write(folder: Path, rows: int, shape: dict[str, int]) -> None:
 
 
 def train(folder: Path, side: str, work: Path) -> dict[str, Any]:
+    import torch
+
     from tasks.data.prepare import prepare
     from tasks.settings.loading import validated
     from tasks.training.fit import fit_adapter
@@ -72,6 +75,8 @@ def train(folder: Path, side: str, work: Path) -> dict[str, Any]:
         "training": {"epochs": 1, **SIDES[side]},
     }
     config = validated(values)
+    if side == "halves":
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     data, began = prepare(config, work), time.perf_counter()
     trained = fit_adapter(config, data, work / "run", Watcher(lambda progress: None))
     whole = time.perf_counter() - began
@@ -80,12 +85,9 @@ def train(folder: Path, side: str, work: Path) -> dict[str, Any]:
 
 def alone(folder: Path, side: str) -> dict[str, Any]:
     """The side, in a process of its own."""
-    paths = os.environ | {"PYTHONPATH": str(ROOT)}
-    if side == "halves":
-        paths["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 2))
     command = [sys.executable, "-m", "benchmarks.processes", "--folder", str(folder), "--side", side]
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        done = subprocess.run(command, cwd=work, env=paths, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=work, env=OUR_MODULES, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -251,7 +251,7 @@ def test_runner_says_that_it_is_ready_runs_what_it_is_assigned_and_ends_when_it_
     driver, job = runner.trials, runner.job
     driver.assign(2, "another")
     monkeypatch.setattr(runners, "Runner", lambda job, trials: runner)
-    monkeypatch.setattr(runners, "take_share", lambda share: None)
+    monkeypatch.setattr(runners, "take_share", lambda *asked: None)
     monkeypatch.setattr(runners, "get_ready", lambda: None)
     looked = []
 
