@@ -318,6 +318,54 @@ def test_end_that_nobody_explains_is_said(messages: tuple[Any, ...], code: int, 
         heard(tmp_path, *messages, code=code)
 
 
+class Ended(BaseException):
+    """As a termination signal, which Prefect raises in the middle of anything."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "has_begun", "was_asked", "last", "says"),
+    [
+        (ValueError, True, False, (), ""),  # a trial that is hopeless
+        (Ended, True, False, (("stopped", ["folder", 7]),), "stopped after 7"),
+        (Ended, True, False, (), "takes too long and is given up"),
+        (Ended, False, False, (), ""),  # nothing has been trained that could be saved
+        (Ended, True, True, (), ""),  # Ctrl-C for the second time
+    ],
+)
+def test_processes_save_before_they_end_if_there_is_time(
+    raised: Any, has_begun: bool, was_asked: bool, last: Any, says: str, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Doomed(Said):
+        def __init__(self, *_: Any) -> None:
+            super().__init__(("progress", [1, 9, 0.0, None]))
+            self.has_begun, self.was_asked, self.has_ended = has_begun, was_asked, False
+            made.append(self)
+
+        def ask_to_stop(self) -> None:
+            self.was_asked, self.said = True, last
+
+        def messages(self, stop: Any, seconds: float = 0) -> Any:
+            assert not seconds or self.was_asked
+            return super().messages(stop)
+
+        def end(self) -> None:
+            self.has_ended = True
+
+    def report(progress: Progress) -> None:
+        raise raised
+
+    made: list[Doomed] = []
+    monkeypatch.setattr(groups, "Group", Doomed)
+    with pytest.raises(raised):
+        job(TWO).fit(
+            "run", report=report, stopped=lambda _, step: said.append(f"stopped after {step}"), say=said.append
+        )
+    assert made[0].has_ended and len(said) == bool(says) and says in "".join(said)
+    assert made[0].was_asked is (bool(says) or was_asked)
+
+
 def test_batch_that_does_not_fit_is_cut_as_by_one_process(
     job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
