@@ -100,6 +100,7 @@ def rarely(*values: Any) -> Any:
         rarely("gpt2", {"adapter": {"layers": 1}}),
         rarely("gpt2", {"adapter": {"method": "adalora", "r": 2}, "training": {"epochs": 4, "learning_rate": 0.05}}),
         rarely("llama", {"model": {"quantization": "nf4"}}),
+        rarely("gpt2", {"model": {"dtype": "bfloat16"}}),
     ],
 )
 def test_two_processes_give_the_bits_of_one_with_accumulation(
@@ -116,6 +117,34 @@ def test_two_processes_give_the_bits_of_one_with_accumulation(
     # each step once, and once more that all is done
     assert two.steps == [*range(1, together.steps + 1), together.steps]
     assert {path.name for path in (two.root / "two").iterdir()} == {"adapter", "probe.safetensors", "trained.json"}
+
+
+@pytest.mark.endurance
+def test_three_processes_train_what_one_trains_but_for_rounding(
+    job: Any, still: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    model = {"name": still("gpt2")}
+    three = job({"batch_size": 15, "processes": 3, "epochs": 2}, model=model)
+    first, again = three.fit("first"), three.fit("again")
+    alone = job({"batch_size": 15, "epochs": 2}, model=model).fit("alone")
+    assert what_counts(first) == what_counts(again)
+    assert len(first.history) == len(alone.history)
+    for point, expected in zip(first.history, alone.history, strict=True):
+        assert point.metrics == pytest.approx(expected.metrics, rel=1e-3)
+
+
+@pytest.mark.endurance
+def test_batches_that_each_process_cuts_make_the_same_steps(job: Any, still: Any) -> None:
+    one = job({**TWO, "epochs": 2}, model={"name": still("gpt2")})
+    kept = RunFolder(one.root / "cut").fitting
+    kept.parent.mkdir()
+    training.Fitting(tokens=30).write(kept)
+    cut, whole = one.fit("cut"), one.fit("whole")
+    assert (cut.compute["tokens_at_a_time"], whole.compute["tokens_at_a_time"]) == ("30", "4096")
+    assert cut.sha256 != whole.sha256 and cut.padding < whole.padding
+    for point, expected in zip(cut.history, whole.history, strict=True):
+        assert point.metrics == pytest.approx(expected.metrics, rel=1e-3)
 
 
 def test_training_that_was_stopped_goes_on_with_the_same_bits(job: Any) -> None:

@@ -27,3 +27,16 @@ def test_one_process_tells_itself_what_it_says() -> None:
     whole, sampler, value = batch(3), torch.utils.data.SequentialSampler(range(3)), object()
     assert ALONE.part(whole, 12) is whole and ALONE.order(sampler) is sampler
     assert ALONE.told(value) is value and ALONE.gathered(value) == [value]
+
+
+def test_processes_whose_weights_differ_are_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, others = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    others.load_state_dict(model.state_dict())
+    said: list[str] = []
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: said.append(value) or list(said))
+    Ranks(0, 2).check_alike(model, 3)
+    Ranks(1, 2).check_alike(others, 3)
+    with torch.no_grad():
+        others.bias[0] = torch.nextafter(others.bias[0], torch.tensor(9.0))
+    with pytest.raises(RuntimeError, match="different weights after step 3"):
+        Ranks(1, 2).check_alike(others, 3)

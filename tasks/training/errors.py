@@ -8,7 +8,7 @@ from typing import Any
 from tasks.base.disk import causes
 
 LONGEST = 2_000
-"""Characters of a text, so that a message goes through a pipe in one piece."""
+"""Characters of a text: a message is to fit into a pipe, whatever is in it."""
 
 
 def told(error: BaseException) -> list[dict[str, Any]]:

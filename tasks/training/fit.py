@@ -88,11 +88,11 @@ def is_whole(trained: TrainedAdapter) -> bool:
 def fit_adapter(config: RunConfig, data: PreparedData, work: Path, watcher: Watcher) -> TrainedAdapter:
     """Train on the train split, keep the weights that score best on validation, save them under `work/adapter`.
 
-    Goes on from the newest intact checkpoint in `work/checkpoints`. By as many processes as the configuration asks for;
-    by one, in this process. Where the GPU's memory is too small for a piece of
-    a batch, smaller ones make up the same optimizer step. The test split is not touched. Raises FloatingPointError when
-    the loss stops being a number. When the process is told to stop, the weights as they are go to `work/checkpoint`,
-    like a finished adapter but not calibrated, and the watcher is told before the signal goes on its way.
+    By as many processes as the configuration asks for; one is this process. Goes on from the newest intact checkpoint
+    in `work/checkpoints`. Where the GPU's memory is too small for a piece of a batch, smaller ones make up the same
+    optimizer step. The test split is not touched. Raises FloatingPointError when the loss stops being a number. When
+    the process is told to stop, the weights as they are go to `work/checkpoint`, like a finished adapter but not
+    calibrated, and the watcher is told before the signal goes on its way.
     """
     run, count = RunFolder(work), processes(config.training)
     while True:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.training.checkpoint import tensors_sha256
 from tasks.training.pieces import shortened
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Ranks(NamedTuple):
     def told(self, value: Any) -> Any:
         """What the first says, in all of them. A value of JSON."""
         return self.gathered(value if self.is_first else None)[0]
+
+    def check_alike(self, model: Any, step: int) -> None:
+        """Raises RuntimeError where not all have the same trained weights, to the last bit."""
+        if self.size > 1:
+            trained = {name: weight.detach().cpu() for name, weight in model.named_parameters() if weight.requires_grad}
+            if len(set(self.gathered(tensors_sha256(trained)))) > 1:
+                raise RuntimeError(f"the processes of this training have different weights after step {step}")
 
     def add_up(self, weights: "Iterable[Tensor]") -> None:
         """Give each weight the sum of its gradients; one that has none in any process is left without."""

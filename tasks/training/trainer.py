@@ -19,7 +19,6 @@ from tasks.base.records import digest
 from tasks.training import resume
 from tasks.training.checkpoint import (
     Checkpoint,
-    Tensors,
     as_json,
     from_json,
     newest_checkpoint,
@@ -94,7 +93,9 @@ class ResumableTrainer(Trainer):
             self.read(self.found)
             self.say(f"Training goes on from step {self.found.step}")
         self.started = self.saved = time.monotonic()
+        self.ranks.check_alike(self.model, self.found.step if self.found else 0)
         self.train()
+        self.ranks.check_alike(self.model, self.state.global_step)
         self.tokens, self.tokens_with_padding = self.tokens_of_all()
 
     def newest(self) -> Checkpoint | None:
@@ -147,7 +148,8 @@ class ResumableTrainer(Trainer):
         weights = trained_tensors(self.model)
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise FloatingPointError(self.advice(f"a weight is not a number after step {self.state.global_step}"))
-        others, tokens = self.random_of_others(weights), self.tokens_of_all()
+        self.ranks.check_alike(self.model, self.state.global_step)
+        others, tokens = self.random_of_others(), self.tokens_of_all()
         if not self.ranks.is_first:
             return
         optimizer, optimizer_values = pack_optimizer(self.optimizer)
@@ -185,16 +187,11 @@ class ResumableTrainer(Trainer):
         self.saved = time.monotonic()
         self.cost = self.saved - begun
 
-    def random_of_others(self, weights: Tensors) -> list[dict[str, Any]]:
-        """The random state of each process but the first. All must have these weights."""
+    def random_of_others(self) -> list[Any]:
+        """The random state of each process but the first."""
         if self.ranks.size == 1:
             return []
-        if len(set(self.ranks.gathered(tensors_sha256(weights)))) > 1:
-            raise RuntimeError(
-                f"the processes of this training have different weights at step {self.state.global_step}"
-            )
-        own = {"random": as_json(random_state()), "epoch_random": as_json(self.epoch_state)}
-        return self.ranks.gathered(own)[1:]
+        return self.ranks.gathered({"random": as_json(random_state()), "epoch_random": as_json(self.epoch_state)})[1:]
 
     def tokens_of_all(self) -> list[int]:
         """Of the training batches of all processes, without padding and with."""
