@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 # before anything of it is imported, which would run it; people call such files tasks.py for Celery or Invoke
 if (found := find_spec("tasks")) and Path(found.origin or "").parent.parent != Path(__file__).parent.parent:
@@ -170,13 +170,7 @@ def add_option(group: Any, dotted: str, section: type[Config], field: str) -> No
 def bounds(info: FieldInfo) -> str:
     """`≥ 1, ≤ 4096`; nothing where a field has no bounds."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    of_one_kind = [
-        one
-        for kind in get_args(info.annotation)
-        for given in getattr(kind, "__metadata__", ())
-        for one in getattr(given, "metadata", ())
-    ]
-    pairs = ((sign, getattr(one, key, None)) for one in (*info.metadata, *of_one_kind) for key, sign in signs.items())
+    pairs = ((sign, getattr(one, key, None)) for one in info.metadata for key, sign in signs.items())
     return ", ".join(f"{sign} {value:,}".removesuffix(".0") for sign, value in pairs if value is not None)
 
 

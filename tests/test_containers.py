@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from flows.cli import build_parser
-from flows.commands import COMMANDS
 from tasks.servers.doors import CREDENTIALS
 from tasks.settings.fixed import DEPLOYMENTS, STORE
 from tests.conftest import ROOT
@@ -81,8 +80,6 @@ def test_pages_are_published_to_this_machine_only_and_the_servers_ask_for_passwo
 @pytest.mark.parametrize("name", OURS)
 def test_commands_are_commands_of_the_program(name: str) -> None:
     program, *command = OURS[name]["command"]
-    if "worker" not in {one.name for one in COMMANDS}:
-        pytest.skip("the command worker and the option --database come with another change")
     options, rest = build_parser().parse_known_args(command)
     assert program == "peft-flow" and not rest and callable(options.command)
 

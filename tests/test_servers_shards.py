@@ -68,7 +68,7 @@ def deployment(prefect_harness: None) -> Iterator[None]:
     from flows.predict_shard import predict_shard
 
     with get_client(sync_client=True) as client:
-        make_pools(client)
+        make_pools(client, "here")
         flow_id = client.create_flow(predict_shard)
         made = client.create_deployment(flow_id, "predict-shard", work_pool_name=TRIALS_POOL)
         yield

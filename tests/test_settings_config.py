@@ -403,10 +403,9 @@ def test_choices_of_a_field_that_may_be_left_empty_are_known() -> None:
     assert choices(TrainingConfig, "selection_metric")[:2] == ("accuracy", "macro_f1")
     assert choices(TrainingConfig, "scheduler")[0] == "linear"
     assert choices(TrainingConfig, "epochs") == choices(EvaluationConfig, "references") == ()
-    assert choices(TrainingConfig, "processes") == ()  # numbers, too
 
 
-@pytest.mark.parametrize(("given", "value"), [(2, 2), ("2", 2), ("auto", "auto"), (32, 32)])
+@pytest.mark.parametrize(("given", "value"), [(2, "2"), ("2", "2"), ("auto", "auto"), (32, "32")])
 def test_processes_are_a_number_or_auto(given: object, value: object) -> None:
     assert validated({"training": {"processes": given}}).training.processes == value
 

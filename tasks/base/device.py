@@ -36,16 +36,16 @@ def processes(training: TrainingConfig) -> int:
     """How many train one run together here. Raises InputError for more than this machine has GPUs, or else cores."""
     if training.processes == "auto":
         return max(count for count in range(1, max(1, len(gpus())) + 1) if training.batch_size % count == 0)
-    if training.processes > 1:
+    if (count := int(training.processes)) > 1:
         from joblib import cpu_count
 
         found, kind = (len(gpus()), "GPU") if gpus() else (cpu_count(), "core")
-        if training.processes > found:
+        if count > found:
             raise InputError(
-                f"training.processes: {training.processes} processes need a {kind} each, and this machine has "
+                f"training.processes: {count} processes need a {kind} each, and this machine has "
                 f"{counted(found, kind)}; lower it, or say auto"
             )
-    return training.processes
+    return count
 
 
 def claim_device(count: int = 1) -> None:

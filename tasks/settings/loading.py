@@ -198,6 +198,4 @@ def choices(section: type[Config], field: str) -> tuple[str, ...]:
     kinds = (
         get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else (annotation,)
     )
-    if any(get_origin(kind) is not Literal and kind is not type(None) for kind in kinds):
-        return ()
-    return tuple(value for kind in kinds for value in get_args(kind))
+    return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))

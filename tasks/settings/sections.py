@@ -208,8 +208,8 @@ class TrainingConfig(Config):
         description="Rows in one batch. Long ones go through the model in pieces: the same step in less memory.",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches that make one optimizer step.")
-    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = Field(
-        1,
+    processes: str = Field(
+        "1",
         description="Processes of this machine that train together, each on its part of every batch; batch_size is the "
         "rows of all. auto: one for each GPU, as many as batch_size can be divided by; one without a GPU.",
     )
@@ -260,19 +260,19 @@ class TrainingConfig(Config):
 
     @field_validator("processes", mode="before")
     @classmethod
-    def _is_a_number_or_auto(cls, value: object) -> object:
-        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
-        fits = isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_PROCESSES
-        if number != "auto" and not fits:
+    def _is_a_number_or_auto(cls, value: object) -> str:
+        """Text, as Prefect's form knows no field of two kinds."""
+        text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+        if text != "auto" and not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MOST_PROCESSES):
             raise ValueError(f"must be a whole number from 1 to {MOST_PROCESSES:,}, or auto, not {value!r:.80}")
-        return number
+        return text
 
     @model_validator(mode="after")
     def _divides_its_batches(self) -> Self:
-        if self.processes != "auto" and (rest := self.batch_size % self.processes):
+        if self.processes != "auto" and (rest := self.batch_size % int(self.processes)):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be divided over {self.processes} processes; "
-                f"try {self.batch_size + self.processes - rest}"
+                f"try {self.batch_size + int(self.processes) - rest}"
             )
         return self
 

@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 300.0
 def check_sweep(config: SweepConfig) -> tuple[tuple[Varied, ...], int]:
     """The fields that vary, and the number of trials; InputError for what cannot be swept."""
     space = read_space(config.space, config.run_config())
-    if config.parallel > 1 and config.training.processes not in (1, "auto"):
+    if config.parallel > 1 and config.training.processes not in ("1", "auto"):
         raise InputError(
             f"parallel: {config.parallel} trials at the same time have one process each; leave training.processes "
             f"{config.training.processes} out, or parallel"
