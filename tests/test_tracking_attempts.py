@@ -10,8 +10,8 @@ from tasks.base.records import RunResult, Seconds
 from tasks.base.work import WORK
 from tasks.settings.loading import validated
 from tasks.tracking import attempts, run, sending
-from tasks.tracking.address import JOB_TAG, TAKEN_OVER_TAG
-from tasks.tracking.journal import Journal
+from tasks.tracking.address import FLOW_RUN_TAG, JOB_TAG, TAKEN_OVER_TAG
+from tasks.tracking.journal import Head, Journal, now
 from tasks.tracking.run import log, send_what_waits
 from tests.conftest import tracked
 
@@ -40,7 +40,8 @@ def api() -> MlflowClient:
 
 def begun(work: str, tags: dict[str, str] | None = None) -> str:
     """Id of a run that this machine has begun and not ended."""
-    with tracked(tags=attempts.started_for() | (tags or {}), work=work) as run_id:
+    told = attempts.started_for() | {FLOW_RUN_TAG: work} | (tags or {})
+    with tracked(tags=told, work=work) as run_id:
         pass
     api().update_run(run_id, "RUNNING")
     return run_id
@@ -88,15 +89,32 @@ def test_machine_that_was_taken_for_dead_changes_nothing_any_more(
     assert ended == [0] * is_open and not Journal(back).waiting
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_machine_that_had_not_reached_mlflow_before_makes_no_second_run(is_first: bool) -> None:
+    """It had begun first; who begins later does so because somebody pressed Retry."""
+    tags, begun = attempts.started_for() | {FLOW_RUN_TAG: FLOW}, now()
+    with tracked(tags=tags, work="ours") as ours:
+        pass
+    started = begun - 1 if is_first else now() + 1
+    head = Head(key="k" * 32, name="late", experiment="peft-flow", started=started, parent=None)
+    (WORK / "late").mkdir()
+    late = Journal.create((WORK / "late").resolve(), head)
+    late.add("begin", {"flow_run_id": FLOW, "tags": tags})
+    late.add("end", {"status": "FINISHED"})
+    send_what_waits()
+    found = [run.info.run_id for run in api().search_runs(["1"])]
+    assert ours in found and len(found) == (1 if is_first else 2) and not Journal(late.folder).waiting
+
+
 def test_what_another_machine_has_finished_is_not_done_again(capsys: pytest.CaptureFixture[str]) -> None:
     config = validated({"seed": 3})
-    tags = attempts.started_for() | attempts.job_tag(config)
+    tags = attempts.started_for() | attempts.job_tag(config) | {FLOW_RUN_TAG: "child"}
     with tracked({"seed": 3}, tags, "child") as child:
         attempts.keep_result(str((WORK / "child").resolve()), RESULT)
     moved_elsewhere("child")
     assert attempts.done_elsewhere(tags) is None, "nobody has begun this flow run before"
     attempts.take_over(FLOW)
-    with tracked(tags=attempts.started_for(), work="parent") as parent:
+    with tracked(tags=attempts.started_for() | {FLOW_RUN_TAG: FLOW}, work="parent") as parent:
         assert attempts.done_elsewhere(tags) == RESULT
         assert attempts.done_elsewhere(attempts.started_for() | attempts.job_tag(validated({"seed": 4}))) is None
     assert api().get_run(child).data.tags["mlflow.parentRunId"] == parent

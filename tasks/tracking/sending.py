@@ -72,10 +72,17 @@ class TakenOver(Exception):
 
 
 def refuse_taken_over(api: "MlflowClient", journal: Journal) -> None:
-    if not any(line.kind == "begin" and STARTED_FOR_TAG in line.values["tags"] for line in journal.lines):
-        return  # no worker has started it
-    if machine := api.get_run(journal.sent.run_id).data.tags.get(TAKEN_OVER_TAG):
-        raise TakenOver(machine)
+    """TakenOver where a worker has started this run, and another machine has begun it anew since."""
+    tags: dict[str, str] = next((line.values["tags"] for line in journal.lines if line.kind == "begin"), {})
+    if STARTED_FOR_TAG not in tags:
+        return
+    if journal.sent.run_id:
+        if machine := api.get_run(journal.sent.run_id).data.tags.get(TAKEN_OVER_TAG):
+            raise TakenOver(machine)
+    elif found := api.get_experiment_by_name(journal.head.experiment):  # nobody could mark what was not there
+        later = f"tags.`{FLOW_RUN_TAG}` = '{tags[FLOW_RUN_TAG]}' AND attributes.start_time > {journal.head.started}"
+        if any(run.data.tags.get(KEY_TAG) != journal.head.key for run in api.search_runs([found.experiment_id], later)):
+            raise TakenOver("another machine")
 
 
 def leave(machine: str) -> None:
@@ -92,11 +99,11 @@ def send_lines(journal: Journal) -> None:
         return
     mlflow.set_tracking_uri(tracking_uri())
     api = client()
+    refuse_taken_over(api, journal)
     if journal.sent.run_id is None:
         journal.mark(created(api, journal))
     begun = journal.sent
     _experiments[str(begun.run_id)] = str(begun.experiment_id)
-    refuse_taken_over(api, journal)
     while waiting:
         first = waiting[0]
         batch = list(takewhile(is_point, waiting))[:MOST_POINTS] or [first]
