@@ -78,6 +78,13 @@ def peak_memory_mb() -> float:
     return round(mib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), 1)
 
 
+def peak_memory_of_children_mb() -> float:
+    """Most memory that a process which was started here, and has ended, ever held, in MiB."""
+    import resource
+
+    return round(mib(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss), 1)
+
+
 def mib(maxrss: float) -> float:
     """Of what the system says of a process's memory, which macOS counts in bytes, Linux in KiB."""
     return maxrss / (2**20 if sys.platform == "darwin" else 2**10)

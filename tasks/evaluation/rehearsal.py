@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from tasks.base.device import mib, peak_memory_mb
+from tasks.base.device import peak_memory_mb, peak_memory_of_children_mb
 from tasks.base.records import DataCheck, Evaluation, PreparedData, Record, TrainedAdapter, digest
 from tasks.base.work import WORK
 from tasks.data.datacheck import power_sentence, read_check
@@ -109,8 +109,6 @@ def since_start() -> float:
 
 def rehearse(config: RunConfig, data: PreparedData, folder: Path) -> Timed:
     """A short training on some of the rows, the longest among them, and the adapter read back."""
-    import resource
-
     sample = some_rows(config, data, folder / "data")
     steps = min(STEPS, steps_per_epoch(config, sample.rows("train")))
     training = config.training.model_copy(update={"max_steps": steps, "early_stopping_patience": None})
@@ -134,7 +132,7 @@ def rehearse(config: RunConfig, data: PreparedData, folder: Path) -> Timed:
         per_step,
         validation,
         took - trained.seconds - trained.trunk_seconds,
-        mib(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss),
+        peak_memory_of_children_mb(),
         sum(usual) / len(usual),
         int(lengths["validation"].sum()),
         int(sum(all.sum() for all in lengths.values())),
@@ -203,7 +201,7 @@ def expected(
         trainable_parameters=trained.trainable_parameters,
         seconds={name: round(one, 1) for name, one in {**seconds, "total": sum(seconds.values())}.items()},
         memory_mb=peak_memory_mb(),
-        reload_memory_mb=0.0 if on_gpu else round(timed.reload_memory_mb, 1),
+        reload_memory_mb=0.0 if on_gpu else timed.reload_memory_mb,
         disk_mb=round(kept + KEPT_CHECKPOINTS * STATES * 4 * trained.trainable_parameters / 1e6, 1),
         kept_mb=round(kept, 1),
     )
