@@ -3,6 +3,7 @@
 from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
 
 import time
+from functools import partial
 from typing import Any
 
 from prefect import flow, runtime
@@ -47,8 +48,8 @@ def finetune(**given: Any) -> RunResult:
     live()
     source, base = found_input(config, config)
     tags = flow_tags() | job_tag(config, source, base)
-    if done := done_elsewhere(tags):
-        return done
+    if elsewhere := done_elsewhere(tags):
+        return elsewhere
     work = work_folder(config, source, base)
     with reload_at_hand(), tracked_run(config, work, tags):
         logger.info("MLflow run %s in experiment '%s'", run_id_of(work) or "(to come)", config.tracking.experiment)
@@ -92,9 +93,9 @@ def finetune(**given: Any) -> RunResult:
         logged = record(work, config, prepared, check, evaluations, trained, result)
         logger.info("Recorded: %s", where_to_find(logged.run_id))
         clock.lap("record")
-        done = run_result(config, prepared, trained, result, logged, clock.seconds())
-        keep_result(work, done)
-    return done
+        done = partial(run_result, config, prepared, trained, result, logged)
+        keep_result(work, done(clock.seconds()))
+    return done(clock.seconds())
 
 
 def describe_data(config: RunConfig, data: PreparedData) -> str:

@@ -104,8 +104,9 @@ def test_every_name_that_is_imported_of_them_is_there() -> None:
     assert gone == []
 
 
-def test_changes_of_prefects_database_lie_where_we_look_for_them() -> None:
-    files = list(Path(str(distribution("prefect").locate_file(MIGRATIONS))).glob("sqlite/*.py"))
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_changes_of_prefects_database_lie_where_we_look_for_them(kind: str) -> None:
+    files = list(Path(str(distribution("prefect").locate_file(f"{MIGRATIONS}/{kind}"))).glob("*.py"))
     assert len(files) > 100
     for file in files:
         assert re.search(r"^revision\b.*[\"'][0-9a-f]{12}[\"']", file.read_text(encoding="utf-8"), re.MULTILINE), file
@@ -143,7 +144,7 @@ def private_names(file: Path) -> Iterator[Use]:
             yield Use(node.attr, file.name)
 
 
-OURS = {"_replace", "_exit"} | {  # a named tuple's and os's, by their documentation
+OURS = {"_replace", "_exit"} | {  # a named tuple's and that of `os`, by their documentation
     node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else node.id
     for nodes in TREES.values()
     for node in nodes

@@ -97,8 +97,8 @@ def hide_password(asked: str, database: Database) -> None:
     """Where the address was given with a password, begin this command anew with the password in the environment: what
     stands on a command line, every user of the machine can read."""
     if "PGPASSWORD" in database.environment and any(asked in word for word in sys.orig_argv):
-        words = [word.replace(asked, database.address) for word in sys.orig_argv[1:]]
-        os.execve(sys.executable, [sys.executable, *words], os.environ | database.environment)
+        words = (word.replace(asked, database.address) for word in sys.orig_argv[1:])
+        os.execve(sys.executable, (sys.executable, *words), os.environ | database.environment)
 
 
 def parsed(text: str) -> "URL | None":
