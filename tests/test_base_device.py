@@ -28,7 +28,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what is chosen here is undone as well
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 
 @pytest.mark.parametrize(("choice", "names"), [(None, ["0", "1", "2"]), ("2, 1", ["2", "1"]), ("", []), ("-1", [])])

@@ -225,6 +225,30 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
+def test_two_adapters_read_at_once_leave_weights_tied_ever_after(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    reading, most = [0], [0]
+    read = transformers.AutoModelForSequenceClassification.from_pretrained
+
+    def from_pretrained(*arguments: Any, **named: Any) -> Any:
+        reading[0] += 1
+        most.append(reading[0])
+        time.sleep(0.05)  # for the other to come in
+        try:
+            return read(*arguments, **named)
+        finally:
+            reading[0] -= 1
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", from_pretrained)
+    tie = transformers.PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(serving.load_adapter, [Path(trained.adapter.folder)] * 2))
+    assert max(most) == 1 and transformers.PreTrainedModel.tie_weights is tie
+
+
 def test_a_pickled_adapter_is_refused_and_not_executed(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.adapter.folder, tmp_path / "adapter")
     (folder / "adapter_model.safetensors").unlink()

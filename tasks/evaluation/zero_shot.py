@@ -112,16 +112,17 @@ def load_language_model(source: Source, config: RunConfig) -> tuple[Any, Any, bo
     if quantization and not quantization["stored"]:
         more["quantization_config"] = serving.bitsandbytes_config(quantization["kind"], None)
     try:
-        model, info = kind.from_pretrained(
-            source.name,
-            **models.hub_arguments(source, config.model.model_copy(update={"trust_remote_code": False})),
-            **more,
-            dtype=getattr(torch, config.model.dtype),
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            adapter_kwargs={"local_files_only": source.local_files_only},
-            output_loading_info=True,
-        )
+        with serving.READING:
+            model, info = kind.from_pretrained(
+                source.name,
+                **models.hub_arguments(source, config.model.model_copy(update={"trust_remote_code": False})),
+                **more,
+                dtype=getattr(torch, config.model.dtype),
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                adapter_kwargs={"local_files_only": source.local_files_only},
+                output_loading_info=True,
+            )
     except Exception as error:  # they were read just before, with another head
         trouble = models.unusable("weights (safetensors)", source, error)
         raise (ZeroShotLeftOut(str(trouble)) if isinstance(trouble, InputError) else trouble) from error

@@ -160,16 +160,17 @@ def load_classifier(
     quantization = base_model.get("quantization")
     if quantization:
         head = quantized_arguments(quantization, head, base_model["name"], where)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        base_model["name"],
-        **where,
-        **head,
-        dtype=getattr(torch, base_model["dtype"]),
-        ignore_mismatched_sizes=True,
-        use_safetensors=True,
-        adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter, even offline
-        output_loading_info=True,
-    )
+    with READING:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            base_model["name"],
+            **where,
+            **head,
+            dtype=getattr(torch, base_model["dtype"]),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            adapter_kwargs={"local_files_only": local_files_only},  # else it looks on the Hub for an adapter
+            output_loading_info=True,
+        )
     if quantization:
         compute_alike(model, getattr(torch, quantization["compute"]))
         halve_embeddings(model)
@@ -179,6 +180,10 @@ def load_classifier(
     fuse_activations(model)
     attend_to_all(model)
     return model, info
+
+
+READING = Lock()
+"""While transformers reads a model it ties no weights, in any thread; after two at once it never would again."""
 
 
 class NeedsPackage(ImportError):
