@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from tasks.base.device import processes
 from tasks.base.files import write_text
@@ -78,9 +79,14 @@ _enclosing: ContextVar[str | None] = ContextVar("work", default=None)
 """The folder of the run that this thread is in."""
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """What of a configuration makes its run another one."""
+    return config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
+
+
 def work_folder(config: RunConfig, *found: Source) -> str:
     """Where this run's files are: the same configuration on the same data, model and machine finds them again."""
-    settings = config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
+    settings = settings_of(config)
     settings["training"]["processes"] = processes(config.training)  # auto is another number on another machine
     folder = WORK / digest([settings, *(source.content for source in found), environment_key(), enclosing()])
     folder.mkdir(parents=True, exist_ok=True)

@@ -205,11 +205,14 @@ def check_address(option: str, address: str) -> None:
     except ValueError:
         good = False
     if not good or address != without_login(address):
-        variables = PREFECT_LOGIN if option == "--prefect" else " and ".join(CREDENTIALS[1:])
         raise InputError(
             f"{option}: give an address like http://HOST:PORT, not {without_login(address)!r:.100}; who you are goes "
-            f"into {variables}"
+            f"into {login_variables(option)}"
         )
+
+
+def login_variables(option: str) -> str:
+    return PREFECT_LOGIN if option == "--prefect" else " and ".join(CREDENTIALS[1:])
 
 
 def check_prefect(options: Options) -> None:
@@ -236,13 +239,13 @@ def ask(option: str, server: str, address: str, login: str | None) -> Any:
     if login:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     where = address.partition("/api/")[0]
-    variables = PREFECT_LOGIN if option == "--prefect" else " and ".join(CREDENTIALS[1:])
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            reason = f"does not let {'this user' if login else 'anybody'} in; set {variables} as on its own machine"
+            who = "this user" if login else "anybody"
+            reason = f"does not let {who} in; set {login_variables(option)} as on its own machine"
             raise InputError(f"{option}: the {server} at {where} {reason}") from None
         raise InputError(
             f"{option}: what answers at {where} ({error.code}) is no {server} of peft-flow up; check the address"

@@ -16,7 +16,7 @@ from tasks.base.closing import FLOW_RUN
 from tasks.base.progress import tell, warn
 from tasks.base.records import RunResult, Source, digest, read_record
 from tasks.base.trouble import first_line
-from tasks.base.work import WORK, enclosing
+from tasks.base.work import WORK, enclosing, settings_of
 from tasks.settings.config import RunConfig
 from tasks.tracking.address import JOB_TAG, STARTED_FOR_TAG, TAKEN_OVER_TAG, client, every_page
 from tasks.tracking.asking import download
@@ -44,8 +44,7 @@ def started_for() -> dict[str, str]:
 
 def job_tag(config: RunConfig, *found: Source) -> dict[str, str]:
     """The tag, in a process that a worker has started."""
-    settings = config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
-    return {JOB_TAG: digest([settings, *(source.content for source in found)])} if started_for() else {}
+    return {JOB_TAG: digest([settings_of(config), *(source.content for source in found)])} if started_for() else {}
 
 
 def take_over(flow_run: str) -> None:
