@@ -3,11 +3,9 @@
 import contextlib
 import re
 import shlex
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,14 +53,11 @@ def run_finetune(options: Namespace) -> int:
         raise InputError("--dry-run is about one run; leave --seeds out")
     say_wait()
 
-    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.base.fresh_process import reload_at_hand
-
     stream = sys.stderr if options.json else sys.stdout
-    with reload_at_hand():
-        with ready_to_train(config):
-            from flows.finetune import finetune
-            from flows.seeds import finetune_seeds
+    with ready_to_train(config, "flows.seeds"):
+        from flows.finetune import finetune
+        from flows.seeds import finetune_seeds
+
         if options.dry_run:
             answer = dry_run(config, stream)
         elif seeds == 1:
@@ -126,14 +121,15 @@ def run_learning_curve(options: Namespace) -> int:
     config = load_config(options.config, overrides(options), LearningCurveConfig)
     say_wait()
 
-    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.base.fresh_process import reload_at_hand
-    from tasks.studies.learning_curve import rows_of_curve
+    def check(data: "Source") -> None:
+        from tasks.studies.learning_curve import rows_of_curve
+
+        rows_of_curve(run, data)
 
     run = config.run_config()
-    with reload_at_hand():
-        with ready_to_train(run, lambda data: rows_of_curve(run, data)):
-            from flows.learning_curve import learning_curve
+    with ready_to_train(run, "flows.learning_curve", check):
+        from flows.learning_curve import learning_curve
+
         result: LearningCurveResult = learning_curve(**dict(config))
     summarize_curve(run, result, sys.stderr if options.json else sys.stdout)
     if options.json:
@@ -155,9 +151,9 @@ def run_sweep(options: Namespace) -> int:
 
     check_sweep(config)
     run = config.run_config()
-    with runners_at_hand(config.parallel):
-        with ready_to_train(run):
-            from flows.sweep import sweep
+    with runners_at_hand(config.parallel), ready_to_train(run, "flows.sweep"):
+        from flows.sweep import sweep
+
         result: SweepResult = sweep(**dict(config))
     summarize_sweep(run, result, sys.stderr if options.json else sys.stdout)
     if page:
@@ -192,9 +188,10 @@ def run_retrain(options: Namespace) -> int:
     from tasks.retraining.approval import check_approval
 
     check_approval(config)
-    with ready_to_train(config.run_config()):
+    with ready_to_train(config.run_config(), "flows.retrain"):
         from flows.retrain import retrain
-    result: RetrainResult = retrain(**dict(config))
+
+        result: RetrainResult = retrain(**dict(config))
     if options.json:
         print(result.model_dump_json())
         return DONE
@@ -206,56 +203,52 @@ def run_retrain(options: Namespace) -> int:
 
 
 @contextlib.contextmanager
-def ready_to_train(config: RunConfig, check: "Callable[[Source], object]" = lambda data: None) -> Iterator[None]:
-    """What the user must change is said in seconds, also by `check` of the data; then Prefect and MLflow start.
-
-    The body is for importing the flow.
-    """
+def ready_to_train(
+    config: RunConfig, flow: str, check: "Callable[[Source], object]" = lambda data: None
+) -> Iterator[None]:
+    """What the user must change is said in seconds, also by `check` of the data; then the module `flow` is imported,
+    and Prefect and MLflow are ready. The body is for the run."""
     from tasks.base import environment
-    from tasks.base.device import processes
+    from tasks.base.device import limit_threads, processes
     from tasks.sources.reading import check_early
 
     processes(config.training)  # more than this machine can have are refused
     check_early(config.data)
+    limit_threads()  # before torch is imported
 
-    from tasks.data.prepare import check_input
+    from tasks.base.fresh_process import reload_at_hand
 
-    with environment.without_collection():
-        data, _ = check_input(config)
-        check(data)
-        introduce(config)
-        with prefect_starting():
-            yield
+    with contextlib.ExitStack() as at_hand:
+        with environment.without_collection(), prefect_starting():
+            at_hand.enter_context(reload_at_hand())
+
+            from tasks.data.prepare import check_input
+
+            data, _ = check_input(config)
+            check(data)
+            introduce(config)
+            import_module(flow)
             get_ready_to_train()
+        yield
 
 
 @contextlib.contextmanager
 def prefect_starting() -> Iterator[None]:
-    """Where no server is set, Prefect starts its own, which takes seconds: the body is for what else takes long.
-
-    Ctrl-C does not reach it: a terminal sends that to every process of the command, and the server must live on to
-    hear how the run ended.
-    """
-    from prefect.client.orchestration import get_client
+    """Where no server is set, one of this command's own starts, which takes seconds: the body is for what else does."""
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
-    if not settings.api.url:
-        import prefect.server.api.server  # noqa: F401  (not in the thread: two threads must not import the same)
-
-        from tasks.servers.deployments import refuse_newer_database
-
-        refuse_newer_database(settings.home / "prefect.db")
-
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with get_client(sync_client=True):
-            pass
-
-    with ThreadPoolExecutor(1) as threads:
-        started = threads.submit(start)
+    if settings.api.url or not settings.server.ephemeral.enabled:  # where there is neither, Prefect says so
         yield
-        started.result()
+        return
+
+    from tasks.servers.deployments import refuse_newer_database
+    from tasks.servers.temporary import TemporaryServer
+
+    refuse_newer_database(settings.home / "prefect.db")
+    server = TemporaryServer()
+    yield
+    server.wait()
 
 
 def get_ready_to_train() -> None:

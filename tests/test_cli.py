@@ -49,12 +49,20 @@ def replace_flow(monkeypatch: pytest.MonkeyPatch, flow: Any) -> None:
 
 
 def test_a_prefect_server_that_does_not_start_is_the_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(sync_client: bool) -> None:
-        raise RuntimeError("no free port")
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr("prefect.client.orchestration.get_client", broken)
+    class Broken:
+        def wait(self) -> None:
+            raise RuntimeError("no free port")
+
+    monkeypatch.setattr("tasks.servers.temporary.TemporaryServer", Broken)
+    monkeypatch.setattr("tasks.servers.deployments.refuse_newer_database", lambda database: None)
     done = []
-    with pytest.raises(RuntimeError, match="no free port"), prefect_starting():
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(RuntimeError, match="no free port"),
+        prefect_starting(),
+    ):
         done.append("what takes long")
     assert done
 
@@ -62,7 +70,7 @@ def test_a_prefect_server_that_does_not_start_is_the_error_of_the_command(monkey
 def test_database_of_a_newer_prefect_is_refused_before_a_server_starts_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect.client.orchestration.get_client", None)
+    monkeypatch.setattr("tasks.servers.temporary.TemporaryServer", None)
     with (
         used_by_newer_prefect(tmp_path) as database,
         pytest.raises(InputError, match=f"{database} was changed by a newer Prefect"),

@@ -35,6 +35,9 @@ DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the tracking address
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TOKENIZERS_PARALLELISM": "true",
+    # a thread that waits for the others gives its core away after microseconds: beside other work on two cores, the
+    # 5 ms of GNU's OpenMP made a training take six times as long (benchmarks/busy.py)
+    "GOMP_SPINCOUNT": "1000",
     "GIT_PYTHON_REFRESH": "quiet",
     # what libraries start with `python -m` takes no module from the current folder, where users have their own
     "PYTHONSAFEPATH": "1",

@@ -75,7 +75,6 @@ class Shard(Record):
 
 def label_shard(shard: Shard) -> None:
     """All parts of the shard are there; those that were, are left alone."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # others may be on the same cores; before torch is imported
     claim_device()
 
     import torch

@@ -6,21 +6,29 @@ Nothing of the training process is here, so what is wrong on disk cannot hide be
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tasks.base.environment import without_collection
 
 
-def main() -> None:
+def prepare() -> None:
+    """Import what takes seconds, before there is a request."""
     with without_collection():
+        import datasets  # noqa: F401
+        import pandas  # noqa: F401
         import peft  # noqa: F401
-        from datasets import load_from_disk
-        from safetensors.torch import save_file
+        import safetensors.torch  # noqa: F401
+        import transformers  # noqa: F401
 
-        from tasks.models import serving
+        from tasks.models import serving  # noqa: F401
 
-    if not (asked := sys.stdin.read()):  # who started this needs nothing, or is gone
-        return
-    request = json.loads(asked)
+
+def main(request: dict[str, Any]) -> None:
+    from datasets import load_from_disk
+    from safetensors.torch import save_file
+
+    from tasks.models import serving
+
     model, tokenizer = serving.load_adapter(Path(request["adapter"]), local_files_only=True)
     splits = load_from_disk(request["data"])
     probe = splits["validation"].select(range(min(request["probe_rows"], len(splits["validation"]))))
@@ -30,4 +38,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    prepare()
+    if asked := sys.stdin.read():  # else who started this needs nothing, or is gone
+        main(json.loads(asked))

@@ -1,0 +1,98 @@
+"""The Prefect server of one command."""
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks.base.fresh_process import with_our_modules
+from tasks.servers import temporary
+from tasks.servers.temporary import EPHEMERAL, TemporaryServer
+from tests.stacks import until
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_prefect: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Of a Prefect that no server uses yet."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    shutil.copy(empty_prefect, tmp_path / "prefect.db")
+    address = f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", address)
+    with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}):
+        yield tmp_path
+
+
+def test_server_is_that_of_this_process_until_it_is_stopped(home: Path) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    assert PREFECT_API_URL.value() is None
+    server = TemporaryServer()
+    server.wait()
+    address = PREFECT_API_URL.value()
+    assert address == f"http://127.0.0.1:{server.port}/api"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request("POST", "/api/flow_runs/count", "{}", {"content-type": "application/json"})
+    assert connection.getresponse().read() == b"0"
+    connection.close()
+    server.process.send_signal(signal.SIGINT)  # as a terminal sends to every process of a command
+    server.wait()
+    server.stop()
+    assert server.process.returncode in (0, -signal.SIGTERM) and PREFECT_API_URL.value() is None
+
+
+def test_server_that_ends_is_an_error_in_words(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "command", lambda module: [sys.executable, "-c", "raise SystemExit(3)"])
+    server = TemporaryServer()
+    with pytest.raises(RuntimeError, match="the Prefect server of this command ended with exit code 3"):
+        server.wait()
+    server.stop()
+
+
+def test_server_ends_with_its_command_that_is_killed_and_leaves_a_database_that_serves_again(home: Path) -> None:
+    code = (
+        "from tasks.base import environment\n"
+        "from tasks.servers.temporary import TemporaryServer\n"
+        "import os, signal\n"
+        "server = TemporaryServer()\n"
+        "print(server.process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | with_our_modules()
+    command = [sys.executable, "-c", code]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = int(killed.stdout)
+    until(lambda: not psutil.pid_exists(left), 60, "end of the server")
+    server = TemporaryServer()
+    server.wait()
+    server.stop()
+
+
+def test_it_is_the_server_that_prefect_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+    from prefect.server.api import server
+
+    theirs: dict[str, Any] = {}
+    monkeypatch.setattr(server.subprocess, "Popen", lambda args, env: theirs.update(args=args, env=env))
+    server.SubprocessASGIServer._run_uvicorn_command(server.SubprocessASGIServer(4999))
+    assert EPHEMERAL.items() <= theirs["env"].items()
+    ours: list[Any] = []
+    monkeypatch.setattr(temporary, "end_with", lambda *_: None)
+    monkeypatch.setattr(temporary.socket, "socket", lambda fileno: fileno)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: ours.append((self.config, sockets)))
+    temporary.main(7, 8)
+    ((config, sockets),) = ours
+    assert sockets == [7] and config.factory
+    for option, value in {"--log-level": config.log_level, "--lifespan": config.lifespan}.items():
+        assert theirs["args"][theirs["args"].index(option) + 1] == value
+    assert config.app in theirs["args"]
