@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.base.records import Corrections
+from tasks.base.records import Corrections, PreparedData
 from tasks.base.words import counted, listed
 from tasks.data.labels import as_label, number_of, numbered
 from tasks.scores.objective import objective
@@ -20,6 +20,7 @@ from tasks.sources.local import file_path
 from tasks.sources.reading import CORRECTION_COLUMNS, CORRECTIONS, as_field, check_corrections
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset, DatasetDict
 
 
@@ -54,6 +55,16 @@ class Corrected(NamedTuple):
         import pandas as pd
 
         pd.DataFrame(self.outcomes, columns=[*CORRECTION_COLUMNS, "outcome"]).to_csv(path, index=False)
+
+
+def recorded_outcomes(data: PreparedData) -> "pd.DataFrame":
+    """`id`, `corrected_label` and `outcome` of each correction of prepared data; without rows where there are none."""
+    import pandas as pd
+
+    file = Path(data.folder) / CORRECTIONS_FILE
+    if not file.exists():
+        return pd.DataFrame(columns=[*CORRECTION_COLUMNS, "outcome"])
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def text_ids(columns: Sequence[Iterable[str]]) -> Iterator[str]:
