@@ -52,21 +52,22 @@ def on_corrected_rows(config: RunConfig, data: PreparedData, trained: RunFolder,
         for role in ("train", "validation")
     ]
     rows = concatenate_datasets([part.select_columns([*data.text_columns, "labels"]) for part in parts])
-    labels, total = array(rows, "labels"), counted(len(rows), "row")
+    labels = array(rows, "labels")
+    about = f"Of {counted(len(rows), 'corrected row')}, listed because a model disagreed with the label,"
 
     def right(table: "np.ndarray") -> int:
         return int((objective(data.task).decide(table) == labels).sum())
 
     ours = right(ask_challenger(config, data, trained, rows))
     if champion is None:
-        return f"Of {total} of the corrected texts the challenger, which has learned from them, has {ours:,} right"
+        return f"{about} the challenger, which has learned from them, has {ours:,} right"
     try:
         theirs = right(ask_about(config, data, champion, rows))
     except ChampionLeftOut as error:
         theirs_told = f"the champion could not be asked ({first_line(error)})"
     else:
         theirs_told = f"the champion has {theirs:,} right"
-    return f"Of {total} of the corrected texts {theirs_told}, and the challenger, which has learned from them, {ours:,}"
+    return f"{about} {theirs_told}, and the challenger, which has learned from them, {ours:,}"
 
 
 def ask_challenger(config: RunConfig, data: PreparedData, trained: RunFolder, rows: Any) -> "np.ndarray":
@@ -87,8 +88,8 @@ def beside_them(result: RunResult, trained: RunFolder, champion: Champion, gate:
         return f"How much of the difference{gain} is theirs is not known: the champion's run is gone"
     if not others:
         return (
-            f"Nothing else that is recorded differs from the champion's run: the difference{gain} is what they brought "
-            "and chance"
+            f"Nothing else that is recorded differs from the champion's run: the difference{gain} comes from them or "
+            "from chance, for each was trained once"
         )
     return (
         f"The challenger also differs from the champion in {listed(others)}. No model was trained without the "
