@@ -198,7 +198,9 @@ def run_retrain(options: Namespace) -> int:
     facts = {"champion": f"version {result.champion}" if result.champion else "none"}
     if result.run_id:
         facts |= {"run": result.run_id, **where_to_browse(result.run_id)}
-    print(f"\n{result.action.upper()}  {result.subject}\n\n{result.reason}\n\n{listing(facts)}")
+    told = [f"{result.action.upper()}  {result.subject}", result.reason]
+    told += [result.gate.corrections] if result.gate and result.gate.corrections else []
+    print("\n" + "\n\n".join([*told, listing(facts)]))
     return DONE
 
 

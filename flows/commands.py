@@ -230,6 +230,23 @@ COMMANDS = (
         (RUN._replace(name="first"), RUN._replace(name="second", help="The other run."), JSON_ALONE),
     ),
     Command(
+        "review",
+        "write the rows whose label a person should look at into a file to fill in",
+        "Write likely label errors and confident mistakes among the training and validation rows of a run into "
+        "FILE.csv, the most likely first. Fill in its column corrected_label; the next retrain takes it with "
+        "--data.corrections FILE.csv.",
+        records.run_review,
+        (
+            RUN,
+            Argument("file", "File to write.", {"type": Path, "metavar": "FILE.csv"}),
+            Argument(
+                "--limit", "Most rows that are written (default 100).", {"type": count, "default": 100, "metavar": "N"}
+            ),
+            flag("--anyway", field(RerunConfig, "anyway")),
+            JSON_AT_END,
+        ),
+    ),
+    Command(
         "promote",
         "make a version of a registered model its champion",
         "Make a version of a registered model its champion. The champion so far becomes `previous`.",

@@ -6,10 +6,10 @@ import time
 from functools import partial
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.logging import get_run_logger
 
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from tasks.base.device import claim_device, processes
 from tasks.base.fresh_process import reload_at_hand
 from tasks.base.records import Comparison, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
@@ -24,7 +24,6 @@ from tasks.evaluation.references import evaluate_baseline, evaluate_references
 from tasks.evaluation.wording import caution, headline
 from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
-from tasks.settings.loading import validated
 from tasks.tracking.address import where_to_find
 from tasks.tracking.attempts import done_elsewhere, job_tag, keep_result
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
@@ -35,7 +34,7 @@ from tasks.training.fit import train_adapter
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    return validated(runtime.flow_run.parameters).run_name()
+    return told(RunConfig).run_name()
 
 
 @flow(name="finetune", flow_run_name=flow_run_name, validate_parameters=True)

@@ -4,17 +4,16 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.logging import get_run_logger
 
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from flows.seeds import named, run_one, seed_configs
 from tasks.base.outcomes import LearningCurveResult
 from tasks.base.records import RunResult
 from tasks.base.work import work_folder
 from tasks.data.prepare import found_input
 from tasks.settings.config import LearningCurveConfig, RunConfig
-from tasks.settings.loading import checked
 from tasks.studies.learning_curve import check_sentence, next_sentence, rows_of_curve, summarize_curve
 from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
@@ -23,7 +22,7 @@ from tasks.tracking.run import tracked_run
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    return whole(checked(LearningCurveConfig, runtime.flow_run.parameters)).run_name()
+    return whole(told(LearningCurveConfig)).run_name()
 
 
 @flow(name="learning-curve", flow_run_name=flow_run_name, validate_parameters=True)

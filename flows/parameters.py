@@ -2,15 +2,22 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+from prefect import runtime
 
 from tasks.settings.fields import Config
+from tasks.settings.form import ADVANCED, unfolded
+from tasks.settings.loading import checked, sections
 
 F = TypeVar("F", bound=Callable[..., object])
+K = TypeVar("K", bound=Config)
 
 
 def parameters_of(kind: type[Config]) -> Callable[[F], F]:
-    """Have a flow that takes `**given` show the fields of `kind` as its parameters.
+    """Have a flow that takes `**given` show the fields of `kind` as its parameters, and `advanced`, see
+    tasks/settings/form.py, where these have sections.
 
     Prefect reads names, types, bounds and defaults from the signature, and the descriptions from the docstring's Args.
     """
@@ -27,10 +34,24 @@ def parameters_of(kind: type[Config]) -> Callable[[F], F]:
         )
         text = described[name].get("description") or inspect.getdoc(field.annotation)
         lines.append(f"    {name}: {text}")
+    if any(sections(kind)):
+        only = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(ADVANCED, only, default={}, annotation=dict[str, Any]))
+        lines.append(f"    {ADVANCED}: Fields of any section that the form shows apart from the others.")
 
     def show(function: F) -> F:
-        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Args:", *lines])
-        return function
+        @wraps(function)
+        def called(**given: Any) -> object:
+            values = unfolded(given)
+            return function(**(dict(checked(kind, values)) if given.get(ADVANCED) else values))
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Args:", *lines])
+        return called  # type: ignore[return-value]
 
     return show
+
+
+def told(kind: type[K]) -> K:
+    """What the flow run at hand was told."""
+    return checked(kind, unfolded(runtime.flow_run.parameters))

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.logging import get_run_logger
 
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from tasks.base.outcomes import PredictionResult
 from tasks.inference.job import find_job
 from tasks.inference.prediction import describe_result, predict_rows
@@ -17,14 +17,13 @@ from tasks.inference.shards import label_in_shards
 from tasks.servers.shards import shard_runners
 from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import checked
 from tasks.tracking.flow import first_sign_of_life, live
 from tasks.tracking.run import tidy_up
 
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    return checked(PredictionConfig, runtime.flow_run.parameters).run_name()
+    return told(PredictionConfig).run_name()
 
 
 @flow(name="predict", flow_run_name=flow_run_name, validate_parameters=True)

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,18 @@ def run_compare(options: Namespace) -> int:
         )
         result = compare_runs(first, second)
     print(result.model_dump_json() if options.json else comparison_text(result))
+    return DONE
+
+
+def run_review(options: Namespace) -> int:
+    from tasks.base import environment  # before the libraries that read it
+    from tasks.studies.review import review, review_text
+
+    with environment.without_collection():
+        result = review(options.run, options.file, options.limit, options.anyway)
+    print(review_text(result), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(result.model_dump_json())
     return DONE
 
 

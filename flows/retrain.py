@@ -4,12 +4,12 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.finetune import finetune
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from tasks.base.outcomes import RetrainResult
 from tasks.base.work import as_one, work_folder
 from tasks.data.prepare import found_input
@@ -18,7 +18,6 @@ from tasks.registry.publishing import publish
 from tasks.retraining.approval import ask_for_approval, check_approval
 from tasks.retraining.challenger import choose_challenger, decide, inputs_key, judge_challenger, show_gate, skipped
 from tasks.settings.config import RetrainConfig
-from tasks.settings.loading import checked
 from tasks.tracking.flow import first_sign_of_life, live
 from tasks.tracking.opening import make_store
 from tasks.tracking.versions import find_champion
@@ -26,7 +25,7 @@ from tasks.tracking.versions import find_champion
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    config = checked(RetrainConfig, runtime.flow_run.parameters)
+    config = told(RetrainConfig)
     return f"retrain {config.tracking.registered_model}"
 
 

@@ -4,11 +4,11 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 from typing import Any, TypeVar
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.finetune import finetune
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from tasks.base.outcomes import SeedsResult
 from tasks.base.records import RunResult
 from tasks.base.verdict import capital
@@ -17,7 +17,6 @@ from tasks.data.prepare import found_input
 from tasks.evaluation.wording import caution
 from tasks.settings.config import RunConfig, SeedsConfig
 from tasks.settings.fields import InputError
-from tasks.settings.loading import checked
 from tasks.studies.seeds import headline, noise_sentence, summarize_seeds
 from tasks.tracking.address import where_to_find
 from tasks.tracking.flow import first_sign_of_life, flow_tags, link_to_mlflow, live
@@ -28,7 +27,7 @@ C = TypeVar("C", bound=RunConfig)
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    asked = checked(SeedsConfig, runtime.flow_run.parameters)
+    asked = told(SeedsConfig)
     return named(asked.run_config(), f"{asked.seeds} seeds").run_name()
 
 

@@ -4,10 +4,10 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.logging import get_run_logger
 
-from flows.parameters import parameters_of
+from flows.parameters import parameters_of, told
 from flows.seeds import named, run_one
 from tasks.base.device import claim_device, processes
 from tasks.base.records import RunResult
@@ -16,7 +16,6 @@ from tasks.base.verdict import capital
 from tasks.base.work import WORK, work_folder
 from tasks.data.prepare import found_input, prepare_data
 from tasks.settings.config import RunConfig, SweepConfig
-from tasks.settings.loading import checked
 from tasks.studies.runner import Job, job_of
 from tasks.studies.sweep import finals, run_trials, take_over
 from tasks.studies.sweep_page import headline
@@ -29,7 +28,7 @@ from tasks.tracking.run import tracked_run
 
 @first_sign_of_life
 def flow_run_name() -> str:
-    return whole(checked(SweepConfig, runtime.flow_run.parameters)).run_name()
+    return whole(told(SweepConfig)).run_name()
 
 
 @flow(name="sweep", flow_run_name=flow_run_name, validate_parameters=True)

@@ -54,6 +54,10 @@ def of_test_file(name: str, content: str | bytes, *says: str, options: str = "")
     return Case(f"test file {name}", says, f"--data.test_file {name} {options}", {name: content})
 
 
+def of_corrections(name: str, content: str | bytes, *says: str) -> Case:
+    return Case(f"corrections {name}", ("data.corrections", *says), f"--data.corrections {name}", {name: content})
+
+
 def of_folder(name: str, files: dict[str, str | bytes], *says: str, options: str = "") -> Case:
     return Case(name, says, f"--data.name ./{name} {options}", {f"{name}/{file}": text for file, text in files.items()})
 
@@ -151,6 +155,15 @@ CASES = [
     of_test_file("no-words.csv", CSV + " ,good\n", "data.text_columns", "empty text", "test row 60"),
     of_test_file("rows.csv", CSV.replace("\n", ",1\n").replace("l,1", "l,row", 1), "data.test_file", "'row'", "rename"),
     of_test_file("all.csv", CSV, "data.test_file", "all 60 train rows", options="--data.name all.csv"),
+    # labels that people have corrected
+    Case("no such corrections", ("data.corrections", "there is no file no.csv"), "--data.corrections no.csv"),
+    of_corrections("no-column.csv", "id,label\nsha256:1,good\n", "no column 'corrected_label'", "peft-flow review"),
+    of_corrections("no-id.csv", "corrected_label\ngood\n", "no column 'id'", "peft-flow review"),
+    of_corrections("open.csv", "id,corrected_label\nsha256:1,\n", "no row of open.csv has a corrected_label"),
+    of_corrections("word.csv", "id,corrected_label\nsha256:1,godo\n", "row 0 of word.csv", "'godo'", "mean good?"),
+    of_corrections("others.csv", "id;corrected_label\nsha256:1;good\n", "none of its 1 correction", "these data"),
+    of_corrections("latin.csv", b"id,text,corrected_label\n1,caf\xe9,good\n", "row 0 is not UTF-8", "Latin-1"),
+    of_corrections("two.csv", "id,corrected_label\n1,good\n1,bad\n", "rows 0 and 1 of two.csv", "'good' and 'bad'"),
     Case("label is row", ("label_column", "'row'", "rename"), "--data.label_column row"),
     # labels
     of_file("one-class.csv", CSV.replace(",bad", ",good"), "data.label_column", "one class", "'good'"),
@@ -503,6 +516,8 @@ def test_bad_input_is_refused_in_one_line(case: Case, valid: list[str], refused:
         (("compare",), ("RUN", "--help")),
         (("compare", "a"), ("RUN", "--help")),
         (("compare", "a", "b", "c"), ("unexpected argument 'c'",)),
+        (("review", "a"), ("FILE.csv", "--help")),
+        (("review", "a", "b.csv"), ("no runs", "go to the folder")),
         (("compare", "a", "b"), ("no runs", "go to the folder")),
     ],
     ids=lambda value: "-".join(value)[:30] if isinstance(value, tuple) else None,

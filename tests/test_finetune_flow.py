@@ -675,7 +675,7 @@ def test_form_has_every_field_with_its_description_and_bounds() -> None:
     from tasks.settings.loading import sections
 
     schema = parameter_schema(finetune).model_dump()
-    assert list(schema["properties"]) == list(RunConfig.model_fields)
+    assert list(schema["properties"]) == [*RunConfig.model_fields, "advanced"]
     for name, section in sections():
         form = schema["definitions"][section.__name__]["properties"]
         assert list(form) == list(section.model_fields), name

@@ -17,6 +17,7 @@ from tasks.settings.config import (
     SweepConfig,
 )
 from tasks.settings.fields import Config
+from tasks.settings.loading import sections
 
 
 def flows() -> dict[str, tuple[Any, type[Config]]]:
@@ -46,7 +47,8 @@ def test_form_of_each_flow_has_every_field_as_its_configuration_has_it(name: str
     flow, kind = flows()[name]
     assert flow.name == name
     form, schema = flow.parameters.model_dump_for_openapi(), kind.model_json_schema()
-    assert list(form["properties"]) == list(kind.model_fields)
+    advanced = form["properties"].pop("advanced", None)
+    assert list(form["properties"]) == list(kind.model_fields) and bool(advanced) == any(sections(kind))
     assert form.get("required", []) == schema.get("required", [])
     for field, shown in form["properties"].items():
         told = schema["properties"][field]
@@ -57,7 +59,7 @@ def test_form_of_each_flow_has_every_field_as_its_configuration_has_it(name: str
 
 def test_flow_is_called_with_the_defaults_of_its_configuration() -> None:
     flow, kind = flows()["retrain"]
-    assert flow.validate_parameters({"seed": "5"}) == {**dict(RetrainConfig()), "seed": 5} | {
+    assert flow.validate_parameters({"seed": "5"}) == {**dict(RetrainConfig()), "seed": 5, "advanced": {}} | {
         "training": kind.model_fields["training"].default
     }
 

@@ -288,18 +288,20 @@ def test_deployments_are_there_with_their_descriptions(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
+        ({"model": {}}, "model"),  # the demo's is nobody's own
         ({"learning_rate": 3}, "learning_rate"),
         ({"training": {"learning_rat": 3}}, "learning_rat"),
         ({"training": {"learning_rate": 30}}, "training.learning_rate"),
         ({"adapter": {"method": "lorra"}}, "adapter.method"),
+        ({"advanced": {"adapter": {"method": "lorra"}}}, "advanced.adapter.method"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name_before_a_run_exists(
-    stack: Stack, wrong: dict[str, Any], named: str
+    stack: Stack, parameters: dict[str, Any], wrong: dict[str, Any], named: str
 ) -> None:
     path = f"/deployments/{stack.deployment('finetune')['id']}/create_flow_run"
     before = stack.call("POST", "/flow_runs/count", {})
-    assert named in stack.refusal("POST", path, {"parameters": wrong, "state": {"type": "SCHEDULED"}})
+    assert named in stack.refusal("POST", path, {"parameters": parameters | wrong, "state": {"type": "SCHEDULED"}})
     assert stack.call("POST", "/flow_runs/count", {}) == before
 
 
@@ -341,7 +343,7 @@ def test_stack_stops_within_ten_seconds_and_starts_again_as_people_left_it(
     assert (stack.folder / "mlruns/live").is_dir()  # it ran here and nowhere else
     assert stack.state(run) == "CRASHED" and stack.mlflow_run(run).info.status == "KILLED"
     deployment = stack.deployment(name)
-    assert deployment["schedules"][0]["active"] and deployment["parameters"]["seed"] == 3
+    assert deployment["schedules"][0]["active"] and deployment["parameters"]["seed"] == 3  # nothing was deployed anew
     stack.call("PATCH", f"{path}/schedules/{deployment['schedules'][0]['id']}", {"active": False})
     assert "comparison/comparison.md" in artifacts(stack, run_alone, "comparison")
     assert (seconds < 10, left, code) == (True, [], 0)  # said last: the tests below need the stack

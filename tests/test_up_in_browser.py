@@ -16,6 +16,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tasks.base.closing import flow_runs
 from tasks.settings.config import RunConfig
+from tasks.settings.form import FIRST, unfolded
 from tasks.settings.loading import choices, sections
 from tasks.settings.rivals import TITLES
 from tasks.settings.sections import EvaluationConfig
@@ -110,12 +111,15 @@ def open_deployment(page: Page, stack: Stack, name: str) -> None:
     page.get_by_role("button", name="Run", exact=True).wait_for()
 
 
-def open_form(page: Page, stack: Stack) -> None:
+def open_form(page: Page, stack: Stack, advanced: bool = True) -> None:
     open_deployment(page, stack, "finetune")
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
-    field(page, "offline").wait_for()
-    field(page, "adapter.options").locator(".p-code-input").wait_for()  # drawn once more, after all else
+    field(page, "tracking.run_name").wait_for()
+    if advanced:
+        field(page, "advanced").get_by_text("set more", exact=True).click()
+        field(page, "offline").wait_for()
+        field(page, "adapter.options").locator(".p-code-input").wait_for()  # drawn once more, after all else
 
 
 def open_run(page: Page, stack: Stack, flow_run: str, tab: str = "Logs") -> None:
@@ -123,22 +127,21 @@ def open_run(page: Page, stack: Stack, flow_run: str, tab: str = "Logs") -> None
     page.get_by_text(tab, exact=True).first.click()
 
 
-def title(dotted: str) -> str:
-    """A field's title in the form: a section's is its name, a field's is what pydantic makes of it."""
-    section, _, name = dotted.rpartition(".")
-    return str(dict(sections())[section].model_json_schema()["properties"][name]["title"]) if section else name
-
-
 def field(page: Page, dotted: str) -> Locator:
-    """The form's field, with its title, description and input."""
-    place: Page | Locator = page
-    parts = dotted.split(".")
-    for depth in range(len(parts)):
-        words = re.escape(title(".".join(parts[: depth + 1])))
-        named = page.locator(TITLE, has_text=re.compile(rf"^{words}( \(Optional\))?$"))
-        place = place.locator(PROPERTY).filter(has=named)
-    assert isinstance(place, Locator)
-    return place
+    """The form's field, with its title, description and input; no other has its title."""
+    named = page.locator(TITLE, has_text=re.compile(rf"^{re.escape(dotted)}( \(Optional\))?$"))
+    return page.locator(PROPERTY).filter(has=named)
+
+
+def titles(page: Page) -> list[str]:
+    found = page.locator(f"{PROPERTY}__label").all_inner_texts()
+    return [text.removesuffix(" (Optional)") for text in found]
+
+
+def write_own(page: Page, small: dict[str, Any]) -> None:
+    """Model and data, which begin empty."""
+    for section in ("model", "data"):
+        write(page, f"{section}.name", small[section]["name"])
 
 
 def write(page: Page, dotted: str, text: object) -> None:
@@ -203,7 +206,10 @@ def test_run_of_the_form_completes_under_a_name_that_says_what_it_does(
 
 
 def test_run_of_the_form_was_told_what_was_typed(stack: Stack, done: str, small: dict[str, Any]) -> None:
-    told = stack.call("GET", f"/flow_runs/{done}")["parameters"]
+    given = stack.call("GET", f"/flow_runs/{done}")["parameters"]
+    assert set(given) == {*FIRST, "advanced"} - {"tracking"}  # where nobody typed a name
+    assert {name: set(given[name]) for name in ("model", "training")} == {"model": {"name"}, "training": {"epochs"}}
+    told = unfolded(given)
     assert told["model"]["name"] == small["model"]["name"]
     assert (told["data"]["name"], told["data"]["max_train_rows"]) == (small["data"]["name"], 40)
     assert (told["adapter"]["method"], told["adapter"]["r"], told["training"]["epochs"]) == ("dora", 4, 3)
@@ -214,23 +220,48 @@ def test_run_of_the_form_was_told_what_was_typed(stack: Stack, done: str, small:
         assert told[name] == {inner: value for inner, value in said.items() if value is not None}
 
 
+def test_form_begins_with_the_eight_fields_that_people_set_and_nobodys_job(page: Page, stack: Stack) -> None:
+    open_form(page, stack, advanced=False)
+    eight = [(section, inner) for section, fields in FIRST.items() for inner in fields]
+    expected: list[str] = []
+    for section, inner in eight:
+        expected += [section] * (section not in expected) + [f"{section}.{inner}"]
+    assert titles(page) == [*expected, "advanced"]
+    for name in ("model.name", "data.name"):
+        expect(field(page, name).locator("textarea, input")).to_have_value("")
+    ends = page.locator(PROPERTY).evaluate_all("all => all.map(one => one.getBoundingClientRect().bottom)")
+    starts = page.locator(PROPERTY).evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
+    assert max(ends) - min(starts) < 2000, "all fields at once took 7,270 pixels"
+
+
+def test_what_is_missing_is_said_at_its_field(page: Page, stack: Stack, small: dict[str, Any]) -> None:
+    before = submitted(stack)
+    open_form(page, stack, advanced=False)
+    write(page, "model.name", small["model"]["name"])
+    page.get_by_role("button", name="Submit").click()
+    expect(field(page, "data.name")).to_contain_text("'name' is a required property")
+    expect(field(page, "model.name")).not_to_contain_text("required")
+    assert submitted(stack) == before
+
+
 @pytest.mark.endurance
 def test_form_shows_every_field_with_its_description_in_the_order_people_think(page: Page, stack: Stack) -> None:
-    page.set_viewport_size({"width": 1600, "height": 6600})
+    page.set_viewport_size({"width": 1600, "height": 8400})
     open_form(page, stack)
-    expected = []
+    first, rest = list[str](), list[str]()
     for name, section in sections():
-        expected.append(name)
+        shown = FIRST.get(name, ())
+        others = [inner for inner in section.model_fields if inner not in shown]
+        first += [name, *(f"{name}.{inner}" for inner in shown)] if shown else []
+        rest += [f"advanced.{name}", *(f"{name}.{inner}" for inner in others)]
         schema = section.model_json_schema()
         for inner in section.model_fields:
-            expected.append(title(f"{name}.{inner}"))
             description = schema["properties"][inner]["description"].replace("`", "")
             assert description and field(page, f"{name}.{inner}").locator(f"{PROPERTY}__description").inner_text() == (
                 description
             )
-        expect(field(page, name).locator(f"{PROPERTY}-object")).to_have_count(1)
-    titles = page.locator(f"{PROPERTY}__label").all_inner_texts()
-    assert [text.removesuffix(" (Optional)") for text in titles] == [*expected, "seed", "offline"]
+    assert titles(page) == [*first, "advanced", *rest, "seed", "offline"]
+    assert not page.get_by_text("Property is type").count()
 
 
 @pytest.mark.endurance
@@ -267,16 +298,21 @@ def test_form_asks_for_json_only_where_any_name_can_stand(page: Page, stack: Sta
             "training.warmup_fraction", 50, "50 is greater than the maximum of 1", marks=pytest.mark.endurance
         ),
         ("training.learning_rate", 50, "50 is greater than the maximum of 10"),  # which may be left empty
-        pytest.param("adapter.r", 0, "0 is less than", marks=pytest.mark.endurance),
+        ("adapter.r", 0, "0 is less than"),  # under advanced
     ],
     ids=("warmup_fraction", "learning_rate", "r"),
 )
-def test_bad_value_is_refused_in_the_form(page: Page, stack: Stack, dotted: str, value: float, reason: str) -> None:
+def test_bad_value_is_refused_in_the_form(
+    page: Page, stack: Stack, small: dict[str, Any], dotted: str, value: float, reason: str
+) -> None:
     before = submitted(stack)
     open_form(page, stack)
+    write_own(page, small)
     write(page, dotted, value)
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text(f"'{dotted}'").first).to_contain_text(reason)
+    section, _, name = dotted.partition(".")
+    where = dotted if name in FIRST.get(section, ()) else f"advanced.{dotted}"
+    expect(page.get_by_text(f"'{where}'").first).to_contain_text(reason)
     expect(field(page, dotted).locator("input")).to_have_value(str(value))
     assert submitted(stack) == before
 
@@ -284,9 +320,11 @@ def test_bad_value_is_refused_in_the_form(page: Page, stack: Stack, dotted: str,
 @pytest.mark.parametrize(
     ("parameters", "name"), [({"learning": 1}, "learning"), ({"training": {"learning_rat": 1}}, "learning_rat")]
 )
-def test_unknown_parameter_is_refused_by_name(stack: Stack, parameters: dict[str, Any], name: str) -> None:
+def test_unknown_parameter_is_refused_by_name(
+    stack: Stack, small: dict[str, Any], parameters: dict[str, Any], name: str
+) -> None:
     path = f"/deployments/{stack.deployment('finetune')['id']}/create_flow_run"
-    assert f"'{name}'" in stack.refusal("POST", path, {"parameters": parameters})
+    assert f"'{name}'" in stack.refusal("POST", path, {"parameters": small | parameters})
 
 
 def test_log_of_a_run_is_its_story(page: Page, stack: Stack, done: str) -> None:

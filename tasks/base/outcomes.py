@@ -38,6 +38,8 @@ class Gate(Record):
     challenger: Interval | None
     difference: Difference | None
     """Challenger minus champion."""
+    corrections: str | None = None
+    """What came of `data.corrections`, and what is known of what they brought, in sentences."""
 
     @property
     def passed(self) -> bool:

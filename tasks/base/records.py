@@ -33,11 +33,31 @@ class Source(Record):
     """Take it from this machine's cache: the run is offline or the Hub did not answer."""
     test_revision: str | None = None
     """`sha256:...` of the content of `data.test_file`, wherever it lies; None where the test rows are the source's."""
+    corrections_revision: str | None = None
+    """The same of `data.corrections`; None where there are none."""
 
     @property
     def content(self) -> str:
         """All that is read, by content: what a key is made from."""
-        return f"{self.revision} {self.test_revision}" if self.test_revision else self.revision
+        parts = [self.revision, *([self.test_revision] if self.test_revision else [])]
+        return " ".join([*parts, *([f"corrected by {self.corrections_revision}"] if self.corrections_revision else [])])
+
+
+class Corrections(Record):
+    """What came of the rows of `data.corrections` whose `corrected_label` is filled in."""
+
+    used: int
+    """Rows of the file that gave at least one row of the data another label."""
+    corrected: dict[str, int]
+    """Rows of the data that have another label now, by split."""
+    confirmed: int
+    """Rows of the file with the label that the data have already."""
+    unmatched: tuple[str, ...]
+    """Rows of the file whose text no row of the data has: their number in it, and how their text begins."""
+    in_test: int
+    """Rows of the file whose text is a test row's alone: not used."""
+    open: int
+    """Rows of the file that nobody has filled in."""
 
 
 class PreparedData(Record):
@@ -69,6 +89,8 @@ class PreparedData(Record):
     """Rows longer than max_length, over all splits."""
     notes: tuple[str, ...]
     """What the preparation decided on its own, in sentences."""
+    corrections: Corrections | None = None
+    """What came of `data.corrections`."""
 
     def rows(self, split: str) -> int:
         return self.row_counts[split]

@@ -81,7 +81,7 @@ _enclosing: ContextVar[str | None] = ContextVar("work", default=None)
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """What of a configuration makes its run another one."""
-    return config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file"}})
+    return config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file", "corrections"}})
 
 
 def work_folder(config: RunConfig, *found: Source) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base.records import PreparedData, file_sha256
+from tasks.base.records import PreparedData
 from tasks.base.words import counted
 from tasks.data.duplicates import leaked_rows
 from tasks.settings.config import RunConfig
@@ -12,20 +12,11 @@ from tasks.settings.fields import InputError
 from tasks.settings.sections import DataConfig
 from tasks.sources.columns import array, numbers
 from tasks.sources.kept import as_kinds, rows_of
-from tasks.sources.local import test_path
-from tasks.sources.reading import as_test_file, check_letters, check_test_file
+from tasks.sources.reading import as_field, check_letters, check_test_file
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
-
-
-def file_revision(name: str) -> str:
-    """`sha256:` of the content of the test file `name`; InputError where it is not a file that can be read."""
-    try:
-        return f"sha256:{file_sha256(test_path(name))}"
-    except OSError as error:  # no permission
-        raise InputError(f"data.test_file: {name} cannot be read: {error.strerror}") from None
 
 
 def read_test_file(config: DataConfig) -> "Dataset":
@@ -33,7 +24,7 @@ def read_test_file(config: DataConfig) -> "Dataset":
     assert config.test_file
     path = Path(config.test_file).expanduser().resolve()
     check_test_file(path, config)
-    with as_test_file():
+    with as_field("data.test_file"):
         test = with_row_numbers(rows_of([(path,)]))
         if not len(test):
             raise InputError(f"data.name: {path} has no rows; add some")

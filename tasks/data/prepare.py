@@ -13,8 +13,8 @@ from tasks.base.files import whole, write_text
 from tasks.base.machine import environment_key
 from tasks.base.records import PreparedData, Source, digest
 from tasks.base.work import work_folder
+from tasks.data.corrections import CORRECTIONS_FILE
 from tasks.data.datacheck import CHECK_FILE, PAGE_FILE, make_check
-from tasks.data.frozen import file_revision
 from tasks.data.splits import Splits, read_splits
 from tasks.data.targets import labels_of
 from tasks.data.tokens import key_of_tokens, known_texts, tokenize
@@ -28,6 +28,7 @@ from tasks.settings.fixed import DEMO_DATA, SPLITS
 from tasks.settings.loading import did_you_mean
 from tasks.sources.columns import numbers
 from tasks.sources.hub import NETWORK, find, patient
+from tasks.sources.local import file_revision
 from tasks.tracking.flow import flow_tags
 from tasks.tracking.run import tracked_run
 
@@ -60,7 +61,7 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
     Raises InputError for anything about data or tokenizer that the user must change, and DiskFull.
     """
     data, model = check_input(config, found)
-    settings = config.data.model_dump(exclude={"name", "revision", "test_file"})
+    settings = config.data.model_dump(exclude={"name", "revision", "test_file", "corrections"})
     # not the run's seed: runs that differ only by seed share rows, tokens and fingerprint
     key = digest([data.name, data.content, settings, model.name, model.revision, environment_key()])
     folder = (work / f"data-{key}").resolve()
@@ -100,7 +101,10 @@ def prepare(config: RunConfig, work: Path, found: tuple[Source, Source] | None =
             class_counts={name: tuple(counts_of(split, splits)) for name, split in splits.datasets.items()},
             truncated=sum(check.truncated.values()),
             notes=splits.notes,
+            corrections=splits.corrections and splits.corrections.counts,
         )
+        if splits.corrections:
+            splits.corrections.write(finished / CORRECTIONS_FILE)
         prepared.write(finished / "prepared.json")
     return prepared
 
@@ -158,14 +162,16 @@ def check_training(splits: Splits, config: RunConfig) -> None:
 
 
 def find_data(config: RunConfig) -> Source:
-    test_revision = file_revision(config.data.test_file) if config.data.test_file else None
+    files = {"test_revision": config.data.test_file, "corrections_revision": config.data.corrections}
+    fields = {"test_revision": "data.test_file", "corrections_revision": "data.corrections"}
+    revisions = {name: file_revision(fields[name], file) for name, file in files.items() if file}
     if config.data.name == DEMO_DATA:
         from tasks.sources.demo import demo_reviews
 
         found = find("dataset", str(demo_reviews()), "main", offline=True)
     else:
         found = find("dataset", config.data.name, config.data.revision, config.offline)
-    return found.model_copy(update={"test_revision": test_revision})
+    return found.model_copy(update=revisions)
 
 
 def fingerprint(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.records import Source
 from tasks.base.words import counted, named_rows
+from tasks.data.corrections import Corrected, correct, describe_corrections
 from tasks.data.duplicates import describe_conflicts, describe_sharing, refuse_hopeless, same_texts
 from tasks.data.frozen import describe_kept_out, keep_out, read_test_file, renumbered
 from tasks.data.labels import class_names_of, read_labels
@@ -59,6 +60,7 @@ class Splits(NamedTuple):
     notes: tuple[str, ...]
     kept_out: dict[str, int]
     """Rows of train and validation left out for having the text of a row of `data.test_file`."""
+    corrections: Corrected | None = None
 
 
 @lru_cache(maxsize=1)
@@ -88,6 +90,8 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
         notes.append(f"{len(encoded['test'])} test rows from data.test_file; {describe_kept_out(kept_out)}")
     splits, cut_notes = cut_missing(encoded, task, config)
     splits, limit_notes = limit_rows(splits, config, task)
+    # last: which rows are cut and drawn hangs on the labels, and the test rows must stay those of the run before
+    corrections = correct(splits, config, task, target.names) if config.corrections else None
     places = {role: numbers(split, "row") for role, split in splits.items()}
     reader(task).check({role: labels_of(split) for role, split in splits.items()}, places, target.names)
     slices = slice_values(chosen.get("test", chosen["train"]), numbers(splits["test"], "row"), config)
@@ -97,8 +101,9 @@ def read_splits(source: Source, config: DataConfig) -> Splits:
         splits["test"] = renumbered(splits["test"], chosen["test"])
     rows, words = told_rows(task, splits, target.names, config)
     refuse_hopeless(rows, words, objective(task).one_class)
-    told = (*notes, *found_out, *cut_notes, *limit_notes)
-    return Splits(splits, task, target.names, tuple(slices), rows, words, told, kept_out)
+    told = [*notes, *found_out, *cut_notes, *limit_notes]
+    told += [describe_corrections(corrections.counts)] if corrections else []
+    return Splits(splits, task, target.names, tuple(slices), rows, words, tuple(told), kept_out, corrections)
 
 
 def told_rows(

@@ -15,6 +15,7 @@ from tasks.tracking.versions import Champion
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
 
 
 class ChampionLeftOut(ValueError):
@@ -22,13 +23,20 @@ class ChampionLeftOut(ValueError):
 
 
 def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | None) -> "np.ndarray":
-    """The registered adapter, as it is served; ChampionLeftOut where it answers another question or cannot be read."""
-    import pandas as pd
+    """Answers of the registered adapter for the test rows; ChampionLeftOut as `ask_about`."""
     from datasets import load_from_disk
+
+    assert champion
+    return ask_about(config, data, champion, load_from_disk(data.folder)["test"])
+
+
+def ask_about(config: RunConfig, data: PreparedData, champion: Champion, rows: "Dataset") -> "np.ndarray":
+    """The registered adapter, as it is served, about any rows; ChampionLeftOut where it answers another question or
+    cannot be read."""
+    import pandas as pd
 
     from tasks.models import serving
 
-    assert champion
     with tempfile.TemporaryDirectory() as folder:
         try:
             adapter = download_adapter(champion.uri, Path(folder))
@@ -41,9 +49,8 @@ def ask_champion(config: RunConfig, data: PreparedData, champion: Champion | Non
             if is_network_trouble(error) and not config.offline:
                 raise
             raise ChampionLeftOut(f"{champion.uri} cannot be read: {first_line(error)}") from error
-    test = load_from_disk(data.folder)["test"]
     columns = paired_columns(settings["text_columns"], data.text_columns)
-    texts = pd.DataFrame({theirs: test[ours][:] for theirs, ours in columns.items()})
+    texts = pd.DataFrame({theirs: rows[ours][:] for theirs, ours in columns.items()})
     classes = settings["label_names"]
     if new := [name for name in data.label_names if name not in classes]:
         warn("The champion does not know the class %s, and has every row of it wrong", ", ".join(new))

@@ -21,6 +21,7 @@ from tasks.base.records import (
     TrainedAdapter,
 )
 from tasks.base.work import RunFolder
+from tasks.data.corrections import CORRECTIONS_FILE
 from tasks.data.duplicates import stable_keys
 from tasks.data.frozen import frozen_rows
 from tasks.evaluation.card import model_card
@@ -87,6 +88,8 @@ def log_result(
     for split in SPLITS:
         log(work, "inputs", input_values(work, config, data, split))
     log_comparison(work, evaluations, result, table, frozen_rows(config, data))
+    if data.corrections:
+        log_files(work, "comparison", Path(data.folder) / CORRECTIONS_FILE)
     if config.tracking.registered_model:
         log_seen(work, data)
     log_files(work, "adapter", Path(trained.folder))
@@ -181,12 +184,16 @@ def found_parameters(data: PreparedData, trained: TrainedAdapter) -> dict[str, s
         "model.revision": data.model.revision,
         "data.revision": data.source.revision,
         "data.task": data.task,
-        **({"data.test_revision": data.source.test_revision} if data.source.test_revision else {}),
+        **{f"data.{name}": value for name in FILES if (value := getattr(data.source, name))},
         "adapter.target_modules": ",".join(trained.target_modules),
         "trainable_parameters": str(trained.trainable_parameters),
         "total_parameters": str(trained.total_parameters),
         **{f"compute.{name}": value for name, value in trained.compute.items()},
     }
+
+
+FILES = ("test_revision", "corrections_revision")
+"""Of a Source: what else was read, by content."""
 
 
 def final_metrics(

@@ -151,7 +151,7 @@ def evaluate(
 def measurement_key(name: str, config: RunConfig, data: PreparedData, champion: Champion | None = None) -> str:
     """Name of a measurement by all that it depends on; runs that differ in nothing else share it."""
     # the fingerprint says which texts, source and settings say which places in the source they have
-    settings = config.data.model_dump(exclude={"name", "revision", "test_file", "max_length"})
+    settings = config.data.model_dump(exclude={"name", "revision", "test_file", "corrections", "max_length"})
     texts = [data.fingerprint, data.source.content, settings]
     texts.append(environment_key())  # what other packages, code or threads gave may be a little different
     return digest([*texts, *MEASURES[name].depends_on(config, data, champion)])

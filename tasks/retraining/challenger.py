@@ -20,6 +20,7 @@ from tasks.data.splits import training_classes
 from tasks.evaluation.champion import ChampionLeftOut, check_champion
 from tasks.registry import decisions as registry
 from tasks.retraining.approval import Approval
+from tasks.retraining.brought import what_corrections_brought
 from tasks.retraining.gate import against_champion, page, without_champion
 from tasks.retraining.trials import (
     TEST_ROWS,
@@ -63,7 +64,8 @@ INPUTS_TAG = "peft_flow.inputs"
 
 def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
     """Data, foundation model and configuration; not where the run appears, nor what the gate asks for."""
-    run = config.run_config().model_dump(mode="json", exclude={"offline", "tracking"})
+    left_out: Any = {"offline": True, "tracking": True, "data": {"corrections"}}  # which `content` knows
+    run = config.run_config().model_dump(mode="json", exclude=left_out)
     return digest([run, source.content, base.revision, config.refresh_test])
 
 
@@ -195,7 +197,25 @@ def judge_challenger(
 ) -> Gate:
     """What the gate says of the challenger, whose run is `result`."""
     trained = run_folder(result, "adapter", "comparison_record", "predictions", "staged")
-    here, gate = RunFolder(work), config.gate
+    here = RunFolder(work)
+    gate = judged(config, challenger, result, champion, trained, here)
+    if not challenger.data.corrections:
+        return gate
+    data = prepare(challenger, WORK)
+    told = what_corrections_brought(challenger, data, trained, result, champion, gate, here)
+    return gate.model_copy(update={"corrections": told})
+
+
+def judged(
+    config: RetrainConfig,
+    challenger: RunConfig,
+    result: RunResult,
+    champion: Champion | None,
+    trained: RunFolder,
+    here: RunFolder,
+) -> Gate:
+    """The rules, on what was measured."""
+    gate = config.gate
     comparison = Comparison.model_validate_json(trained.comparison_record.read_bytes())
     costs = gate.max_latency_ms is not None or gate.max_memory_mb is not None
     if not champion:

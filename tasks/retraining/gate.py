@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.base.outcomes import Finding, Footprint, Gate
 from tasks.base.records import Comparison, Difference
-from tasks.base.words import counted, format_p, markdown_table, shown
+from tasks.base.words import counted, format_p, markdown_table, plain, shown
 from tasks.scores.objective import Objective, objective, reference_title
 from tasks.scores.statistics import bootstrap, difference, primary_interval
 from tasks.settings.config import GateConfig
@@ -229,4 +229,6 @@ def page(name: str, title: str, gate: Gate) -> str:
         parts.append(markdown_table((f"{name}, {counted(gate.rows, 'test row')}", metric.title), scores))
     rules = [(finding.rule, "passed" if finding.passed else "failed", finding.told) for finding in gate.findings]
     parts.append(markdown_table(("rule", "", "what was found"), rules))
+    if gate.corrections:
+        parts += ["## Corrected labels", plain(gate.corrections)]
     return "\n\n".join(parts) + "\n"

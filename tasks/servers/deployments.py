@@ -23,6 +23,7 @@ from tasks.base.machine import code_key
 from tasks.base.progress import tell
 from tasks.base.records import Record
 from tasks.settings import config, fields, fixed, methods, rivals, sections
+from tasks.settings import form as forms
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEPLOYMENTS
 
@@ -137,12 +138,14 @@ def read_said(record: Path) -> dict[str, Any]:
 def adapted(entry: dict[str, Any], before: Any, said_before: dict[str, Any] | None) -> dict[str, Any]:
     """For `prefect deploy`: with the parameters that people have set, and, where it is there, without schedules: it
     would put all of them back to what the file says, or lose those that people added."""
+    said = entry.get("parameters", {})
     if before is None:
-        return entry
-    parameters = merged((said_before or {}).get("parameters", {}), entry.get("parameters", {}), before.parameters)
-    if kept := [name for name in entry.get("parameters", {}) if parameters.get(name) != entry["parameters"][name]]:
+        return {**entry, "parameters": forms.folded(said, entry["entrypoint"])}
+    parameters = merged((said_before or {}).get("parameters", {}), said, forms.unfolded(before.parameters))
+    if kept := [name for name in said if parameters.get(name) != said[name]]:
         tell("%s: %s stays as it was set in Prefect", entry["name"], ", ".join(kept))
-    return {**{key: value for key, value in entry.items() if key != "schedules"}, "parameters": parameters}
+    shown = forms.folded(parameters, entry["entrypoint"])
+    return {**{key: value for key, value in entry.items() if key != "schedules"}, "parameters": shown}
 
 
 NOT_THERE: Any = object()
@@ -178,8 +181,9 @@ def deployed(client: "SyncPrefectClient") -> dict[str, Any]:
 def deployed_version() -> str:
     """Changes with what deployments are made from: the file, and the code behind the forms."""
     flows = Path(tasks.__file__).resolve().parent.with_name("flows")
-    forms = [Path(str(module.__file__)) for module in (config, fields, fixed, methods, rivals, sections)]
-    files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *forms]
+    modules = (config, fields, fixed, forms, methods, rivals, sections)
+    shapes = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
+    files = [DEPLOYMENTS, *sorted(flows.glob("*.py")), *shapes]
     total = hashlib.sha256()
     for file in files:
         total.update(file.read_bytes())
@@ -190,7 +194,7 @@ def finish_deployment(client: "SyncPrefectClient", deployment: Any, version: str
     """Have the server refuse parameters that the flow does not know: of its own it checks only those it knows."""
     from prefect.client.schemas.actions import DeploymentUpdate
 
-    form = {**fillable(deployment.parameter_openapi_schema), "additionalProperties": False}
+    form = {**forms.form(fillable(deployment.parameter_openapi_schema)), "additionalProperties": False}
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form, version=version))
 
 

@@ -97,6 +97,11 @@ class DataConfig(Config):
         description="File whose rows are the test rows, in place of test_split; other rows of the data with the same "
         "texts are excluded from training. Each run logs its test rows as comparison/test.parquet. None: test_split.",
     )
+    corrections: str | None = Field(
+        None,
+        min_length=1,
+        description="File of peft-flow review, filled in: train and validation rows get its corrected_label.",
+    )
     max_length: int = Field(128, ge=4, le=131_072, description="Tokens kept of each text; the rest is cut off.")
     max_train_rows: int | None = Field(
         None,
@@ -115,7 +120,6 @@ class DataConfig(Config):
         description="Seed of the splits that are cut and the rows that are drawn; runs that differ only in `seed` "
         "see the same rows.",
     )
-
     draw_seed: int | None = Field(
         None,
         ge=0,

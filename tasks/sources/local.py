@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.base.machine import where_paths_lead
+from tasks.base.records import file_sha256
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import WHAT_IS_READ, data_kind
 
@@ -58,16 +59,28 @@ def check_data_path(path: Path) -> None:
 
 
 def test_path(name: str) -> Path:
-    """Of the test file `name`; InputError where it is not a file that can be read."""
+    return file_path("data.test_file", name)
+
+
+def file_path(field: str, name: str) -> Path:
+    """Of the data file `name` that `field` gives; InputError where it is not a file that can be read."""
     try:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise InputError(f"data.test_file: there is no file {name}; {where_paths_lead()}")
+            raise InputError(f"{field}: there is no file {name}; {where_paths_lead()}")
     except (OSError, RuntimeError) as error:
-        raise cannot_be_read("data.test_file", name, error) from None
+        raise cannot_be_read(field, name, error) from None
     if not data_kind(path):
-        raise InputError(f"data.test_file: {no_data_file(path)}")
+        raise InputError(f"{field}: {no_data_file(path)}")
     return path
+
+
+def file_revision(field: str, name: str) -> str:
+    """`sha256:` of the content of the data file `name` that `field` gives; InputError where it cannot be read."""
+    try:
+        return f"sha256:{file_sha256(file_path(field, name))}"
+    except OSError as error:  # no permission
+        raise InputError(f"{field}: {name} cannot be read: {error.strerror}") from None
 
 
 SHEET, ARCHIVE, COLUMNS = (

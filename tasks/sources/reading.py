@@ -20,7 +20,7 @@ from tasks.sources.folders import Folder, Piece, are_known, describe, how_read, 
 from tasks.sources.formats import columns_of, notes_of, read_rows
 from tasks.sources.hub import HubUnreachable, cached_data, note_cached
 from tasks.sources.kept import as_kinds, rows_of
-from tasks.sources.local import local_path, test_path
+from tasks.sources.local import file_path, local_path, test_path
 from tasks.sources.opened import kind_of
 from tasks.sources.tables import TABLES, table, unsaved_formulas
 
@@ -250,20 +250,37 @@ def check_early(config: DataConfig) -> None:
             check_files(folder, config)
     if config.test_file:
         check_test_file(test_path(config.test_file), config)
+    if config.corrections:
+        check_corrections(file_path(CORRECTIONS, config.corrections))
 
 
 def check_test_file(path: Path, config: DataConfig) -> None:
-    with as_test_file():
+    with as_field("data.test_file"):
         check_names("test", path, names_in(path, None), config, (), None)
 
 
+CORRECTIONS, CORRECTION_COLUMNS = "data.corrections", ("id", "corrected_label")
+"""The field, and what a correction is read from; the other columns of its file are for people."""
+
+
+def check_corrections(path: Path) -> None:
+    """InputError where a file is not one of `peft-flow review`."""
+    with as_field(CORRECTIONS):
+        names = names_in(path, None)
+    if missing := [name for name in CORRECTION_COLUMNS if name not in names]:
+        raise InputError(
+            f"{CORRECTIONS}: {path.name} has no column '{missing[0]}'; it has {', '.join(names) or 'none':.200}; fill "
+            "in the file that peft-flow review has written, and leave its columns as they are"
+        )
+
+
 @contextmanager
-def as_test_file() -> Iterator[None]:
-    """Errors of the file `data.test_file`, by that name."""
+def as_field(field: str) -> Iterator[None]:
+    """Errors of a file that `field` gives, by that name."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("data.name: ", "data.test_file: ", 1)) from error
+        raise InputError(str(error).replace("data.name: ", f"{field}: ", 1)) from error
 
 
 def check_class_names(loaded: "DatasetDict", folder: Folder, config: DataConfig) -> None:

@@ -11,6 +11,7 @@ from tasks.base.files import write_text
 from tasks.base.outcomes import Change, Outcome, RecordedRun, RerunResult, RunComparison
 from tasks.base.words import counted, format_p, markdown_table, plain, shown
 from tasks.base.work import WORK
+from tasks.data.corrections import CORRECTIONS_FILE
 from tasks.data.prepare import find_data
 from tasks.evaluation.predictions import read_predictions
 from tasks.models.foundation import find_model
@@ -47,9 +48,14 @@ def recall(run_id: str, anyway: bool) -> RunConfig:
     with TemporaryDirectory() as folder:
         recorded = recorded_run(run_id, Path(folder))
     config = pinned(recorded)
-    if config.data.test_file:  # the run's own copy of these rows: the file may be gone
-        rows = str(fetched(run_id, TEST_ROWS, WORK / f"test-{run_id}").resolve())
-        config = config.model_copy(update={"data": config.data.model_copy(update={"test_file": rows})})
+    # the run's own copies of these files: they may be gone
+    artifacts = {"test_file": TEST_ROWS, "corrections": f"comparison/{CORRECTIONS_FILE}"}
+    copies = {
+        name: str(fetched(run_id, artifact, WORK / f"test-{run_id}").resolve())
+        for name, artifact in artifacts.items()
+        if getattr(config.data, name)
+    }
+    config = config.model_copy(update={"data": config.data.model_copy(update=copies)})
     for section, find in SECTIONS.items():
         was = recorded.run.parameters[f"{section}.revision"]
         try:

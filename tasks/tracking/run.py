@@ -32,7 +32,7 @@ NOT_COMPARED: Any = {
     "tracking": True,
     "offline": True,
     "model": {"trust_remote_code", "revision"},
-    "data": {"revision", "test_file", "task"},
+    "data": {"revision", "test_file", "corrections", "task"},
     "adapter": {"target_modules"},
 }
 """Configuration that is recorded in config.yaml but is not a parameter: nobody compares it, or what the run made of it
