@@ -320,6 +320,9 @@ class MonitorResult(Record):
     version: str
     verdict: str
     """`drift: features, lengths`, `no drift found`, or why nothing can be said."""
+    inputs: str
+    compared_with: str
+    """How many of which rows of the model its texts were compared with, in words."""
     drifted: tuple[str, ...]
     """Names of the tests that found one."""
     confidence: float

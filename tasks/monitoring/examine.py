@@ -139,6 +139,8 @@ def examine(config: MonitorConfig, watched: Watched, run_id: str, work: str) -> 
         name=watched.name,
         version=watched.version,
         verdict=verdict_of(tests, len(drawn.rows)),
+        inputs=config.inputs,
+        compared_with=known.told,
         drifted=tuple(test.name for test in tests if test.found),
         confidence=config.confidence,
         tests=tuple(tests),
@@ -160,7 +162,7 @@ def examine(config: MonitorConfig, watched: Watched, run_id: str, work: str) -> 
     folder = RunFolder(work)
     folder.plots.mkdir(exist_ok=True)
     draw_all(folder.plots, result, {look.name: look.view for look in looks})
-    write_page(folder, config, result, known.told)
+    write_page(folder, result)
     return result
 
 

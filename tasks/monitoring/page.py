@@ -10,7 +10,6 @@ from tasks.base.words import counted, markdown_table, plain, short_p, shown_shar
 from tasks.base.work import RunFolder
 from tasks.monitoring.looks import LEAST_ROWS
 from tasks.scores.objective import Metric, objective
-from tasks.settings.config import MonitorConfig
 
 TITLES = {
     "features": "features of the texts",
@@ -40,22 +39,21 @@ def title_of(result: MonitorResult, test: DriftTest) -> str:
     return TITLES.get(test.name) or metric_of(result).title
 
 
-def write_page(folder: RunFolder, config: MonitorConfig, result: MonitorResult, known: str) -> None:
+def write_page(folder: RunFolder, result: MonitorResult) -> None:
     folder.staged.mkdir(exist_ok=True)
-    write_text(folder.staged / PAGE, monitor_page(config, result, known))
+    write_text(folder.staged / PAGE, monitor_page(result))
     write_text(folder.staged / RECORD, result.model_dump_json(indent=2) + "\n")
 
 
 PAGE, RECORD = "monitoring.md", "monitoring.json"
 
 
-def monitor_page(config: MonitorConfig, result: MonitorResult, known: str) -> str:
-    """Verdict, tests, what would have been found, and what a reader must know besides; `known` says which rows of the
-    model its texts were compared with."""
-    asked = plain(Path(config.inputs).name)
+def monitor_page(result: MonitorResult) -> str:
+    """Verdict, tests, what would have been found, and what a reader must know besides."""
+    asked = plain(Path(result.inputs).name)
     parts = [
         f"# {capital(result.verdict)}: {plain(result.name)} version {result.version} on {asked}",
-        rows_sentence(result, known),
+        rows_sentence(result),
     ]
     if result.tests:
         parts += [tests_table(result), error_sentence(result)]
@@ -72,17 +70,17 @@ def monitor_page(config: MonitorConfig, result: MonitorResult, known: str) -> st
     return "\n\n".join(parts) + "\n"
 
 
-def rows_sentence(result: MonitorResult, known: str) -> str:
+def rows_sentence(result: MonitorResult) -> str:
     given = f", {result.predicted:,} of them with answers of their own" if result.predicted else ""
     return (
-        f"{counted(result.examined, 'recent row')}{given}: their texts beside {known} of the model, its answers beside "
-        "those about its test rows."
+        f"{counted(result.examined, 'recent row')}{given}: their texts beside {result.compared_with} of the "
+        "model, its answers beside those about its test rows."
     )
 
 
 def tests_table(result: MonitorResult) -> str:
     return markdown_table(
-        ("what", "recent", "known", "distance", "p", "p, all tests counted", ""),
+        ("what", "recent", "known", "distance", "p", "p, all tests counted", "verdict"),
         [
             (
                 title_of(result, test),
@@ -162,7 +160,7 @@ def power_words(test: DriftTest) -> str:
 
 def monitor_text(result: MonitorResult) -> str:
     """The result on a terminal."""
-    parts = [f"{result.verdict.upper()}  {result.name} version {result.version}"]
+    parts = [f"{result.verdict.upper()}  {result.name} version {result.version}", rows_sentence(result)]
     if result.tests:
         parts += [tests_table(result), "\n".join(power_lines(result))]
     parts += [told] if (told := score_sentence(result)) else []

@@ -43,7 +43,7 @@ def picture(result: MonitorResult, name: str, panels: list[tuple[str, Panel]], v
     tests = {"score" if test.name == metric else test.name: test for test in result.tests}
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    title = f"{capital(name)}: {result.name} version {result.version}"
+    title = f"{capital(name)}: {result.name} version {result.version} on {Path(result.inputs).name}"
     figure, axes = new_figure(title, 0.9 + 3.3 * lines, nrows=lines, ncols=columns)
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -69,15 +69,16 @@ def draw_features(axis: "Axes", view: View | None, result: MonitorResult) -> Non
     axis.set_ylabel("second component")
 
 
-def histogram(words: str, low: float | None = None) -> Panel:
+def histogram(words: str, most: float = 100.0) -> Panel:
+    """Up to this percentile; the others are in the last bar."""
+
     def draw(axis: "Axes", view: View | None, result: MonitorResult) -> None:
         import numpy as np
 
         assert view
         both = np.concatenate([view.recent, view.known])
-        start = float(both.min()) if low is None else min(low, float(both.min()))
-        # the longest texts of all would leave no room for the others
-        end = max(float(np.percentile(both, 99.5)), start + 1e-9)
+        start = float(both.min())
+        end = max(float(np.percentile(both, most)), start + 1e-9)
         edges = np.linspace(start, end, 25).tolist()
         for rows, look in ((view.known, KNOWN), (view.recent, RECENT)):
             shares = np.full(len(rows), 1 / len(rows))
@@ -115,11 +116,12 @@ def draw_score(axis: "Axes", result: MonitorResult) -> None:
     axis.set_xticks((0, 1), ("test rows", "recent rows"))
     axis.set_xlim(-0.6, 1.6)
     metric = metric_of(result)
+    axis.set_ylim(metric.limits([end for one in (result.score, result.test_score) for end in (one.low, one.high)]))
     axis.set_ylabel(f"{metric.title}{metric.direction}")
 
 
 PICTURES: dict[str, dict[str, Panel]] = {
-    "texts": {"features": draw_features, "lengths": histogram("tokens of a text")},
+    "texts": {"features": draw_features, "lengths": histogram("tokens of a text", 99.5)},
     "answers": {
         "labels": draw_labels,
         "predictions": histogram("number given"),

@@ -118,15 +118,16 @@ def energy_p_value(energy: "Energy", recent: int, known: int, seed: int, permuta
 
 def inhomogeneity(view: View) -> float:
     """How far apart the groups are, 0 to 1: the squared energy distance as a share of twice the mean distance between
-    them. Székely and Rizzo, Journal of Statistical Planning and Inference 143 (2013)."""
+    them. Székely and Rizzo, Journal of Statistical Planning and Inference 143 (2013). Of different rows of a group, so
+    that it is about 0 where there is no drift, whatever the number of rows."""
     from scipy.spatial.distance import cdist
 
     rows, recent = comparable(view), len(view.recent)
-    between, own, theirs = (
-        float(cdist(a, b).mean())
-        for a, b in ((rows[:recent], rows[recent:]), (rows[:recent],) * 2, (rows[recent:],) * 2)
-    )
-    return max(0.0, 1 - (own + theirs) / (2 * between)) if between else 0.0
+    within = [
+        cdist(group, group).sum() / max(len(group) * (len(group) - 1), 1) for group in (rows[:recent], rows[recent:])
+    ]
+    between = float(cdist(rows[:recent], rows[recent:]).mean())
+    return max(0.0, 1 - float(sum(within)) / (2 * between)) if between else 0.0
 
 
 def strangeness(view: View) -> "np.ndarray":
