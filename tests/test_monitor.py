@@ -116,6 +116,7 @@ def test_questions_are_another_kind_of_texts_and_automations_hear_of_it(
     assert event["resource"]["peft-flow.version"] == "1" and event["payload"]["name"] == NAME
     assert event["payload"]["run_id"] == questions.run_id and questions.run_id in event["payload"]["url"]
     assert event["payload"]["drifted"].split(", ") == list(questions.drifted)
+    assert event["resource"]["peft-flow.features"] == "drift"
     assert event["payload"]["p_values"]["features"] <= 0.05
 
 

@@ -42,6 +42,7 @@ def record_monitoring(work: str, result: MonitorResult, trained_by: str) -> None
             "url": link,
             "drifted": ", ".join(result.drifted),
             "rows": str(result.examined),
+            **{test.name: "drift" if test.found else "no drift" for test in result.tests},
         }
         announce_drift(result.name, facts, {test.name: test.adjusted_p_value for test in result.tests})
 
