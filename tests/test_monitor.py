@@ -247,6 +247,46 @@ def test_a_run_that_is_not_registered_is_not_watched(in_use: InUse, capsys: pyte
     assert "is not a registered model" in capsys.readouterr().err
 
 
+@pytest.mark.endurance
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_models_of_several_labels_and_of_numbers_are_watched(task: str, in_use: InUse, foundation: Any) -> None:
+    from flows.finetune import finetune
+    from flows.monitor import monitor
+
+    texts, labels = sentences(20)
+    told = {
+        "multi_label": [
+            ["|".join(("film", "good")[: 1 + label]), "film"][place % 7 == 0] for place, label in enumerate(labels)
+        ],
+        "regression": [1.25 + 3 * label + place % 10 / 10 for place, label in enumerate(labels)],
+    }
+    frame = pd.DataFrame({"text": texts, "label": told[task]}).sample(frac=1, random_state=0)
+    folder = in_use.folder / task
+    folder.mkdir()
+    for name, part in (("train", frame[:48]), ("validation", frame[48:60]), ("test", frame[60:])):
+        part.to_csv(folder / f"{name}.csv", index=False)
+    values = {
+        "model": {"name": str(foundation("bert"))},
+        "data": {"name": str(folder), "max_length": 16, "task": task},
+        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
+        "evaluation": {"bootstrap_samples": 300, "references": []},
+        "tracking": {"registered_model": task},
+    }
+    with without_pictures():
+        finetune(**dict(checked(RunConfig, values)))
+    promote(task, "1", "the first", "a test")
+    frame[60:150].to_csv(f"{task}.csv", index=False)
+    result: MonitorResult = monitor(name=task, inputs=f"{task}.csv")
+    assert result.verdict == "no drift found" and result.labelled == 90 and result.task == task
+    assert result.score and result.score.low <= result.test_score.value <= result.score.high
+    answers = ["labels", "confidence", "abstentions"] if task == "multi_label" else ["predictions"]
+    assert [test.name for test in result.tests][2:-1] == answers
+    assert main(["predict", task, f"{task}.csv", f"{task}-answered.csv"]) == DONE
+    again: MonitorResult = monitor(name=task, inputs=f"{task}-answered.csv")
+    assert again.predicted == 90 and again.tests[2].recent == result.tests[2].recent
+    assert again.tests[2].distance == pytest.approx(result.tests[2].distance)
+
+
 def test_copies_count_where_the_models_own_rows_hold_them(in_use: InUse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "MOST_COPIES", -1.0)  # as if more than 5 % of its rows were copies
     rows = pd.read_csv("own.csv")

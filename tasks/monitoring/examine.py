@@ -1,5 +1,6 @@
 """Recent rows beside those that the model was made with: both read, looked at, tested."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +161,9 @@ def examine(config: MonitorConfig, watched: Watched, run_id: str, work: str) -> 
         seconds=round(time.monotonic() - started, 3),
     )
     folder = RunFolder(work)
-    folder.plots.mkdir(exist_ok=True)
+    for part in (folder.plots, folder.staged):  # of the same monitoring before, which may have had other pictures
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
     draw_all(folder.plots, result, {look.name: look.view for look in looks})
     write_page(folder, result)
     return result

@@ -40,7 +40,6 @@ def title_of(result: MonitorResult, test: DriftTest) -> str:
 
 
 def write_page(folder: RunFolder, result: MonitorResult) -> None:
-    folder.staged.mkdir(exist_ok=True)
     write_text(folder.staged / PAGE, monitor_page(result))
     write_text(folder.staged / RECORD, result.model_dump_json(indent=2) + "\n")
 
