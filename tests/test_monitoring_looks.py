@@ -45,7 +45,7 @@ def found(tests: list[DriftTest]) -> list[str]:
 @pytest.mark.parametrize("times", [150, pytest.param(1_000, marks=pytest.mark.endurance)])
 def test_of_monitorings_without_drift_at_most_one_in_twenty_finds_any(times: int) -> None:
     """Six tests each, of rows of the same making. 0.999 of all series of exact tests stay below what is allowed here;
-    42 of 1,000 simulations did."""
+    when this was written, 42 of the 1,000 found some."""
     alarms = []
     for place in range(times):
         generator = np.random.default_rng([7, place])
