@@ -222,7 +222,7 @@ def test_command_prints_the_verdict_and_json_alone_on_its_last_line(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("films", "--inputs", "own.csv"), "name: there is no run, registered model, version or alias 'films'"),
+        (("films", "--inputs", "own.csv"), "name: there is no run, registered model, version or alias 'models:/films'"),
         ((NAME, "--inputs", "no.csv"), "inputs:"),
         ((NAME, "--inputs", "-"), "inputs: standard input cannot be watched"),
         (
@@ -261,7 +261,7 @@ def test_models_of_several_labels_and_of_numbers_are_watched(task: str, in_use: 
         "regression": [1.25 + 3 * label + place % 10 / 10 for place, label in enumerate(labels)],
     }
     frame = pd.DataFrame({"text": texts, "label": told[task]}).sample(frac=1, random_state=0)
-    folder = in_use.folder / task
+    folder = in_use.folder / task  # called as the model is
     folder.mkdir()
     for name, part in (("train", frame[:48]), ("validation", frame[48:60]), ("test", frame[60:])):
         part.to_csv(folder / f"{name}.csv", index=False)
@@ -281,7 +281,7 @@ def test_models_of_several_labels_and_of_numbers_are_watched(task: str, in_use: 
     assert result.score and result.score.low <= result.test_score.value <= result.score.high
     answers = ["labels", "confidence", "abstentions"] if task == "multi_label" else ["predictions"]
     assert [test.name for test in result.tests][2:-1] == answers
-    assert main(["predict", task, f"{task}.csv", f"{task}-answered.csv"]) == DONE
+    assert main(["predict", f"{task}@champion", f"{task}.csv", f"{task}-answered.csv"]) == DONE
     again: MonitorResult = monitor(name=task, inputs=f"{task}-answered.csv")
     assert again.predicted == 90 and again.tests[2].recent == result.tests[2].recent
     assert again.tests[2].distance == pytest.approx(result.tests[2].distance)
@@ -297,5 +297,9 @@ def test_copies_count_where_the_models_own_rows_hold_them(in_use: InUse, monkeyp
 
 def test_configuration_says_what_predict_would_be_told() -> None:
     config = checked(MonitorConfig, {"name": "reviews", "inputs": "a.csv", "split": "test", "batch_size": 8})
-    assert (config.prediction.model, config.prediction.input, config.prediction.output) == ("reviews", "a.csv", "-")
+    assert (config.prediction.model, config.prediction.input, config.prediction.output) == (
+        "models:/reviews",
+        "a.csv",
+        "-",
+    )
     assert config.prediction.split == "test" and config.prediction.batch_size == 8

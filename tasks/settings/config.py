@@ -387,7 +387,8 @@ class MonitorConfig(Config):
         """What `predict` would be told to label these rows."""
         shared = PredictionConfig.model_fields.keys() & MonitorConfig.model_fields.keys()
         given = {field: getattr(self, field) for field in shared}
-        return PredictionConfig(model=self.name, input=self.inputs, output="-", **given)
+        model = f"models:/{self.name.removeprefix('models:/')}"  # a folder may be called so too
+        return PredictionConfig(model=model, input=self.inputs, output="-", **given)
 
     def run_name(self) -> str:
         """What is watched on what: `monitor reviews · july.csv`."""
