@@ -21,13 +21,23 @@ from flows.summary import (
     summarize_sweep,
     where_to_browse,
 )
-from tasks.settings.config import LearningCurveConfig, PredictionConfig, RetrainConfig, RunConfig, SweepConfig
+from tasks.settings.config import (
+    LearningCurveConfig,
+    RetrainConfig,
+    RunConfig,
+    SweepConfig,
+)
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import checked, load_config, read_yaml
 
 if TYPE_CHECKING:
-    from tasks.base.outcomes import LearningCurveResult, PredictionResult, RerunResult, RetrainResult, SeedsResult
+    from tasks.base.outcomes import (
+        LearningCurveResult,
+        RerunResult,
+        RetrainResult,
+        SeedsResult,
+    )
     from tasks.base.records import RunResult, Source
     from tasks.base.sweeps import SweepResult
 
@@ -280,26 +290,6 @@ def seed_count(text: str) -> int:
     return int(text)
 
 
-def run_predict(options: Namespace) -> int:
-    config = load_config(overrides=overrides(options), kind=PredictionConfig)
-    say_wait()
-
-    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.inference.job import find_job
-
-    with TemporaryDirectory() as folder:
-        find_job(config, Path(folder))  # what the user must change is said before Prefect starts
-    with prefect_starting():
-        from flows.predict import predict
-        from tasks.inference.prediction import describe_result
-
-    result: PredictionResult = predict(**dict(config))
-    print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)
-    if options.json:
-        print(result.model_dump_json())
-    return DONE
-
-
 def run_rerun(options: Namespace) -> int:
     from tasks.base import environment  # noqa: F401  (before the libraries that read it)
     from tasks.studies.rerun import recall, rerun_text
@@ -323,19 +313,6 @@ def run_completion(options: Namespace) -> int:
     import shtab
 
     print(shtab.complete(options.parser, options.shell))
-    return DONE
-
-
-def run_export(options: Namespace) -> int:
-    if not (options.merged or options.onnx):
-        raise InputError("say what to write: --merged, --onnx or both")
-
-    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.inference.export import describe_export, export
-
-    print(
-        describe_export(export(options.model, options.folder, options.merged, options.onnx, options.trust_remote_code))
-    )
     return DONE
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows import actions, records
+from flows import actions, in_use, records
 from tasks.settings.config import (
     LearningCurveConfig,
+    MonitorConfig,
     PredictionConfig,
     RerunConfig,
     RetrainConfig,
@@ -176,11 +177,23 @@ COMMANDS = (
         "label the rows of a file with a trained adapter",
         "Label the rows of INPUT with a trained adapter: label, calibrated probability of each class, and the model's "
         "version, in the order of the input. After a kill the same command continues where it stopped.",
-        actions.run_predict,
+        in_use.run_predict,
         (JSON_AT_END,),
         PredictionConfig,
         ("model", "input", "output"),
         ("predict", "predict-shard"),
+    ),
+    Command(
+        "monitor",
+        "say whether what a registered model is asked and answers has drifted",
+        "Compare recent inputs of a registered model, and its answers, with its training and test rows: features of "
+        "the texts, lengths, labels given, confidence, abstentions, and accuracy where true labels came back. Drift "
+        "that is found is an event for automations, and no failure.",
+        in_use.run_monitor,
+        (JSON_AT_END,),
+        MonitorConfig,
+        ("name",),
+        flows=("monitor",),
     ),
     Command(
         "runs",
@@ -285,7 +298,7 @@ COMMANDS = (
         "write a model that runs without peft-flow",
         "Write a model that runs without peft and peft-flow into a new folder, once a fresh process has found that its "
         "logits are those of the adapter.",
-        actions.run_export,
+        in_use.run_export,
         (
             Argument("model", field(PredictionConfig, "model"), {"metavar": "MODEL"}),
             Argument("folder", "New folder to write.", {"type": Path, "metavar": "OUTPUT_FOLDER"}),

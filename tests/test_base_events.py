@@ -131,6 +131,23 @@ def test_decision_of_a_flow_goes_the_way_of_its_other_events(monkeypatch: pytest
     ]  # fmt: skip
 
 
+def test_drift_can_be_matched_by_model_and_test_and_has_its_p_values(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, received = server
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    facts = {"version": "3", "drifted": "features", "features": "drift", "rows": "200"}
+    events.announce_drift("reviews", facts, {"features": 0.003, "accuracy": 0.02})
+    ((_, _, (event,)),) = received
+    assert event["event"] == "peft-flow.drift.found"
+    assert event["resource"] == {
+        "prefect.resource.id": "peft-flow.model.reviews",
+        "prefect.resource.name": "reviews",
+        **{f"peft-flow.{name}": value for name, value in facts.items()},
+    }
+    assert event["payload"] == {"name": "reviews", **facts, "p_values": {"features": 0.003, "accuracy": 0.02}}
+
+
 def test_server_that_is_gone_or_silent_holds_up_no_command(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

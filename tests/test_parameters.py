@@ -9,6 +9,7 @@ from flows.parameters import parameters_of
 from tasks.servers.deployments import FLOWS
 from tasks.settings.config import (
     LearningCurveConfig,
+    MonitorConfig,
     PredictionConfig,
     RerunConfig,
     RetrainConfig,
@@ -23,6 +24,7 @@ from tasks.settings.loading import sections
 def flows() -> dict[str, tuple[Any, type[Config]]]:
     from flows.finetune import finetune
     from flows.learning_curve import learning_curve
+    from flows.monitor import monitor
     from flows.predict import predict
     from flows.rerun import rerun
     from flows.retrain import retrain
@@ -37,6 +39,7 @@ def flows() -> dict[str, tuple[Any, type[Config]]]:
         "retrain": (retrain, RetrainConfig),
         "predict": (predict, PredictionConfig),
         "rerun": (rerun, RerunConfig),
+        "monitor": (monitor, MonitorConfig),
     }
 
 

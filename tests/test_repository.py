@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from flows.commands import COMMANDS
-from tasks.settings.config import PredictionConfig, RetrainConfig, SweepConfig
+from tasks.settings.config import MonitorConfig, PredictionConfig, RetrainConfig, SweepConfig
 from tasks.settings.loading import field_names
 from tests.conftest import EACH_ALONE, LONGEST_ENDURANCE_FIRST, LONGEST_FIRST, ONE_STACK, ROOT, quarters, together
 
@@ -156,9 +156,8 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 
 def test_documentation_writes_only_commands_and_options_that_there_are() -> None:
-    options = {
-        f"--{name}" for name in (*field_names(RetrainConfig), *field_names(SweepConfig), *PredictionConfig.model_fields)
-    }
+    flat = (*PredictionConfig.model_fields, *MonitorConfig.model_fields)
+    options = {f"--{name}" for name in (*field_names(RetrainConfig), *field_names(SweepConfig), *flat)}
     options |= {argument.name for command in COMMANDS for argument in command.arguments}
     names = {command.name for command in COMMANDS} | {"COMMAND"}
     found = [

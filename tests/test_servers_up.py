@@ -444,6 +444,26 @@ def test_documented_automation_starts_a_run(stack: Stack) -> None:
         stack.call("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
+@pytest.mark.endurance
+def test_documented_automation_retrains_on_drift(stack: Stack) -> None:
+    execute(stack, documented("Retraining when what a model is asked has drifted"))
+    deployment = stack.deployment("retrain")["id"]
+
+    def started() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = stack.call(
+            "POST", "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}
+        )
+        return [run for run in found if run["parameters"].get("data") == {"name": "/data/reviews"}]
+
+    time.sleep(3)  # the server reads its automations every few seconds
+    for name in ("films", "reviews"):  # the automation is about the second
+        told = f"announce_drift({name!r}, {{'drifted': 'features'}}, {{'features': 0.003}})"
+        execute(stack, f"from tasks.base.events import announce_drift; {told}")
+    (run,) = until(started, 30, "run of the deployment")
+    assert run["parameters"]["tracking"] == {"registered_model": "reviews"}
+    stack.call("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
 def test_one_training_at_a_time_and_a_killed_one_gives_its_place_back(stack: Stack, in_turn: InTurn) -> None:
     assert (stack.state(in_turn.killed), stack.state(in_turn.finished)) == ("CRASHED", "COMPLETED")
     until(lambda: stack.mlflow_run(in_turn.killed).info.status == "KILLED", 30, "MLflow run closed")

@@ -46,24 +46,37 @@ def announce_decision(action: str, name: str, facts: Mapping[str, str]) -> None:
     `facts`, which say what was decided, are payload and labels as above; the resource is `peft-flow.model.NAME`. Where
     no server is set (by the address in PREFECT_API_URL) and no flow is at hand, nobody listens, and nothing happens.
     """
-    event: dict[str, Any] = {
-        "event": f"peft-flow.model.{action.replace(' ', '-')}",
+    payload = {"name": name, "action": action, **facts}
+    unheard = f"version {facts.get('version')} of {name} was {action}"
+    about_model(f"peft-flow.model.{action.replace(' ', '-')}", name, facts, payload, unheard)
+
+
+def announce_drift(name: str, facts: Mapping[str, str], p_values: Mapping[str, float]) -> None:
+    """Emit `peft-flow.drift.found` for registered model `name`, with the same resource, labels and payload, and the
+    adjusted p-value of each test in the payload."""
+    payload = {"name": name, **facts, "p_values": dict(p_values)}
+    about_model("peft-flow.drift.found", name, facts, payload, f"what {name} is asked has drifted")
+
+
+def about_model(event: str, name: str, facts: Mapping[str, str], payload: Mapping[str, Any], unheard: str) -> None:
+    told: dict[str, Any] = {
+        "event": event,
         "resource": {
             "prefect.resource.id": f"peft-flow.model.{name}",
             "prefect.resource.name": name,
             **{f"peft-flow.{fact}": value for fact, value in facts.items()},
         },
-        "payload": {"name": name, "action": action, **facts},
+        "payload": dict(payload),
     }
     try:
         if in_flow():
             from prefect.events import emit_event
 
-            emit_event(**event)
+            emit_event(**told)
         elif address := os.environ.get("PREFECT_API_URL"):
-            post(address, event)
+            post(address, told)
     except Exception as error:
-        warn("automations do not hear that version %s of %s was %s: %s", facts.get("version"), name, action, error)
+        warn("automations do not hear that %s: %s", unheard, error)
 
 
 def in_flow() -> bool:

@@ -288,3 +288,70 @@ class PredictionResult(Record):
     model_version: str
     sha256: str | None
     """Of the output; None for standard output."""
+
+
+class DriftTest(Record):
+    """One difference between recent rows and those that the model was made with, and whether there is any."""
+
+    name: str
+    """`features`, `lengths`, `labels`, `confidence`, `abstentions`, or the metric that decides."""
+    recent_rows: int
+    known_rows: int
+    recent: float | None
+    """Median, share or score; None where it takes more than one number."""
+    known: float | None
+    distance: float
+    """How far apart both are, 0 to 1: see `distance` in tasks/monitoring/looks.py."""
+    p_value: float
+    adjusted_p_value: float
+    """After Holm: all tests of the monitoring are counted."""
+    found: bool
+    detectable: float | None
+    """Smallest share of drifted rows that so many rows show with 80 % power; None where they show none."""
+    drift: str
+    """What those rows do, in words."""
+
+
+class MonitorResult(Record):
+    """What `peft-flow monitor --json` prints."""
+
+    run_id: str
+    """Of the monitoring, not of the model."""
+    name: str
+    """Of the registered model."""
+    version: str
+    verdict: str
+    """`drift: features, lengths`, `no drift found`, or why nothing can be said."""
+    inputs: str
+    compared_with: str
+    """How many of which rows of the model its texts were compared with, in words."""
+    drifted: tuple[str, ...]
+    """Names of the tests that found one."""
+    confidence: float
+    tests: tuple[DriftTest, ...]
+    task: str = "single_label"
+    rows: int
+    """Of the inputs, that could be read."""
+    examined: int
+    """Drawn from them, each text once."""
+    copies: int
+    """Rows with the text of an earlier one."""
+    learned: int
+    """Of those examined, rows whose text the model has learned from."""
+    rejected: int
+    """Rows that could not be read or have no text."""
+    predicted: int
+    """Of those examined, rows that brought the model's answers with them."""
+    labelled: int
+    """Of those examined, rows whose true label is known, and whose text the model has not learned from."""
+    score: Interval | None
+    """Of these rows, in the metric that decides; None where no label came back."""
+    test_score: Interval
+    """The same of the model's test rows."""
+    label_shares: dict[str, tuple[float, float]]
+    """By label: of the recent answers, and of those about the test rows."""
+    strangest: tuple[str, ...]
+    """Recent texts that a drift consists of; empty where the features show none."""
+    notes: tuple[str, ...]
+    """What a reader must know besides, in sentences."""
+    seconds: float

@@ -144,6 +144,19 @@ def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np
     return labels.reshape(-1, len(names)), np.asarray([set(cell) <= set(names) for cell in cells], bool)
 
 
+def given(cells: Sequence[Any], names: Sequence[str], config: DataConfig) -> "tuple[np.ndarray, np.ndarray]":
+    import numpy as np
+
+    if config.label_columns:
+        table = np.asarray([[yes_or_no(value) for value in cell] for cell in cells], np.int8).reshape(-1, len(names))
+        known: np.ndarray = np.all(table >= 0, axis=1)
+        return np.maximum(table, 0), known
+    sets = [labels_in(cell, (), config) for cell in cells]
+    labels, known = encoded([one or () for one in sets], names)
+    told: np.ndarray = known & np.asarray([one is not None for one in sets], bool)
+    return labels, told
+
+
 def written(labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
     if config.label_columns:
         return {name: labels[:, i].tolist() for i, name in enumerate(names)}

@@ -70,5 +70,9 @@ def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np
     return labels, np.isfinite(labels)
 
 
+def given(cells: Sequence[Any], names: Sequence[str], config: DataConfig) -> "tuple[np.ndarray, np.ndarray]":
+    return encoded([number(cell) for cell in cells], names)
+
+
 def written(labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
     return {config.label_column: labels.tolist()}

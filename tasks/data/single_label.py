@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.labels import (
+    as_label,
     check_count,
     check_missing,
     check_names,
@@ -13,6 +14,7 @@ from tasks.data.labels import (
     no_classes,
     number_of,
     numbered,
+    plain_number,
     read_labels,
 )
 from tasks.data.targets import Target
@@ -68,6 +70,18 @@ def encoded(cells: Sequence[Any], names: Sequence[str]) -> "tuple[np.ndarray, np
 
     place = {name: i for i, name in enumerate(names)}
     labels = np.asarray([place.get(cell, -1) for cell in cells], np.int64)
+    return labels, labels >= 0
+
+
+def given(cells: Sequence[Any], names: Sequence[str], config: DataConfig) -> "tuple[np.ndarray, np.ndarray]":
+    """Numbers stand for the classes in their order where no class is called by one and each is one of theirs."""
+    import numpy as np
+
+    words = [as_label(cell) for cell in cells]
+    bare = not any(name.isdecimal() for name in names)
+    coded = bare and {plain_number(word) for word in words if word} <= {str(i) for i in range(len(names))}
+    number = numbered(names, coded)
+    labels = np.asarray([number_of(word, number) for word in words], np.int64)
     return labels, labels >= 0
 
 

@@ -44,6 +44,9 @@ class Reader(Protocol):
         """Labels (rows, ...) of cells as `written` writes them in one column, and a mask of the rows, (rows,), whose
         labels are all among `names`."""
 
+    def given(self, cells: Sequence[Any], names: Sequence[str], config: DataConfig) -> "tuple[np.ndarray, np.ndarray]":
+        """The same of cells of any file: what `config.label_column`, or a list of what its `label_columns` hold."""
+
     def written(self, labels: "np.ndarray", names: Sequence[str], config: DataConfig) -> dict[str, list[Any]]:
         """The columns that `read` would make these of."""
 

@@ -18,7 +18,7 @@ from prefect.serializers import PickleSerializer
 
 from tasks.base.machine import environment_key
 from tasks.base.progress import tell, warn
-from tasks.base.records import Evaluation, PreparedData, digest
+from tasks.base.records import Evaluation, PreparedData, Source, digest
 from tasks.data.splits import stratified_rows
 from tasks.evaluation.champion import ChampionLeftOut, ask_champion
 from tasks.evaluation.predictions import write_evaluation
@@ -323,23 +323,43 @@ def ask_probe(config: RunConfig, data: PreparedData) -> "np.ndarray":
 
 
 def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any]) -> list["np.ndarray"]:
-    """For each of `splits`, (rows, width): the last hidden state, mean over the tokens that are no padding.
+    """For each of `splits`, (rows, width), what `pool_of` gives. Raises FloatingPointError naming the row whose
+    features are no finite numbers."""
+    import numpy as np
 
-    In bfloat16 where training is: a reference learns from these, and no model is measured by them. Raises
-    FloatingPointError naming the row whose features are no finite numbers.
+    from tasks.models import serving
+
+    tokenizer = models.load_tokenizer(data.model, config.model)
+    pool = pool_of(config, data.model, data.label_names, tokenizer)
+    features = []
+    for name, split in splits.items():
+        table = pool(serving.model_rows(split, tokenizer))
+        if not (finite := np.isfinite(table).all(1)).all():
+            row = array(split, "row")[np.argmin(finite)]
+            raise FloatingPointError(f"the foundation model has no finite features for {name} row {row}")
+        features.append(table)
+    return features
+
+
+def pool_of(
+    config: RunConfig, model: Source, label_names: Sequence[str], tokenizer: Any
+) -> "Callable[[Any], np.ndarray]":
+    """What makes features, (rows, width), of tokenized rows: the frozen foundation model's last hidden state, mean
+    over the tokens that are no padding.
+
+    In bfloat16 where training is: a reference learns from these, and no model is measured by them.
     """
     import numpy as np
     import torch
 
     from tasks.models import serving
 
-    tokenizer = models.load_tokenizer(data.model, config.model)
-    model, _ = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    body = serving.on_best_device(model).eval().base_model
-    if model.config.is_encoder_decoder:
+    foundation, _ = models.load_foundation(model, config, label_names, tokenizer)
+    body = serving.on_best_device(foundation).eval().base_model
+    if foundation.config.is_encoder_decoder:
         body = body.get_encoder()
 
-    precision = torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(model))
+    precision = torch.autocast(foundation.device.type, torch.bfloat16, enabled=use_bfloat16(foundation))
 
     def pool(inputs: Any) -> Any:
         with precision:
@@ -347,16 +367,12 @@ def pooled_features(config: RunConfig, data: PreparedData, splits: dict[str, Any
         real = inputs["attention_mask"][..., None]
         return states.masked_fill(real == 0, 0).sum(1) / real.sum(1)
 
-    features = []
-    for name, split in splits.items():
-        rows = serving.model_rows(split, tokenizer)
-        pooled = serving.run_in_batches(pool, model.device, tokenizer, rows, config.evaluation.batch_size)
-        table = pooled.numpy().astype(np.float64)
-        if not (finite := np.isfinite(table).all(1)).all():
-            row = array(split, "row")[np.argmin(finite)]
-            raise FloatingPointError(f"the foundation model has no finite features for {name} row {row}")
-        features.append(table)
-    return features
+    def pooled(rows: Any) -> "np.ndarray":
+        found = serving.run_in_batches(pool, foundation.device, tokenizer, rows, config.evaluation.batch_size)
+        table: np.ndarray = found.numpy().astype(np.float64)
+        return table
+
+    return pooled
 
 
 class Measure(NamedTuple):

@@ -43,6 +43,8 @@ class Row(NamedTuple):
     """The row as it was, where it cannot be used."""
     may_have_id: bool = False
     """It is an object of standard input, where later ones may have an id if this one has none."""
+    also: Mapping[str, Any] = {}
+    """Other columns that were asked for, as far as the row has them."""
 
 
 @contextmanager
@@ -69,12 +71,14 @@ def find_rows(config: PredictionConfig) -> Source | None:
     return source
 
 
-def read_rows(config: PredictionConfig, source: Source | None, columns: Sequence[str]) -> Iterator[Row]:
-    """Each row of the input; `columns` are those that hold its texts. Raises InputError, where one of them is missing
-    in the first row too."""
+def read_rows(
+    config: PredictionConfig, source: Source | None, columns: Sequence[str], also: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Each row of the input; `columns` are those that hold its texts, `also` others that a row may have. Raises
+    InputError, where one of the first is missing in the first row too."""
     with as_input():
         raws, objects = (
-            read_stdin(columns) if source is None else (read_source(config, source, (*columns, "id")), False)
+            read_stdin(columns) if source is None else (read_source(config, source, (*columns, *also, "id")), False)
         )
         known = False
         for number, (raw, share) in enumerate(raws):
@@ -86,9 +90,8 @@ def read_rows(config: PredictionConfig, source: Source | None, columns: Sequence
                 known = True
             texts: tuple[Any, ...] = tuple(raw.get(column) for column in columns)
             fault = next(filter(None, map(fault_of, columns, texts)), "")
-            yield Row(
-                number, () if fault else texts, as_id(raw.get("id")), share, fault, raw if fault else None, objects
-            )
+            place = (number, () if fault else texts, as_id(raw.get("id")), share, fault, raw if fault else None)
+            yield Row(*place, objects, {name: raw[name] for name in also if name in raw})
 
 
 def as_id(value: Any) -> str | float | None:

@@ -23,7 +23,6 @@ from tasks.retraining.approval import Approval
 from tasks.retraining.brought import what_corrections_brought
 from tasks.retraining.gate import against_champion, page, without_champion
 from tasks.retraining.trials import (
-    TEST_ROWS,
     is_measured_on,
     learned_by,
     new_classes,
@@ -40,7 +39,7 @@ from tasks.settings.sections import DataConfig
 from tasks.sources.hub import NETWORK, patient
 from tasks.tracking import champions
 from tasks.tracking.address import run_url
-from tasks.tracking.asking import attach, download, runs_tagged
+from tasks.tracking.asking import TEST_ROWS, attach, download, runs_tagged
 from tasks.tracking.decision import MOVES, Decision, concerned, outcome
 from tasks.tracking.fetching import run_folder
 from tasks.tracking.flow import flow_tags

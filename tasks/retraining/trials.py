@@ -14,16 +14,12 @@ from tasks.evaluation.wording import slice_title
 from tasks.retraining.gate import NewClasses, Trial
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
-from tasks.tracking.asking import download, run_facts
+from tasks.tracking.asking import SEEN, TEST_ROWS, download, run_facts
 from tasks.tracking.versions import Champion
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-
-
-TEST_ROWS, SEEN = "comparison/test.parquet", "comparison/seen.parquet"
-"""Artifacts of a run: its test rows, and what it has learned from."""
 
 
 def new_classes(

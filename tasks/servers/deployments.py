@@ -269,7 +269,7 @@ def same(said: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> Mapp
 
 FLOWS = (
     *("finetune", "finetune-seeds", "learning-curve", "sweep", "sweep-runner", "retrain", "predict", "predict-shard"),
-    "rerun",
+    *("rerun", "monitor"),
 )
 """All that are ours, by the name that Prefect knows them by."""
 

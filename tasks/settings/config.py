@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.settings.fields import Config, Revision
+from tasks.settings.fields import Config, Name, Revision
 from tasks.settings.fixed import DEMO_MODEL, DEMO_RATE, MOST_SEEDS, data_kind
 from tasks.settings.methods import METHODS
 from tasks.settings.sections import (
@@ -316,3 +316,80 @@ class PredictionConfig(Config):
         model = self.model.removeprefix("models:/")
         is_version = re.fullmatch(r"[^/]+/\d+", model) or "@" in model
         return f"{model if is_version else Path(model).name} · {source}"
+
+
+class MonitorConfig(Config):
+    """Everything `monitor` is told."""
+
+    command: ClassVar[str] = "monitor"
+
+    name: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Registered model: its champion is watched. NAME/3 is for another version, NAME@ALIAS too.",
+    )
+    inputs: str = Field(
+        min_length=1,
+        description="What the model was asked lately: file (csv, tsv, json, jsonl, parquet, xlsx or arrow, also "
+        "packed), local folder or Hub data set. Rows that predict wrote hold its answers; the others are labelled.",
+    )
+    split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
+    config: str | None = Field(
+        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
+    )
+    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    text_columns: tuple[str, ...] = Field(
+        (),
+        max_length=2,
+        description="Columns of the inputs that hold the texts. Empty: the names of the training columns.",
+    )
+    label_columns: tuple[str, ...] = Field(
+        (),
+        max_length=1_000,
+        description="Columns of the inputs with the true label, where it came back: a row may have none. Empty: the "
+        "names of the training columns, where the inputs have them and predict has not written them.",
+    )
+    abstain_below: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Rows whose most probable class has less than this probability count as abstentions, as for "
+        "predict. 0: those whose set of classes, which holds the true one in 90 % of cases, has more than one.",
+    )
+    max_rows: int = Field(
+        1_000,
+        ge=30,
+        le=5_000,
+        description="Most rows that are examined, drawn at random from all: a difference that so many do not show is "
+        "small.",
+    )
+    confidence: float = Field(
+        0.95,
+        ge=0.5,
+        lt=1,
+        description="Without drift at most 1 - confidence of all monitorings find some, all their tests together.",
+    )
+    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of what is drawn: rows and permutations.")
+    experiment: Name = Field("peft-flow", description="MLflow experiment that the run belongs to.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code that comes with the foundation model. Leave off unless you trust its authors.",
+    )
+    offline: bool = Field(False, description="Use only what is already on this machine; do not ask the Hub.")
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        return TrackingConfig(experiment=self.experiment)
+
+    @property
+    def prediction(self) -> PredictionConfig:
+        """What `predict` would be told to label these rows."""
+        shared = PredictionConfig.model_fields.keys() & MonitorConfig.model_fields.keys()
+        given = {field: getattr(self, field) for field in shared}
+        model = f"models:/{self.name.removeprefix('models:/')}"  # a folder may be called so too
+        return PredictionConfig(model=model, input=self.inputs, output="-", **given)
+
+    def run_name(self) -> str:
+        """What is watched on what: `monitor reviews · july.csv`."""
+        return f"monitor {self.name} · {Path(self.inputs).name}"[:250]

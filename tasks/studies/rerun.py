@@ -21,15 +21,12 @@ from tasks.settings.fields import InputError
 from tasks.sources.hub import NETWORK, HubUnreachable
 from tasks.studies.two_runs import compare_runs, shown_scores
 from tasks.tracking.address import run_url
-from tasks.tracking.asking import fetched, note_outcome, recorded_run
+from tasks.tracking.asking import TEST_ROWS, fetched, note_outcome, recorded_run
 
 OURS = "peft_flow."
 
 RERUN_OF = f"{OURS}rerun_of"
 """Tag of the second run. It is part of its configuration, so that its folder is not that of the first."""
-
-TEST_ROWS = "comparison/test.parquet"
-"""Artifact with the run's test rows, as data.test_file takes them."""
 
 SECTIONS = {"data": find_data, "model": find_model}
 

@@ -37,6 +37,8 @@ def stored_run(asked: str, folder: Path) -> StoredRun:
     kind = kind_of(parameters, tags)
     if kind == "sweep":
         raise InputError(f"run {run_id} stands for the trials of a sweep; name its best run, or another of its runs")
+    if kind == "monitoring":
+        raise InputError(f"run {run_id} has watched a model and trained none; name the run that trained it")
     if kind == "trial":
         raise InputError(
             f"run {run_id} is a trial of a sweep, which has not seen the test rows; name a run of finetune"
@@ -105,8 +107,9 @@ def note_outcome(run_id: str, tags: Mapping[str, str], line: str, page: Path) ->
         api.set_tag(run_id, name, value)
 
 
-PREDICTIONS = "comparison/tuned.parquet"
-"""Artifact with what the adapter said about the test rows."""
+PREDICTIONS, TEST_ROWS, SEEN = (f"comparison/{name}.parquet" for name in ("tuned", "test", "seen"))
+"""Artifacts of a run: what its adapter said about the test rows, these as data.test_file takes them, and keys of the
+texts that a registered model has learned from."""
 
 
 class RunFacts(Record):

@@ -28,7 +28,7 @@ LATEST = "latest"
 SHORT = 8
 """Digits of an id, where there is room for the first ones only."""
 
-Kind = Literal["run", "seeds", "learning curve", "sweep", "trial", "prediction"]
+Kind = Literal["run", "seeds", "learning curve", "sweep", "trial", "prediction", "monitoring"]
 
 PARTIAL = ("trial", "prediction")
 """Kinds that are listed only where they are asked for: a part of a sweep, the files of a prediction on its way."""
@@ -101,6 +101,8 @@ def kind_of(parameters: Mapping[str, str], tags: Mapping[str, str]) -> Kind:
         return "prediction"
     if "parallel" in parameters:
         return "sweep"
+    if "inputs" in parameters:
+        return "monitoring"
     if "curve_rows" in parameters:
         return "learning curve"
     return "seeds" if "seeds" in parameters else "run"

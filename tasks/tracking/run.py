@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import yaml
@@ -16,8 +16,8 @@ from tasks.base.machine import describe_environment
 from tasks.base.progress import tell, warn
 from tasks.base.trouble import first_line, is_silence
 from tasks.base.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
-from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
+from tasks.settings.sections import TrackingConfig
 from tasks.tracking.address import FLOW_RUN_TAG, NOTE, client, link_to_prefect, public_uri
 from tasks.tracking.journal import LINES, Head, Journal, Kind, Sent, _open, journal_of, now, waits
 from tasks.tracking.opening import make_store
@@ -39,8 +39,19 @@ NOT_COMPARED: Any = {
 (`found_parameters`) says more, and MLflow never lets go of a value once logged."""
 
 
+class Tracked(Protocol):
+    """A configuration whose run MLflow is told of: RunConfig, and those of other flows."""
+
+    @property
+    def tracking(self) -> TrackingConfig: ...
+
+    def run_name(self) -> str: ...
+
+    def model_dump(self, *, mode: str = "python", exclude: Any = None) -> dict[str, Any]: ...
+
+
 @contextmanager
-def tracked_run(config: RunConfig, work: str, tags: Mapping[str, str]) -> Iterator[None]:
+def tracked_run(config: Tracked, work: str, tags: Mapping[str, str]) -> Iterator[None]:
     """The MLflow run of the folder `work`, which ends as the block does; one that was interrupted goes on.
 
     FINISHED; FAILED on an exception; KILLED when the process is told to stop (SIGTERM, Ctrl-C, a cancelled flow).
@@ -85,7 +96,7 @@ def end_here(journal: Journal, status: str) -> None:
     warn("The next command will tell MLflow that this run has ended")
 
 
-def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool) -> Journal:
+def open_journal(config: Tracked, work: str, parent: str | None, waited: bool) -> Journal:
     """The journal of the run that was interrupted in this folder, or finished while this one waited; else a new one."""
     journal = Journal(Path(work))
     is_over = journal.status == "FINISHED" and not journal.waiting and is_delivered(work) and not waited
@@ -109,7 +120,7 @@ def open_journal(config: RunConfig, work: str, parent: str | None, waited: bool)
     return journal
 
 
-def begin(journal: Journal, config: RunConfig, tags: Mapping[str, str]) -> None:
+def begin(journal: Journal, config: Tracked, tags: Mapping[str, str]) -> None:
     """What the run was told, at its start, so that a run that fails shows it too.
 
     Raises InputError for what MLflow refuses, and nothing is left of a run that has just begun; without an answer from
