@@ -59,7 +59,7 @@ def test_nothing_that_computes_uses_what_only_shows() -> None:
             if names & ONLY_SHOWING:
                 found += 1
                 # they call the drawing and the wording when all has been computed
-                callers = {"comparison", "recording", "learning_curve", "runner", "sweep", "sweep_result"}
+                callers = {"comparison", "recording", "learning_curve", "runner", "sweep", "sweep_result", "examine"}
                 assert file.stem in ONLY_SHOWING | callers or "servers" in file.parts, file.name
     assert found > 3
 

@@ -1,6 +1,5 @@
 """Prediction files; the saved adapter on the test rows, as a fresh, offline process reads it."""
 
-import io
 import json
 import os
 import shutil
@@ -100,8 +99,7 @@ def test_rows_and_labels_are_those_of_the_test_split(
     from tasks.models import reload
 
     def read_here(module: str, request: dict[str, Any]) -> None:
-        monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
-        reload.main()
+        reload.main(request)
 
     splits = load_from_disk(trained.data.folder)
     splits["test"] = splits["test"].select([11, 5, 2])

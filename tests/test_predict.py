@@ -25,7 +25,7 @@ from tasks.inference import parts as storing
 from tasks.inference import prediction
 from tasks.inference.job import Job, find_job
 from tasks.inference.prediction import describe_result, predict_rows
-from tasks.settings.config import PredictionConfig
+from tasks.settings.config import PredictionConfig, RunConfig
 from tasks.settings.fields import InputError
 from tasks.tracking import address
 from tests.conftest import ROOT, Trained, sentences
@@ -463,7 +463,7 @@ def registered(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pa
         with tracked(config):
             work = str((WORK / "a").resolve())
             table = pd.DataFrame({"text": ["a warm film", "a cold film"]})
-            values = model_values(work, tracking.RunConfig(**config), trained.data, trained.adapter, table)
+            values = model_values(work, RunConfig(**config), trained.data, trained.adapter, table)
             tracking.log(work, "model", values)
             tracking.log_files(work, "adapter", Path(trained.adapter.folder))
             tracking.send_all(work)

@@ -22,13 +22,19 @@ from tests.stacks import until
 @pytest.fixture
 def home(tmp_path: Path, empty_prefect: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Of a Prefect that no server uses yet."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_DATABASE_CONNECTION_URL,
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        temporary_settings,
+    )
 
     shutil.copy(empty_prefect, tmp_path / "prefect.db")
     address = f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", address)
-    with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}):
+    settings = {PREFECT_HOME: tmp_path, PREFECT_API_DATABASE_CONNECTION_URL: address}
+    with temporary_settings(settings, restore_defaults={PREFECT_API_URL}):
         yield tmp_path
 
 

@@ -275,10 +275,11 @@ def test_form_is_that_of_the_plain_flow_and_the_number_of_seeds() -> None:
     from flows.seeds import finetune_seeds
 
     plain, schema = (parameter_schema(flow).model_dump() for flow in (finetune, finetune_seeds))
-    assert list(schema["properties"]) == [*plain["properties"], "seeds"]
+    assert {*schema["properties"]} == {*plain["properties"], "seeds"}
     assert schema["definitions"] == plain["definitions"]
     for name, field in plain["properties"].items():
-        assert {**field, "description": ""} == {**schema["properties"][name], "description": ""}
+        changes = {"description": "", "position": 0}
+        assert {**field, **changes} == {**schema["properties"][name], **changes}
     seeds = schema["properties"]["seeds"]
     assert (seeds["minimum"], seeds["maximum"], seeds["default"]) == (2, MOST_SEEDS, 3)
 
