@@ -78,7 +78,13 @@ def main(door: int, parent: int) -> None:
 
     import uvicorn
 
-    server = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    server = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        log_level="error",
+        lifespan="on",
+        timeout_graceful_shutdown=3,  # seconds: a connection that somebody keeps open must not keep the command
+    )
     uvicorn.Server(server).run(sockets=[socket.socket(fileno=door)])
 
 
