@@ -21,23 +21,13 @@ from flows.summary import (
     summarize_sweep,
     where_to_browse,
 )
-from tasks.settings.config import (
-    LearningCurveConfig,
-    RetrainConfig,
-    RunConfig,
-    SweepConfig,
-)
+from tasks.settings.config import LearningCurveConfig, RetrainConfig, RunConfig, SweepConfig
 from tasks.settings.fields import InputError
 from tasks.settings.fixed import MOST_SEEDS
 from tasks.settings.loading import checked, load_config, read_yaml
 
 if TYPE_CHECKING:
-    from tasks.base.outcomes import (
-        LearningCurveResult,
-        RerunResult,
-        RetrainResult,
-        SeedsResult,
-    )
+    from tasks.base.outcomes import LearningCurveResult, RerunResult, RetrainResult, SeedsResult
     from tasks.base.records import RunResult, Source
     from tasks.base.sweeps import SweepResult
 

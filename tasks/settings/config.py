@@ -15,7 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.settings.fields import Config, Name, Revision
+from tasks.settings.fields import (
+    BatchSize,
+    Config,
+    DataRevision,
+    Name,
+    Offline,
+    Split,
+    Subset,
+    TrustRemoteCode,
+)
 from tasks.settings.fixed import DEMO_MODEL, DEMO_RATE, MOST_SEEDS, data_kind
 from tasks.settings.methods import METHODS
 from tasks.settings.sections import (
@@ -260,11 +269,9 @@ class PredictionConfig(Config):
         description="File to write, csv, jsonl or parquet by its name. On the command line also - for jsonl on "
         "standard output, which cannot be resumed either.",
     )
-    split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
-    config: str | None = Field(
-        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
-    )
-    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    split: Split = None
+    config: Subset = None
+    revision: DataRevision = "main"
     text_columns: tuple[str, ...] = Field(
         (),
         max_length=2,
@@ -289,7 +296,7 @@ class PredictionConfig(Config):
         description="Give each row a set of classes, too, that holds the true one this often (split conformal "
         "prediction from the validation rows), in the column `set`: 0.9 is usual. None: no sets.",
     )
-    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
+    batch_size: BatchSize = 64
     on_error: Literal["stop", "skip"] = Field(
         "stop",
         description="What to do about a row that cannot be read or has no text: stop, or skip it and set it aside in "
@@ -304,11 +311,8 @@ class PredictionConfig(Config):
         "own: worth it where one process would take many minutes, and there are several GPUs or machines.",
     )
     overwrite: bool = Field(False, description="Replace an existing output file that is of something else.")
-    trust_remote_code: bool = Field(
-        False,
-        description="Run Python code that comes with the foundation model. Leave off unless you trust its authors.",
-    )
-    offline: bool = Field(False, description="Use only what is already on this machine; do not ask the Hub.")
+    trust_remote_code: TrustRemoteCode = False
+    offline: Offline = False
 
     def run_name(self) -> str:
         """What is predicted by what: `reviews@champion · july.csv`."""
@@ -333,11 +337,9 @@ class MonitorConfig(Config):
         description="What the model was asked lately: file (csv, tsv, json, jsonl, parquet, xlsx or arrow, also "
         "packed), local folder or Hub data set. Rows that predict wrote hold its answers; the others are labelled.",
     )
-    split: str | None = Field(None, min_length=1, description="Split of a data set or folder. None: its only one.")
-    config: str | None = Field(
-        None, description="Configuration (subset) of a Hub data set that has several. None: its only one."
-    )
-    revision: Revision = Field("main", min_length=1, description="Branch, tag or commit of a data set on the Hub.")
+    split: Split = None
+    config: Subset = None
+    revision: DataRevision = "main"
     text_columns: tuple[str, ...] = Field(
         (),
         max_length=2,
@@ -369,14 +371,11 @@ class MonitorConfig(Config):
         lt=1,
         description="Without drift at most 1 - confidence of all monitorings find some, all their tests together.",
     )
-    batch_size: int = Field(64, ge=1, le=65_536, description="Most rows in one forward pass.")
+    batch_size: BatchSize = 64
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of what is drawn: rows and permutations.")
     experiment: Name = Field("peft-flow", description="MLflow experiment that the run belongs to.")
-    trust_remote_code: bool = Field(
-        False,
-        description="Run Python code that comes with the foundation model. Leave off unless you trust its authors.",
-    )
-    offline: bool = Field(False, description="Use only what is already on this machine; do not ask the Hub.")
+    trust_remote_code: TrustRemoteCode = False
+    offline: Offline = False
 
     @property
     def tracking(self) -> TrackingConfig:

@@ -126,6 +126,25 @@ def stays_inside(name: str) -> str:
 
 Revision = Annotated[str, AfterValidator(stays_inside)]
 
+# of what reads rows for a trained model
+
+Split = Annotated[str | None, Field(min_length=1, description="Split of a data set or folder. None: its only one.")]
+
+Subset = Annotated[
+    str | None, Field(description="Configuration (subset) of a Hub data set that has several. None: its only one.")
+]
+
+DataRevision = Annotated[Revision, Field(min_length=1, description="Branch, tag or commit of a data set on the Hub.")]
+
+BatchSize = Annotated[int, Field(ge=1, le=65_536, description="Most rows in one forward pass.")]
+
+TrustRemoteCode = Annotated[
+    bool,
+    Field(description="Run Python code that comes with the foundation model. Leave off unless you trust its authors."),
+]
+
+Offline = Annotated[bool, Field(description="Use only what is already on this machine; do not ask the Hub.")]
+
 
 def check_not_blank(name: str) -> str:
     if not name.strip():
