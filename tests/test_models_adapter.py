@@ -1,6 +1,8 @@
 """An adapter attached, trained a little, saved and put back, on real small models."""
 
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,22 @@ def test_the_adapter_folder_holds_what_it_should_and_no_pickle(small_config: Any
         assert path.suffix in (".json", ".safetensors", ".md", ".txt", ".jinja"), path.name
         assert start not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), path.name
     assert serving.read_settings(tmp_path / "adapter")["label_names"] == ["bad", "good"]
+
+
+class Backwards(set[str]):
+    """A set in an order that another process may well have."""
+
+    def __iter__(self) -> Iterator[str]:
+        return reversed(sorted(set.copy(self)))
+
+
+def test_settings_are_the_same_bytes_whatever_order_a_set_has(small_config: Any, tmp_path: Path) -> None:
+    config = small_config({"adapter": {"target_modules": ["query", "key", "value"]}}, family="bert")
+    model, built = attach(config)
+    model.peft_config["default"].target_modules = Backwards(("query", "key", "value"))
+    save(model, built, config, tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert written["target_modules"] == ["key", "query", "value"]
 
 
 def test_a_save_that_fails_leaves_the_old_adapter_and_the_next_one_works(

@@ -289,6 +289,7 @@ def save_adapter(
     size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     with whole(folder, size, writer="training") as staged:
         model.save_pretrained(staged, safe_serialization=True)
+        sort_sets(model.peft_config["default"], staged / "adapter_config.json")
         (staged / "README.md").unlink(
             missing_ok=True
         )  # a template full of blanks; tasks/evaluation/card.py writes the real one
@@ -296,6 +297,13 @@ def save_adapter(
         if validation:
             save_file(dict(validation), staged / serving.VALIDATION)
         write_text(staged / serving.SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def sort_sets(config: Any, file: Path) -> None:
+    """PEFT writes sets in an order that changes from process to process; the same run gives the same bytes."""
+    written = json.loads(file.read_text(encoding="utf-8"))
+    written |= {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
+    write_text(file, json.dumps(written, indent=2, sort_keys=True))
 
 
 PROBE_ROWS = 64
