@@ -5,7 +5,7 @@
 # not. target_modules is a set in memory and is written in the order that the set has, which Python's hash seed decides.
 # Who compares adapter folders by a checksum, or stores them by content, takes each for another one.
 #
-# Seen: weights ['same'] settings ['differ'], 24 target_modules in orders that differ between two hash seeds
+# Seen: weights same - settings differ (24 target_modules, two hash seeds)
 # Expected: the same file, as for the other lists in it.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -146,9 +146,9 @@ class FilesTogether(LoadFileScheduling):
 
 def pytest_xdist_auto_num_workers() -> int:
     """Tests wait for servers, clocks and other processes a third of the time: three processes for two cores."""
-    from tasks.base.machine import usable_cores
+    from joblib import cpu_count
 
-    return usable_cores() * 3 // 2
+    return cpu_count() * 3 // 2
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
