@@ -155,6 +155,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     return FilesTogether(config, log)
 
 
+def rarely(*values: Any) -> Any:
+    """A case that runs with the endurance tests alone."""
+    return pytest.param(*values, marks=pytest.mark.endurance)
+
+
 def sentences(copies: int = 1) -> tuple[list[str], list[int]]:
     """Texts and labels, balanced, each text once: copies differ by a number at the end."""
     texts, labels = [], []

@@ -19,7 +19,7 @@ import pytest
 
 from flows.cli import USER_MUST_CHANGE, main
 from tasks.base import fresh_process
-from tests.conftest import ROOT
+from tests.conftest import ROOT, rarely
 from tests.stacks import until
 
 LINES = [f"a film number {row},{('bad', 'good')[row % 2]}" for row in range(60)]
@@ -663,11 +663,6 @@ def test_file_without_permission_is_refused(name: str, valid: list[str], refused
 def test_huge_cell_is_refused_by_its_row(valid: list[str], refused: Callable[..., str]) -> None:
     Path("huge.csv").write_text(CSV + "x" * 50_000_000 + ",\n")
     assert "characters in line 62" in refused(*valid, "--data.name", "huge.csv")
-
-
-def rarely(*values: Any) -> Any:
-    """In this process, it is one of the cases above."""
-    return pytest.param(*values, marks=pytest.mark.endurance)
 
 
 @pytest.mark.parametrize(

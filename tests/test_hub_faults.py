@@ -19,7 +19,7 @@ from tasks.base.records import Source
 from tasks.settings.fields import InputError
 from tasks.sources import hub
 from tasks.sources.hub import HubUnreachable, Silence, find, patient
-from tests.conftest import ROOT, Hub, server_variables
+from tests.conftest import ROOT, Hub, rarely, server_variables
 from tests.faults import UNAVAILABLE, Fault, Proxy
 
 SOURCE = Source(name="a/b", revision="c" * 40, is_local=False, local_files_only=False)
@@ -261,10 +261,6 @@ QUESTIONS = (
     b"adapter_config.json",
     b"model.safetensors",
 )
-
-
-def rarely(*values: object) -> Any:
-    return pytest.param(*values, marks=pytest.mark.endurance)
 
 
 @pytest.mark.hub

@@ -28,7 +28,7 @@ from tasks.inference.prediction import describe_result, predict_rows
 from tasks.settings.config import PredictionConfig, RunConfig
 from tasks.settings.fields import InputError
 from tasks.tracking import address
-from tests.conftest import ROOT, Trained, sentences
+from tests.conftest import ROOT, Trained, rarely, sentences
 
 REVIEWS = sentences(3)[0]
 """36 texts."""
@@ -307,10 +307,6 @@ def chunks_labelled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(prediction, "label", spy)
     return seen
-
-
-def rarely(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.endurance)
 
 
 POINTS = [

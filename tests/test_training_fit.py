@@ -25,7 +25,7 @@ from tasks.training.fit import fit_adapter, planned_steps
 from tasks.training.pieces import pieces_here
 from tasks.training.target import target_of
 from tasks.training.watching import Progress, Watcher
-from tests.conftest import Trained, sentences
+from tests.conftest import Trained, rarely, sentences
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
@@ -286,7 +286,7 @@ def test_planned_steps_are_those_of_trainer(batch_size: int, accumulation: int, 
     assert planned_steps(small_config(changes), 48) == reports[0].total_steps == trained.steps
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert"])
+@pytest.mark.parametrize("family", ["gpt2", rarely("bert"), rarely("distilbert")])
 def test_gradient_accumulation_changes_memory_not_training(family: str, small_config: Any, tmp_path: Path) -> None:
     """BERT's own loss would count each of the accumulated batches as a whole one."""
     folder = shutil.copytree(small_config(family=family).model.name, tmp_path / "model")
@@ -343,24 +343,17 @@ def test_rows_of_like_length_share_a_batch_and_each_comes_once_an_epoch(small_co
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-METHODS_TRIED = ("adalora", "prompt_tuning", "ln_tuning")
-"""Those whose layers or penalty stand elsewhere than lora's."""
-
 
 @pytest.mark.parametrize(
     ("family", "adapter"),
     [
-        ("bert", {"dropout": 0.2}),
         ("gpt2", {"dropout": 0.2}),
-        ("llama", {"dropout": 0.2}),
         ("gpt2", {"layers": 1}),
-        ("bart", {}),
-        *(("bert", {"method": method}) for method in METHODS_TRIED),
-        *(
-            pytest.param("bert", {"method": method}, marks=pytest.mark.endurance)
-            for method in METHODS
-            if method not in METHODS_TRIED
-        ),
+        ("bert", {"method": "adalora"}),
+        rarely("bert", {"dropout": 0.2}),
+        rarely("llama", {"dropout": 0.2}),
+        rarely("bart", {}),
+        *(rarely("bert", {"method": method}) for method in METHODS if method != "adalora"),
     ],
 )
 def test_gradient_checkpointing_changes_memory_not_training(

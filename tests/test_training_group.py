@@ -30,6 +30,7 @@ from tasks.training.group import follow
 from tasks.training.pieces import Pieces
 from tasks.training.ranks import Lost
 from tasks.training.watching import Progress, Watcher
+from tests.conftest import rarely
 from tests.test_training_resume import rewrite
 
 TWO = {"batch_size": 14, "processes": 2}
@@ -83,10 +84,6 @@ def what_counts(trained: TrainedAdapter) -> dict[str, Any]:
     times = {"seconds", "trunk_seconds", "examples_per_second", "peak_memory_mb", "compute"}
     values = trained.model_dump(exclude={"folder", "probe", *times})
     return values | {"probe": load_file(trained.probe)["logits"].tolist()}
-
-
-def rarely(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.endurance)
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------

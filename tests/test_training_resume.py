@@ -24,6 +24,7 @@ from tasks.training.checkpoint import newest_checkpoint, newest_first
 from tasks.training.fit import fit_adapter
 from tasks.training.resume import NotContinued
 from tasks.training.watching import Progress, Watcher
+from tests.conftest import rarely
 
 STEPS_PER_EPOCH = 6
 """48 training rows in batches of 8."""
@@ -98,9 +99,8 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def rarely(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.endurance)
-
+USUAL = ("dropout", "unequal batches", "early stopping", "adalora", "pieces")
+"""Jobs whose state differs most."""
 
 CUTS = ((0,), (2,), (6,), (5, 2, 1))
 """Steps of each attempt: cut before the first checkpoint, within an epoch, at its end, and again and again."""
@@ -109,8 +109,7 @@ CUTS = ((0,), (2,), (6,), (5, 2, 1))
 @pytest.mark.parametrize(
     ("name", "attempts"),
     [
-        ("dropout", CUTS[2:]),
-        *((name, CUTS[3:]) for name in list(JOBS)[1:]),
+        *((name, CUTS[3:]) for name in USUAL),
         *(rarely(name, CUTS) for name in JOBS),
     ],
 )
@@ -130,8 +129,8 @@ def test_interrupted_training_ends_with_the_same_bits(
     assert any("goes on from step" in line for line in one.said)
 
 
-QUICK = ("dora", "prompt_tuning", "vblora")
-"""Methods whose state differs most: with magnitudes, without layers, with banks; lora and adalora are in JOBS."""
+QUICK = ("dora", "vblora")
+"""Methods whose state differs most: with magnitudes, with banks; lora and adalora are in JOBS."""
 
 METHODS = [
     method if method in QUICK else pytest.param(method, marks=pytest.mark.slow)
