@@ -473,6 +473,7 @@ def test_model_goes_by_alias_version_and_run(
     from tests.conftest import only_run
 
     monkeypatch.chdir(registered)
+    Path("reviews").mkdir()  # of data, which may well be called like the model
     pd.DataFrame({"text": REVIEWS}).to_csv("reviews.csv", index=False)
     run_id = only_run(registered).info.run_id
     ask("reviews.csv", "folder.csv")

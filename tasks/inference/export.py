@@ -15,13 +15,13 @@ from tasks.base.files import whole, write_text
 from tasks.base.fresh_process import run_offline
 from tasks.base.records import Record
 from tasks.base.words import counted
+from tasks.inference.job import adapter_named
 from tasks.inference.portable import ADVICE, BATCH_SIZE, ONNX_PACKAGES, merge, usage, write_onnx
 from tasks.models import serving
 from tasks.models.adapter import PROBE_ROWS, PROBE_TOLERANCE
 from tasks.models.trial import TOLERANCE as ROUNDING
 from tasks.settings.fields import InputError
-from tasks.sources.local import looks_like_path
-from tasks.tracking.adapters import fetched_adapter, find_test_table
+from tasks.tracking.adapters import find_test_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,17 +136,12 @@ def check_settings(name: str, settings: dict[str, Any], onnx: bool, trust_remote
 
 def locate(name: str, place: Path) -> tuple[Path, Path | None]:
     """The adapter folder, and the table of its run's test rows where there is one."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / serving.SETTINGS).is_file():
-            raise InputError(f"RUN: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run")
-        # beside it, in the folder of a run and among a run's artifacts
-        tables = (path.resolve().parent / part / "predictions.json" for part in ("staged", "comparison"))
-        return path, next((table for table in tables if table.is_file()), None)
-    if path.exists() or (looks_like_path(name) and not name.startswith("models:/")):
-        raise InputError(f"RUN: there is no adapter folder {path}; check the path")
-    adapter, _, uri = fetched_adapter(name, place / "model")
-    return adapter, find_test_table(uri, place)
+    adapter, _, uri = adapter_named(name, "RUN", place / "model")
+    if uri:
+        return adapter, find_test_table(uri, place)
+    # beside it, in the folder of a run and among a run's artifacts
+    tables = (adapter.parent / part / "predictions.json" for part in ("staged", "comparison"))
+    return adapter, next((table for table in tables if table.is_file()), None)
 
 
 def some_texts(table: Path | None, columns: Sequence[str]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from tasks.settings.config import PredictionConfig
 from tasks.settings.fields import InputError
 from tasks.sources.local import content_sha256, looks_like_path
 from tasks.tracking.adapters import fetched_adapter
+from tasks.tracking.opening import NoRun
 
 SETTINGS = ("base_model", "label_names", "text_columns", "max_length")
 """What an adapter must say of itself."""
@@ -109,15 +110,30 @@ def check_places(config: PredictionConfig) -> None:
 
 def locate_adapter(config: PredictionConfig, folder: Path) -> tuple[Path, str]:
     """Folder and version of the adapter that `model` names."""
-    path = Path(config.model)
-    if path.is_dir():
-        if not (path / serving.SETTINGS).is_file():
-            raise InputError(f"model: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run")
-        return path.resolve(), content_sha256(path)[:23]
-    if path.exists() or (looks_like_path(config.model) and not config.model.startswith("models:/")):
-        raise InputError(f"model: there is no adapter folder {path}; {where_paths_lead()}")
-    adapter, version, _ = fetched_adapter(config.model, folder)
-    return adapter, version
+    adapter, version, uri = adapter_named(config.model, "model", folder)
+    return adapter, version if uri else content_sha256(adapter)[:23]
+
+
+def adapter_named(name: str, field: str, folder: Path) -> tuple[Path, str, str]:
+    """Folder of the adapter that a user calls so, and its version and address in MLflow; both empty for a folder.
+
+    A folder of something else may be called like a registered model. What comes from MLflow is copied into `folder`.
+    Raises InputError, which begins with `field`.
+    """
+    path = Path(name).expanduser()
+    if (path / serving.SETTINGS).is_file():
+        return path.resolve(), "", ""
+    if looks_like_path(name) and not name.startswith("models:/") and not path.is_dir():
+        raise InputError(f"{field}: there is no adapter folder {path}; {where_paths_lead()}")
+    wrong_folder = f"{field}: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run"
+    if path.is_dir() and looks_like_path(name):
+        raise InputError(wrong_folder)
+    try:
+        return fetched_adapter(name, folder)
+    except NoRun:
+        if path.is_dir():
+            raise InputError(wrong_folder) from None
+        raise
 
 
 def check_adapter(config: PredictionConfig, adapter: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from tasks.tracking.address import client, public_uri, tracking_uri
 from tasks.tracking.asking import fetched, run_facts
 from tasks.tracking.champions import decisions_about, no_champion
 from tasks.tracking.deleted import what_is_gone
-from tasks.tracking.listing import NoRun, find_run
-from tasks.tracking.opening import check_store
+from tasks.tracking.listing import find_run
+from tasks.tracking.opening import NoRun, check_store
 from tasks.tracking.patience import ABSENT, in_one_line
 from tasks.tracking.versions import CHAMPION, Renamed, newest_version, promote_command, registered_versions
 
@@ -90,7 +90,7 @@ def find_adapter(name: str) -> tuple[str, str]:
             if not {"/", "@"}.intersection(asked) and not re.fullmatch("(m-)?[0-9a-f]{32}", asked):
                 with suppress(NoRun):
                     return find_adapter(find_run(asked))
-            raise InputError(
+            raise NoRun(
                 f"model: there is no run, registered model, version or alias {name!r:.100} in {public_uri()}, "
                 "and no such folder; peft-flow runs and peft-flow models show what there is"
             ) from None

@@ -12,15 +12,10 @@ from tasks.scores.objective import first_metrics
 from tasks.settings.fields import InputError
 from tasks.settings.loading import did_you_mean, nearest_name
 from tasks.tracking.address import EXCHANGE_TAG, client, every_page, public_uri, ui
-from tasks.tracking.opening import check_store
+from tasks.tracking.opening import NoRun, check_store
 from tasks.tracking.patience import in_one_line
 from tasks.tracking.runlist import run_address
 from tasks.tracking.trials import STATE_TAG
-
-
-class NoRun(InputError):
-    """No run is called so."""
-
 
 LATEST = "latest"
 """What people call the newest finished run."""

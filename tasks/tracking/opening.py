@@ -22,6 +22,10 @@ def is_there() -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (STORE / "mlflow.db").exists()
 
 
+class NoRun(InputError):
+    """Nothing is called so."""
+
+
 def check_store() -> None:
     if not is_there():
-        raise InputError(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")
+        raise NoRun(f"there are no runs in {STORE.resolve()}; go to the folder of your runs")
