@@ -68,8 +68,24 @@ lint: $(READY)
 	else echo 'hadolint: SKIPPED, there is none for this machine'; fi
 	@$(AUDIT)
 
+# On Linux torch of PyPI brings CUDA, gigabytes of it. Where there is no NVIDIA card, uv, which knows where PyTorch has its
+# builds for CPUs, installs one of these. Where it reaches none, torch is left to pip.
+define CPU_TORCH
+torch=$$(grep '^torch==' constraints.txt); \
+if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ ! -e /dev/nvidiactl ] \
+	&& ! ls -d .venv/lib/python3*/site-packages/torch-$${torch#torch==}*.dist-info >/dev/null 2>&1; then \
+	echo "no NVIDIA card: looking for $$torch built for CPUs, about 190 MB to download (with CUDA about 3 GB)"; \
+	{ .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt uv && UV_HTTP_RETRIES=1 \
+		.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --torch-backend cpu "$$torch"; } \
+		2>.venv/torch.txt || \
+	echo "no build for CPUs is in reach (.venv/torch.txt says why); pip takes $$torch from where it takes the others"; \
+fi
+endef
+
 # The first line removes a .venv whose scripts no longer start.
 $(READY): pyproject.toml constraints.txt
 	@.venv/bin/pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@echo 'setting up .venv, which takes about 3 GB of disk and a few minutes'
+	@$(CPU_TORCH)
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@echo '$(CURDIR)' > $@

@@ -1,7 +1,9 @@
 """What the repository promises about itself."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -212,3 +214,46 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_version_is_stated_once_and_in_the_changelog() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "says"),
+    [
+        ((), ["pip uv", "uv torch==9.8.7", "pip -e"], "built for CPUs, about 190 MB"),
+        (("uv fails",), ["pip uv", "uv torch==9.8.7", "pip -e"], "no build for CPUs is in reach"),
+        (("pip has no uv",), ["pip uv", "pip -e"], "no build for CPUs is in reach"),
+        (("a card",), ["pip -e"], "setting up .venv"),
+        (("torch",), ["pip -e"], "setting up .venv"),
+        (("older torch",), ["pip uv", "uv torch==9.8.7", "pip -e"], "built for CPUs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_set_up_takes_torch_for_cpus_where_there_is_no_card(
+    there: tuple[str, ...], asked: list[str], says: str, tmp_path: Path
+) -> None:
+    """`make` with stand-ins for pip and uv, which write down what they are asked for."""
+    if "a card" not in there and (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+        pytest.skip("there is a card here")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "constraints.txt").write_text("torch==9.8.7\nuv==1\n")
+    site = tmp_path / ".venv/lib/python3.11/site-packages"
+    for version in ("9.8.7+cpu",) * ("torch" in there) + ("9.8.6+cpu",) * ("older torch" in there):
+        (site / f"torch-{version}.dist-info").mkdir(parents=True)
+    programs = {
+        ".venv/bin/pip": 'case "$*" in *--version*) exit;; *dev*) echo "pip -e" >>asked;; *) echo "pip uv" >>asked; '
+        f"exit {int('pip has no uv' in there)};; esac",
+        ".venv/bin/uv": f'for last; do :; done; echo "uv $last" >>asked; exit {2 * ("uv fails" in there)}',
+        **({"bin/nvidia-smi": ""} if "a card" in there else {}),
+        "bin/uname": "echo Linux",
+    }
+    for name, lines in programs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["make", ".venv/.ready"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "asked").read_text().splitlines() == asked
+    assert says in done.stdout
