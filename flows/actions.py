@@ -28,7 +28,7 @@ from tasks.settings.loading import checked, load_config, read_yaml
 
 if TYPE_CHECKING:
     from tasks.base.outcomes import LearningCurveResult, RerunResult, RetrainResult, SeedsResult
-    from tasks.base.records import RunResult, Source
+    from tasks.base.records import PreparedData, RunResult, Source
     from tasks.base.sweeps import SweepResult
 
 DONE, FAILED, USER_MUST_CHANGE = 0, 1, 2
@@ -211,10 +211,10 @@ def ready_to_train(
     """What the user must change is said in seconds, also by `check` of the data; then the module `flow` is imported,
     and Prefect and MLflow are ready. The body is for the run."""
     from tasks.base import environment
-    from tasks.base.device import limit_threads, processes
+    from tasks.base.device import limit_threads, processes_here
     from tasks.sources.reading import check_early
 
-    processes(config.training)  # more than this machine can have are refused
+    processes_here(config.training)  # more than this machine can have are refused
     check_early(config.data)
     limit_threads()  # before torch is imported
 
@@ -326,4 +326,21 @@ def run_worker(options: Namespace) -> int:
 
     with contextlib.suppress(KeyboardInterrupt):  # how it ends
         worker(Options(options.prefect, options.mlflow, options.limit))
+    return DONE
+
+
+def run_join(options: Namespace) -> int:
+    from tasks.base import environment
+    from tasks.base.device import limit_threads
+    from tasks.base.work import WORK
+    from tasks.training.joining import join
+
+    def prepared(config: RunConfig) -> "PreparedData":
+        from tasks.data.prepare import prepare
+
+        with environment.without_collection():
+            return prepare(config, WORK)
+
+    limit_threads()  # before torch is imported
+    join(options.address, prepared, options.trust_remote_code)
     return DONE

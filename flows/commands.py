@@ -308,6 +308,18 @@ COMMANDS = (
         ),
     ),
     Command(
+        "join",
+        "have this machine train with another one, in one run",
+        "Have processes of this machine take part in the training of a run with training.machines, whose address "
+        "training.rendezvous is. Model and data are found here, at the same names or paths, and must be the same. It "
+        "waits until the run trains, and ends with it: docs/operations.md.",
+        actions.run_join,
+        (
+            Argument("address", "HOST:PORT, as training.rendezvous.", {"metavar": "HOST:PORT"}),
+            flag("--trust_remote_code", field(PredictionConfig, "trust_remote_code")),
+        ),
+    ),
+    Command(
         "completion",
         "print what completes commands and options in a shell",
         "Print what completes commands and options at the press of Tab. For bash: peft-flow completion bash > "

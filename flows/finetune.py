@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of, told
-from tasks.base.device import claim_device, processes
+from tasks.base.device import claim_device, processes_here
 from tasks.base.fresh_process import reload_at_hand
 from tasks.base.records import Comparison, Logged, PreparedData, RunResult, Seconds, TrainedAdapter
 from tasks.base.verdict import capital
@@ -43,7 +43,7 @@ def finetune(**given: Any) -> RunResult:
     """Train an adapter on a foundation model, and find out on held-out rows whether it is better."""
     config = RunConfig(**given)
     logger, clock = get_run_logger(), Clock()
-    claim_device(processes(config.training))
+    claim_device(processes_here(config.training))
     live()
     source, base = found_input(config, config)
     tags = flow_tags() | job_tag(config, source, base)

@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 
 from flows.parameters import parameters_of, told
 from flows.seeds import named, run_one
-from tasks.base.device import claim_device, processes
+from tasks.base.device import claim_device, processes_here
 from tasks.base.records import RunResult
 from tasks.base.sweeps import SweepResult
 from tasks.base.verdict import capital
@@ -38,7 +38,7 @@ def sweep(**given: Any) -> SweepResult:
     asked = SweepConfig(**given)
     config, together = asked.run_config(), whole(asked)
     logger = get_run_logger()
-    claim_device(processes(config.training))
+    claim_device(processes_here(config.training))
     live()
     source, base = found_input(config, together)
     work = work_folder(together, source, base)

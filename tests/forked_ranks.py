@@ -11,10 +11,13 @@ def main() -> None:
     from tasks.base import environment  # noqa: F401
     from tasks.training import fit, rank, trainer  # noqa: F401
 
-    _, size, folder = sys.argv[1:]
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    _, here, folder, *place = sys.argv[1:]
+    host, port, machines, machine, _ = place or ("", "", "1", "0", "")
+    size, first = int(here) * int(machines), int(here) * int(machine)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": here}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
     sys.argv[1:] = [str(os.getpid()), folder]
-    alive = {forked(number, rank.main) for number in range(int(size))}
+    alive = {forked(number, first + number, rank.main) for number in range(int(here))}
     failed = False
     while alive:
         child, status = os.wait()
@@ -29,12 +32,12 @@ def main() -> None:
     sys.exit(int(failed))
 
 
-def forked(number: int, run: Callable[[], None]) -> int:
+def forked(place: int, number: int, run: Callable[[], None]) -> int:
     if child := os.fork():
         return child
     code = 0
     try:
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(place)}
         run()
     except SystemExit as end:
         code = int(bool(end.code))

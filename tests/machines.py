@@ -123,19 +123,21 @@ class Machine:
 
     def start_worker(self) -> None:
         """As docs/operations.md says."""
-        command = [sys.executable, "-m", "flows.cli", "worker", "--prefect", self.prefect, "--mlflow", self.mlflow]
+        servers = ("--prefect", self.prefect, "--mlflow", self.mlflow)
+        self.workers.append(self.start("worker", *servers, "--limit", str(SLOTS)))
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """`peft-flow COMMAND` there; what it prints is in COMMAND.log."""
         enter = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", f'hostname {self.name}; exec "$@"']
-        with (self.folder / "worker.log").open("ab") as log:
-            self.workers.append(
-                subprocess.Popen(
-                    [*enter, "sh", *command, "--limit", str(SLOTS)],
-                    cwd=self.folder,
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+        with (self.folder / f"{command}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*enter, "sh", sys.executable, "-m", "flows.cli", command, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def processes(self) -> list[psutil.Process]:

@@ -219,6 +219,18 @@ CASES = [
         ]
     ),
     Case("batch for no number of processes", ("32", "3 processes", "try 33"), "--training.processes 3"),
+    Case("machines without an address", ("rendezvous", "10.0.0.1:29400"), "--training.machines 2"),
+    Case(
+        "processes for no number of machines",
+        ("processes 1", "2 machines", "try 2"),
+        "--training.machines 2 --training.rendezvous 10.0.0.1:29400",
+    ),
+    Case(
+        "address without a port",
+        ("training.rendezvous", "HOST:PORT", "10.0.0.1"),
+        "--training.machines 2 --training.processes 2 --training.rendezvous 10.0.0.1",
+    ),
+    Case("address for one machine", ("rendezvous", "machines"), "--training.rendezvous 10.0.0.1:29400"),
     Case(
         "more processes than cores",
         ("training.processes", "1024 processes need a core each", "auto"),

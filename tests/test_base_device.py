@@ -8,7 +8,7 @@ import pytest
 
 from tasks.base import device
 from tasks.settings.fields import InputError
-from tasks.settings.sections import TrainingConfig
+from tasks.settings.training import TrainingConfig
 from tests.conftest import ROOT
 
 CLAIM = """
@@ -82,6 +82,13 @@ def test_auto_is_one_process_for_each_gpu_as_far_as_a_batch_can_be_divided(
     machine: None, rows: int, count: int
 ) -> None:
     assert device.processes(training(processes="auto", batch_size=rows)) == count
+
+
+def test_machines_have_as_many_processes_each(machine: None) -> None:
+    where = {"machines": 2, "rendezvous": "10.0.0.1:29400"}
+    for asked, here in (("4", 2), ("auto", 2)):
+        four = training(processes=asked, batch_size=32, **where)
+        assert (device.processes(four), device.processes_here(four)) == (2 * here, here)
 
 
 def test_auto_is_one_process_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

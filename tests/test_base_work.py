@@ -80,3 +80,9 @@ def test_run_of_another_number_of_processes_is_another(workplace: Path, monkeypa
 
     assert folder("auto", "") == folder(1, "") != folder(2, "")
     assert folder("auto", "0,1") == folder(2, "0,1")
+
+
+def test_run_on_several_machines_is_the_same_run(workplace: Path) -> None:
+    two = {"processes": "2", "batch_size": 14}
+    where = {"machines": 2, "rendezvous": "10.0.0.1:29400"}
+    assert work_folder(validated({"training": two})) == work_folder(validated({"training": two | where}))

@@ -15,7 +15,8 @@ from tasks.settings.fields import InputError
 from tasks.settings.fixed import DEMO_DATA, DEMO_MODEL
 from tasks.settings.loading import choices, field_names, load_config, nearest_name, sections, validated
 from tasks.settings.methods import METHODS
-from tasks.settings.sections import AdapterMethod, DataConfig, EvaluationConfig, TrainingConfig
+from tasks.settings.sections import AdapterMethod, DataConfig, EvaluationConfig
+from tasks.settings.training import TrainingConfig
 from tests.conftest import ROOT, SHARED
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from tasks.settings.sections import MetricName
+from tasks.settings.training import MetricName
 from tasks.training.watching import curve_point
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from tasks.base.words import counted
 from tasks.settings.fields import InputError
-from tasks.settings.sections import TrainingConfig
+from tasks.settings.training import TrainingConfig
 
 CHOICE = "CUDA_VISIBLE_DEVICES"
 
@@ -33,10 +33,16 @@ def gpus() -> list[str]:
 
 
 def processes(training: TrainingConfig) -> int:
-    """How many train one run together here. Raises InputError for more than this machine has GPUs, or else cores."""
+    """How many train one run together, on all its machines."""
+    return training.machines * processes_here(training)
+
+
+def processes_here(training: TrainingConfig) -> int:
+    """How many of them on this machine. Raises InputError for more than it has GPUs, or else cores."""
     if training.processes == "auto":
-        return max(count for count in range(1, max(1, len(gpus())) + 1) if training.batch_size % count == 0)
-    if (count := int(training.processes)) > 1:
+        share = training.batch_size // training.machines
+        return max(count for count in range(1, max(1, len(gpus())) + 1) if share % count == 0)
+    if (count := int(training.processes) // training.machines) > 1:
         from joblib import cpu_count
 
         found, kind = (len(gpus()), "GPU") if gpus() else (cpu_count(), "core")

@@ -81,7 +81,11 @@ _enclosing: ContextVar[str | None] = ContextVar("work", default=None)
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """What of a configuration makes its run another one."""
-    return config.model_dump(mode="json", exclude={"offline": True, "data": {"test_file", "corrections"}})
+    return config.model_dump(mode="json", exclude=ELSEWHERE)
+
+
+ELSEWHERE: Any = {"offline": True, "data": {"test_file", "corrections"}, "training": {"machines", "rendezvous"}}
+"""Fields that say where a run finds something or computes, not what comes of it."""
 
 
 def work_folder(config: RunConfig, *found: Source) -> str:

@@ -9,6 +9,7 @@ from tasks.base.machine import public_version
 from tasks.base.records import Comparison, PreparedData, TrainedAdapter
 from tasks.base.verdict import capital
 from tasks.base.words import plain
+from tasks.base.work import ELSEWHERE
 from tasks.evaluation.wording import caution, headline, ladder_table, leak_sentence, step_sentence
 from tasks.scores.objective import objective, selection_metric
 from tasks.settings.config import RunConfig
@@ -91,7 +92,7 @@ def metadata(config: RunConfig, data: PreparedData, result: Comparison) -> str:
 
 
 def hyperparameters(config: RunConfig) -> dict[str, object]:
-    return config.model_dump(mode="json", include={"adapter", "training"})
+    return config.model_dump(mode="json", include={"adapter": True, "training": True}, exclude=ELSEWHERE)
 
 
 def quoted(names: Sequence[str]) -> str:

@@ -63,7 +63,12 @@ INPUTS_TAG = "peft_flow.inputs"
 
 def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
     """Data, foundation model and configuration; not where the run appears, nor what the gate asks for."""
-    left_out: Any = {"offline": True, "tracking": True, "data": {"corrections"}}  # which `content` knows
+    left_out: Any = {
+        "offline": True,
+        "tracking": True,
+        "data": {"corrections"},  # which `content` knows
+        "training": {"machines", "rendezvous"},
+    }
     run = config.run_config().model_dump(mode="json", exclude=left_out)
     return digest([run, source.content, base.revision, config.refresh_test])
 

@@ -33,8 +33,8 @@ from tasks.settings.sections import (
     EvaluationConfig,
     ModelConfig,
     TrackingConfig,
-    TrainingConfig,
 )
+from tasks.settings.training import TrainingConfig
 
 
 class RunConfig(Config):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base.device import THREADS, claim_device, gpus, processes
+from tasks.base.device import THREADS, claim_device, gpus, processes_here
 from tasks.base.disk import is_disk_full
 from tasks.base.fresh_process import end_with, free_device_memory
 from tasks.base.progress import tell
@@ -262,7 +262,7 @@ def serve(job: Job, name: str, share: int) -> None:
 
     `share` runners share this machine.
     """
-    take_share(share, 1 if job.config.parallel > 1 else processes(job.config.training))
+    take_share(share, 1 if job.config.parallel > 1 else processes_here(job.config.training))
     trials = job.open()
     runner = Runner(job, trials)
     runner.prepared(job.config.run_config())  # where data or model cannot be had, no trial is to blame

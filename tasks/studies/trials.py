@@ -41,6 +41,8 @@ PATIENCE_SECONDS = 300.0
 def check_sweep(config: SweepConfig) -> tuple[tuple[Varied, ...], int]:
     """The fields that vary, and the number of trials; InputError for what cannot be swept."""
     space = read_space(config.space, config.run_config())
+    if config.training.machines > 1:
+        raise InputError("training.machines: each trial of a sweep trains on one machine; leave it out")
     if config.parallel > 1 and config.training.processes not in ("1", "auto"):
         raise InputError(
             f"parallel: {config.parallel} trials at the same time have one process each; leave training.processes "

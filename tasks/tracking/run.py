@@ -34,6 +34,7 @@ NOT_COMPARED: Any = {
     "model": {"trust_remote_code", "revision"},
     "data": {"revision", "test_file", "corrections", "task"},
     "adapter": {"target_modules"},
+    "training": {"machines", "rendezvous"},
 }
 """Configuration that is recorded in config.yaml but is not a parameter: nobody compares it, or what the run made of it
 (`found_parameters`) says more, and MLflow never lets go of a value once logged."""

@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from tasks.base import fresh_process
 from tasks.base.fresh_process import free_device_memory, with_our_modules
@@ -24,23 +23,18 @@ from tasks.base.records import Point, PreparedData, Record, TrainedAdapter, read
 from tasks.base.work import RunFolder
 from tasks.settings.config import RunConfig
 from tasks.training.errors import error_of
+from tasks.training.machines import LOOK_SECONDS, Message, Others, Place, gone, other_machines
 from tasks.training.pieces import Pieces
 from tasks.training.ranks import Lost
 from tasks.training.watching import Progress, Watcher
 
 LAUNCHER = "tasks.training.launcher"
 
-LOOK_SECONDS = 0.2
-"""Between two looks whether to stop."""
-
 STOP_SECONDS = 20.0
 """So long the step at hand may take when this process is told to end; who cancels a run waits for 30 s."""
 
 END_SECONDS = 15.0
 """They notice within one that torchrun is gone."""
-
-Message = tuple[str, Any]
-"""Its kind, and a value of JSON."""
 
 
 class Request(Record):
@@ -49,6 +43,8 @@ class Request(Record):
     config: RunConfig
     data: PreparedData
     work: str
+    tokens: int | None = None
+    """In one piece of a batch; None: what suits the device."""
 
 
 def fit_together(
@@ -60,18 +56,21 @@ def fit_together(
     """
     free_device_memory()
     run.trained.unlink(missing_ok=True)
-    tell("%d processes train together; they start and import their libraries first", count)
-    group = Group(count, Request(config=config.run_config(), data=data, work=str(run.trained.parent)))
-    try:
-        return follow(group, pieces, run, watcher)
-    except Exception:
-        raise
-    except BaseException:
-        if group.has_begun and not group.was_asked:
-            save_and_stop(group, watcher)
-        raise
-    finally:
-        group.end()
+    request = Request(config=config.run_config(), data=data, work=str(run.trained.parent), tokens=pieces.most_tokens)
+    with other_machines(config, data, pieces.most_tokens, watcher.stop) as others:
+        where = f" on {config.training.machines} machines" if others else ""
+        tell("%d processes train together%s; they start and import their libraries first", count, where)
+        group = Group(count // config.training.machines, request, others.place if others else None, others)
+        try:
+            return follow(group, pieces, run, watcher)
+        except Exception:
+            raise
+        except BaseException:
+            if group.has_begun and not group.was_asked:
+                save_and_stop(group, watcher)
+            raise
+        finally:
+            group.end()
 
 
 def save_and_stop(group: "Group", watcher: Watcher) -> None:
@@ -85,15 +84,19 @@ def save_and_stop(group: "Group", watcher: Watcher) -> None:
 
 
 class Group:
-    """The processes, from here."""
+    """The processes of this machine, from here; and what those of other machines say."""
 
-    def __init__(self, count: int, request: Request) -> None:
+    def __init__(self, count: int, request: Request, place: Place | None = None, others: Others | None = None) -> None:
         import torch
 
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
         self.meeting_place = TemporaryDirectory(prefix="peft-flow-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            [*fresh_process.command(LAUNCHER), str(os.getpid()), str(count), self.meeting_place.name],
+            [
+                *fresh_process.command(LAUNCHER),
+                *(str(os.getpid()), str(count), self.meeting_place.name),
+                *map(str, place or ()),
+            ],
             env=with_our_modules() | threads,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -101,9 +104,14 @@ class Group:
             start_new_session=True,  # Ctrl-C is for this process
         )
         self.heard: SimpleQueue[Message | None] = SimpleQueue()
+        self.is_over = self.has_begun = self.was_asked = False
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
-        self.has_begun = self.was_asked = False
+        self.talking = 1
+        """Machines whose processes have not all ended."""
+        if others:
+            self.talking += len(others.members)
+            threading.Thread(target=self.relay, args=(others,), daemon=True).start()
         self.say(request.model_dump_json())
 
     def listen(self) -> None:
@@ -114,6 +122,13 @@ class Group:
                 kind, value = json.loads(line)
                 self.heard.put((kind, value))
         self.heard.put(None)
+
+    def relay(self, others: Others) -> None:
+        """What the other machines say."""
+        with suppress(KeyboardInterrupt):
+            for member, message in others.said(lambda: self.is_over):
+                kind, value = message or ("gone", gone(member.name, others.meeting.address))
+                self.heard.put(None if kind == "ended" else (kind, value))
 
     def say(self, line: str) -> None:
         assert self.process.stdin
@@ -132,17 +147,24 @@ class Group:
         while time.monotonic() < until:
             if stop():
                 self.ask_to_stop()
+            here_is_over = not self.listener.is_alive()
             try:
                 message = self.heard.get(timeout=LOOK_SECONDS)
             except Empty:
+                if here_is_over:  # the others end with these, at the latest when they miss them
+                    until = min(until, time.monotonic() + END_SECONDS)
                 continue
             if message is None:
-                return
+                self.talking -= 1
+                if not self.talking:
+                    return
+                continue
             self.has_begun = self.has_begun or message[0] == "progress"
             yield message
 
     def end(self) -> None:
         """None of them lives on."""
+        self.is_over = True
         self.process.kill()
         self.listener.join(END_SECONDS)
         with suppress(OSError):
@@ -172,6 +194,8 @@ def follow(group: Group, pieces: Pieces, run: RunFolder, watcher: Watcher) -> Tr
             pieces.latest = (rows, length)
         elif kind == "killed":
             killed_by = signal.Signals(value).name
+        elif kind == "gone" and not any(not isinstance(error, Lost) for error in errors):
+            raise RuntimeError(value)
     if stopped:
         raise KeyboardInterrupt
     if cause := next((error for error in errors if not isinstance(error, Lost)), None):

@@ -1,6 +1,7 @@
 """One of the processes that train a run together: `torchrun -m tasks.training.rank PARENT FOLDER`, see launcher.py.
 
-The first reads what is to be done, shows the bar, and says how it goes; the others are heard when they fail.
+The first of each machine reads what is to be done there and shows the bar. The first of all says how it goes; the
+others are heard when they fail.
 """
 
 from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
@@ -56,15 +57,18 @@ def join(folder: str) -> Ranks:
     import torch.distributed as dist
 
     # else Trainer would share the rows out, too
-    number, size, *_ = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    number, size, place, here = (
+        int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{folder}/ranks",
+        # on several machines where torchrun has met
+        init_method=f"file://{folder}/ranks" if size == here else "env://",
         rank=number,
         world_size=size,
         timeout=timedelta(days=365),  # while the first validates, the others wait; torchrun knows when one has ended
     )
-    return Ranks(number, size)
+    return Ranks(number, size, first_here=number - place, machines=size // here)
 
 
 def leave() -> None:
@@ -77,20 +81,21 @@ def leave() -> None:
 def train(voice: Voice, folder: str) -> None:
     import torch
 
-    from tasks.training.fit import fit_with, pieces_for
+    from tasks.training.fit import fit_with
+    from tasks.training.pieces import pieces_here
 
     ranks, asked, watcher = join(folder), None, Watcher(lambda progress: None)
-    if ranks.is_first:
-        stop = threading.Event()
+    stop = threading.Event()
+    if ranks.is_first_here:
         asked = json.loads(listen(stop))
+    if ranks.is_first:
         watcher = Watcher(voice.report, voice.stopped, say=lambda line: voice.say("say", line), stop=stop.is_set)
         logger = logging.getLogger("tasks")
         logger.setLevel(logging.INFO)
         logger.addHandler(voice)
         logger.propagate = False
-    request = Request.model_validate(ranks.told(asked))
-    run = RunFolder(request.work)
-    pieces = pieces_for(run)
+    request = Request.model_validate(ranks.gathered(asked)[ranks.first_here])
+    run, pieces = RunFolder(request.work), pieces_here(request.tokens)
     try:
         if trained := fit_with(pieces, request.config, request.data, run, watcher, ranks):
             trained.write(run.trained)

@@ -6,8 +6,10 @@ as many passes from each in every step; here one may have more pieces than anoth
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.training.checkpoint import tensors_sha256
@@ -29,10 +31,17 @@ class Ranks(NamedTuple):
 
     number: int = 0
     size: int = 1
+    first_here: int = 0
+    """Number of the first one on the same machine."""
+    machines: int = 1
 
     @property
     def is_first(self) -> bool:
         return self.number == 0
+
+    @property
+    def is_first_here(self) -> bool:
+        return self.number == self.first_here
 
     def part(self, batch: "Batch", most_rows: int) -> "Batch":
         """Rows of a batch that are this process's, where a whole batch has `most_rows`; {} where there are none."""
@@ -62,6 +71,28 @@ class Ranks(NamedTuple):
     def told(self, value: Any) -> Any:
         """What the first says, in all of them. A value of JSON."""
         return self.gathered(value if self.is_first else None)[0]
+
+    def hand_over(self, folder: Path) -> None:
+        """Have every machine find the files of a folder that lies on that of the first."""
+        if self.machines == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        if writes := self.is_first_here and not self.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        there = sorted(folder.iterdir()) if self.is_first else ()
+        for name, length in self.told([[file.name, file.stat().st_size] for file in there]):
+            file = folder / Path(name).name
+            content = torch.empty(length, dtype=torch.uint8)
+            if self.is_first and length:
+                content = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+            with talking():
+                dist.broadcast(content, 0)
+            if writes:
+                file.write_bytes(content.numpy().tobytes())
+        self.numbers()  # nobody reads before all is written
 
     def check_alike(self, model: Any, step: int) -> None:
         """Raises RuntimeError where not all have the same trained weights, to the last bit."""

@@ -110,7 +110,11 @@ class ResumableTrainer(Trainer):
                 "otherwise, so it begins anew"
             )
         step = self.ranks.told(found.step if found else None)
-        return Checkpoint(self.folder / f"checkpoint-{step}", step) if step is not None else None
+        if step is None:
+            return None
+        found = Checkpoint(self.folder / f"checkpoint-{step}", step)
+        self.ranks.hand_over(found.folder)
+        return found
 
     def _inner_training_loop(self, *positional: Any, **keywords: Any) -> Any:
         # not told to `train`, which would look for Trainer's own files

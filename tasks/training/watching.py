@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from tasks.base.progress import amount
 from tasks.base.records import Point
-from tasks.settings.sections import MetricName
+from tasks.settings.training import MetricName
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
