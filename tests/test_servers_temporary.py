@@ -1,15 +1,12 @@
 """The Prefect server of one command."""
 
 import http.client
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +54,6 @@ def test_server_is_that_of_this_process_until_it_is_stopped(home: Path) -> None:
     server.wait()
     server.stop()
     assert server.process.returncode in (0, -signal.SIGTERM) and PREFECT_API_URL.value() is None
-
-
-def test_commands_with_servers_of_their_own_write_at_once(home: Path) -> None:
-    """Over one database, as two commands at the same time do."""
-    servers = TemporaryServer(), TemporaryServer()
-    for server in reversed(servers):  # each ends what it has set for this process, the last first
-        server.wait()
-
-    def write(port: int) -> list[int]:
-        """Whoever makes a flow first asks whether it is there."""
-        answers = []
-        for number in range(10):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            body = json.dumps({"name": f"{threading.get_ident()}-{number}"})
-            connection.request("POST", "/api/flows/", body, {"content-type": "application/json"})
-            answers.append(connection.getresponse().status)
-            connection.close()
-        return answers
-
-    try:
-        with ThreadPoolExecutor(8) as writers:
-            found = list(writers.map(write, [server.port for server in servers] * 4))
-    finally:
-        for server in reversed(servers):
-            server.stop()
-    assert found == [[201] * 10] * 8
 
 
 def test_server_that_ends_is_an_error_in_words(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
