@@ -144,13 +144,6 @@ class FilesTogether(LoadFileScheduling):
         return together(nodeid)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Tests wait for servers, clocks and other processes a third of the time: three processes for two cores."""
-    from joblib import cpu_count
-
-    return cpu_count() * 3 // 2
-
-
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     return FilesTogether(config, log)
 
