@@ -69,25 +69,39 @@ PARTS = {
 }
 
 
-def alone(command: list[str], folder: Path, code: Path = ROOT) -> dict[str, Any]:
-    """What the last line of a fresh process says, as JSON, and its peak memory, in MiB; the modules are of `code`."""
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as work,
-        open(f"{work}/stdout", "w+") as out,
-        open(f"{work}/stderr", "w+") as err,
-    ):
-        began, paths = time.time(), os.environ | {"PYTHONPATH": str(code)}
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=work, env=paths, stdout=out, stderr=err)
+class Ended(NamedTuple):
+    """A process that has ended well."""
+
+    began: float
+    ended: float
+    """By the clock."""
+    usage: Any
+    """Of it and its children, as `resource` counts."""
+    said: str
+    """On standard output."""
+
+
+def to_its_end(command: list[str], place: Path, settings: dict[str, str]) -> Ended:
+    """A program that runs in the folder `place`, with these settings in its environment."""
+    with (place / "stdout").open("w") as out, (place / "stderr").open("w") as err:
+        began = time.time()
+        process = subprocess.Popen(command, cwd=place, env=os.environ | settings, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         ended, process.returncode = time.time(), os.waitstatus_to_exitcode(status)
-        text, words = Path(out.name).read_text(), Path(err.name).read_text()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{words[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{(place / 'stderr').read_text()[-3000:]}")
+    return Ended(began, ended, usage, (place / "stdout").read_text())
+
+
+def alone(command: list[str], folder: Path, code: Path = ROOT) -> dict[str, Any]:
+    """What the last line of a fresh process says, as JSON, and its peak memory, in MiB; the modules are of `code`."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        done = to_its_end([sys.executable, "-m", *command], Path(work), {"PYTHONPATH": str(code)})
     return {
-        "began": began,
-        "ended": ended,
-        "peak_memory_mb": mib(usage.ru_maxrss),
-        **json.loads(text.splitlines()[-1]),
+        "began": done.began,
+        "ended": done.ended,
+        "peak_memory_mb": mib(done.usage.ru_maxrss),
+        **json.loads(done.said.splitlines()[-1]),
     }
 
 

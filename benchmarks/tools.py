@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.tools [--rounds 3] [--rows 640] [--environments FOLDER]
 
 All train LoRA (r 8) on MiniLM for one epoch of batches of 16, validate after it, and are started as their documentation
-shows. *whole process* is from the command to its end, by the clock; *training* is what the program itself
-calls so, its validation included. The environments are made in FOLDER, where they are kept, else in a temporary folder.
-HF_ENDPOINT and HF_HOME say where the model comes from; it is fetched before anything is measured. The result goes to
+shows. *whole process* is from the command to its end, by the clock; *training* is what the program itself calls so, its
+validation included. The environments are made in FOLDER, where they are kept, else in a temporary folder. HF_ENDPOINT
+and HF_HOME say where the model comes from; it is fetched before anything is measured. The result goes to
 benchmarks/results.json and docs/benchmarks.md, as that of benchmarks/speed.py.
 """
 
@@ -13,11 +13,9 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.page import tools_table
-from benchmarks.speed import ROOT, keep, write_rows
+from benchmarks.speed import ROOT, keep, to_its_end, write_rows
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 R, ALPHA, LEARNING_RATE, BATCH_SIZE, MAX_LENGTH = 8, 16, 1e-3, 16, 128
@@ -181,19 +179,12 @@ def write_messages(rows: Path) -> None:
 
 def measure(name: str, programs: Path, rows: Path, model: str, seed: int, folder: Path) -> dict[str, float]:
     program = PROGRAMS[name]
-    paths = os.environ | {"PYTHONPATH": str(ROOT) if not program.packages else "", "HF_HUB_OFFLINE": "1"}
+    settings = {"PYTHONPATH": "" if program.packages else str(ROOT), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        began = time.perf_counter()
-        with open(f"{place}/said", "w+") as said, open(f"{place}/errors", "w+") as errors:
-            command = program.command(programs, rows, model, seed)
-            process = subprocess.Popen(command, cwd=place, env=paths, stdout=said, stderr=errors)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{Path(place, 'errors').read_text()[-3000:]}")
-        training = program.training(Path(place), Path(place, "said").read_text())
-    return {"whole": seconds, "training": training, "processor": usage.ru_utime + usage.ru_stime}
+        done = to_its_end(program.command(programs, rows, model, seed), Path(place), settings)
+        training = program.training(Path(place), done.said)
+    processor = done.usage.ru_utime + done.usage.ru_stime
+    return {"whole": done.ended - done.began, "training": training, "processor": processor}
 
 
 def main() -> None:

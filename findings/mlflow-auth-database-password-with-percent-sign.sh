@@ -4,7 +4,7 @@
 # Users and permissions may lie in PostgreSQL: database_uri in the file that MLFLOW_AUTH_CONFIG_PATH names. A password
 # with @, : or / in it must be percent-encoded in such an address, as everywhere else in MLflow (--backend-store-uri).
 # Here the percent sign ends the start of the server: the file is read by ConfigParser with interpolation. It has to be
-# written as %%, which the documentation of the file does not say, and which is wrong in every other place.
+# written as %%, which is wrong in every other place.
 #
 # Seen: p%40ss -> InterpolationSyntaxError; p%%40ss -> read as p%40ss
 # Expected: the address as SQLAlchemy takes it.

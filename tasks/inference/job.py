@@ -118,21 +118,21 @@ def adapter_named(name: str, field: str, folder: Path) -> tuple[Path, str, str]:
     """Folder of the adapter that a user calls so, and its version and address in MLflow; both empty for a folder.
 
     A folder of something else may be called like a registered model. What comes from MLflow is copied into `folder`.
-    Raises InputError, which begins with `field`.
+    Raises InputError, which begins with `field` where it is about a path.
     """
     path = Path(name).expanduser()
     if (path / serving.SETTINGS).is_file():
         return path.resolve(), "", ""
-    if looks_like_path(name) and not name.startswith("models:/") and not path.is_dir():
-        raise InputError(f"{field}: there is no adapter folder {path}; {where_paths_lead()}")
-    wrong_folder = f"{field}: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run"
-    if path.is_dir() and looks_like_path(name):
-        raise InputError(wrong_folder)
+    wrong_path = f"{field}: there is no adapter folder {path}; {where_paths_lead()}"
+    if path.is_dir():
+        wrong_path = f"{field}: {path} holds no {serving.SETTINGS}; give the folder `adapter` of a run"
+    if looks_like_path(name) and not name.startswith("models:/"):
+        raise InputError(wrong_path)
     try:
         return fetched_adapter(name, folder)
     except NoRun:
-        if path.is_dir():
-            raise InputError(wrong_folder) from None
+        if path.exists():
+            raise InputError(wrong_path) from None
         raise
 
 

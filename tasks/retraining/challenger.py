@@ -13,7 +13,7 @@ from tasks.base.fresh_process import run_offline
 from tasks.base.outcomes import Finding, Footprint, Gate, RetrainResult
 from tasks.base.progress import tell
 from tasks.base.records import Comparison, PreparedData, RunResult, Source, digest
-from tasks.base.work import WORK, RunFolder
+from tasks.base.work import ELSEWHERE, WORK, RunFolder
 from tasks.data.frozen import in_our_columns, paired_columns
 from tasks.data.prepare import prepare
 from tasks.data.splits import training_classes
@@ -67,7 +67,7 @@ def inputs_key(config: RetrainConfig, source: Source, base: Source) -> str:
         "offline": True,
         "tracking": True,
         "data": {"corrections"},  # which `content` knows
-        "training": {"machines", "rendezvous"},
+        "training": ELSEWHERE["training"],
     }
     run = config.run_config().model_dump(mode="json", exclude=left_out)
     return digest([run, source.content, base.revision, config.refresh_test])

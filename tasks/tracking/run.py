@@ -15,7 +15,7 @@ from tasks.base.files import write_text
 from tasks.base.machine import describe_environment
 from tasks.base.progress import tell, warn
 from tasks.base.trouble import first_line, is_silence
-from tasks.base.work import WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
+from tasks.base.work import ELSEWHERE, WORK, RunFolder, as_one, enclosing, forget, if_unused, is_delivered
 from tasks.settings.fields import InputError
 from tasks.settings.sections import TrackingConfig
 from tasks.tracking.address import FLOW_RUN_TAG, NOTE, client, link_to_prefect, public_uri
@@ -34,7 +34,7 @@ NOT_COMPARED: Any = {
     "model": {"trust_remote_code", "revision"},
     "data": {"revision", "test_file", "corrections", "task"},
     "adapter": {"target_modules"},
-    "training": {"machines", "rendezvous"},
+    "training": ELSEWHERE["training"],
 }
 """Configuration that is recorded in config.yaml but is not a parameter: nobody compares it, or what the run made of it
 (`found_parameters`) says more, and MLflow never lets go of a value once logged."""
