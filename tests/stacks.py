@@ -64,12 +64,13 @@ def with_the_demo_made(cache: Path) -> dict[str, str]:
 class Stack:
     """A stack in `folder`; it can be stopped or killed and started again there."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, source: Path = ROOT) -> None:
+        """`source`: where the program lies, which may be another version of it."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("flows", "tasks", "prefect.yaml"):
             if not (folder / name).exists():
-                (folder / name).symlink_to(ROOT / name)
+                (folder / name).symlink_to(source / name)
         self.ports = free_port(), free_port()
         self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in self.ports)
         self.pages = self.prefect, self.mlflow
@@ -78,7 +79,7 @@ class Stack:
         self.environment = {
             **inherited,
             "PREFECT_HOME": str(folder / "prefect"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(source),
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # of its own it looks once a minute
             **with_the_demo_made(folder / "cache"),
             **(environment or {}),
