@@ -27,6 +27,8 @@ class Program(NamedTuple):
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    niceness: int = 0
+    """By so much it, and what it starts, leaves the processors to others."""
 
 
 class Started(Record):
@@ -70,7 +72,10 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        started = Started(name=program.name, pid=process.pid, created=psutil.Process(process.pid).create_time())
+        seen = psutil.Process(process.pid)
+        if program.niceness:
+            seen.nice(min(seen.nice() + program.niceness, 19))  # before it has threads, which have their own
+        started = Started(name=program.name, pid=process.pid, created=seen.create_time())
         self.running[program.name] = Running(program, process, started)
         processes = tuple(running.started for running in self.running.values())
         Register(folder=str(Path.cwd()), processes=processes).write(self.register)

@@ -68,6 +68,10 @@ from tasks.tracking.run import close_silent_runs
 
 PREFECT, MLFLOW = "the Prefect server", "the MLflow server"
 
+NICENESS = 10
+"""Of the workers, and so of all that runs do: the servers answer while trainings keep all cores busy. A training that
+has the machine to itself loses nothing by it."""
+
 TABLES_SECONDS = 600.0
 """So long a server may take that makes its tables in a database: a busy one took two minutes."""
 
@@ -190,7 +194,7 @@ def start(options: Options, processes: Processes) -> None:
             say(f"{'missed':<10}  {sentence}")
         began = datetime.now(UTC)
         for program in worker_programs(name, runs, trials_at_once(), everyone):
-            processes.start(program)
+            processes.start(program._replace(niceness=NICENESS))
         deploy(client, processes.register.with_name("peft-flow-deployed.json"))
         publish_facts(client, own_facts(options.database.studies if options.database else None))
         make_automation(client)
