@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.clicks [--against COMMIT ...] [--clicks 200] [--people 4] [--rounds 1]
 
-`peft-flow up` runs in a folder of its own, over SQLite, with two trainings of the demo that never end. So many people do
-what the pages of Prefect and MLflow do for a click (a schedule is switched, parameters are set, a run is made and
+`peft-flow up` runs in a folder of its own, over SQLite, with two trainings of the demo that never end. So many people
+do what the pages of Prefect and MLflow do for a click (a schedule is switched, parameters are set, a run is made and
 cancelled, runs are looked for, a tag, a note, metrics and an alias are written), each as soon as the last was answered.
-Refused is an answer of 400 or more, and none within 30 s. With `--against` the programs of these commits are measured too,
-in turns. Processor seconds per second are those of the trainings while people clicked.
+Refused is an answer of 400 or more, and none within 30 s. With `--against` the programs of these commits are measured
+too, in turns. Processor seconds per second are those of the trainings while people clicked.
 """
 
 import argparse

@@ -78,6 +78,9 @@ def main(door: int, parent: int) -> None:
 
     import uvicorn
 
+    from tasks.servers.waiting import let_writers_wait
+
+    let_writers_wait()  # other commands, and `peft-flow up`, write to the same database
     server = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,

@@ -68,7 +68,7 @@ from tasks.tracking.run import close_silent_runs
 
 PREFECT, MLFLOW = "the Prefect server", "the MLflow server"
 
-NICENESS = 10
+NICENESS = 5
 """Of the workers, and so of all that runs do: the servers answer while trainings keep all cores busy. A training that
 has the machine to itself loses nothing by it."""
 
