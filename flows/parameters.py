@@ -22,7 +22,7 @@ def parameters_of(kind: type[Config]) -> Callable[[F], F]:
     Prefect reads names, types, bounds and defaults from the signature, and the descriptions from the docstring's Args.
     """
     described = kind.model_json_schema()["properties"]
-    parameters, lines = [], []
+    parameters, lines, defaults = [], [], defaults_of(kind)
     for name, field in kind.model_fields.items():
         parameters.append(
             inspect.Parameter(
@@ -42,7 +42,7 @@ def parameters_of(kind: type[Config]) -> Callable[[F], F]:
     def show(function: F) -> F:
         @wraps(function)
         def called(**given: Any) -> object:
-            values = unfolded(given)
+            values = unfolded(given, defaults)
             return function(**(dict(checked(kind, values)) if given.get(ADVANCED) else values))
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -54,4 +54,8 @@ def parameters_of(kind: type[Config]) -> Callable[[F], F]:
 
 def told(kind: type[K]) -> K:
     """What the flow run at hand was told."""
-    return checked(kind, unfolded(runtime.flow_run.parameters))
+    return checked(kind, unfolded(runtime.flow_run.parameters, defaults_of(kind)))
+
+
+def defaults_of(kind: type[Config]) -> dict[str, Any]:
+    return {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}

@@ -190,17 +190,9 @@ class Stack:
         )
         if self.login:
             request.add_header("authorization", f"Basic {base64.b64encode(self.login.encode()).decode()}")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    text = answer.read()
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or time.monotonic() > deadline:  # its database was locked: try again, it means
-                    raise
-                time.sleep(1)
-            else:
-                return json.loads(text) if text else None
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
 
     def refusal(self, method: str, path: str, body: Any) -> str:
         """Prefect's words when it refuses; nothing when it does not."""

@@ -1,12 +1,15 @@
 """The Prefect server of one command."""
 
 import http.client
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,38 @@ def test_server_is_that_of_this_process_until_it_is_stopped(home: Path) -> None:
     server.wait()
     server.stop()
     assert server.process.returncode in (0, -signal.SIGTERM) and PREFECT_API_URL.value() is None
+
+
+def test_commands_with_servers_of_their_own_write_at_once(home: Path) -> None:
+    """Over one database, as two commands at the same time do."""
+    servers = TemporaryServer(), TemporaryServer()
+    for server in reversed(servers):  # each ends what it has set for this process, the last first
+        server.wait()
+
+    def asked(port: int, method: str, path: str, body: Any) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, f"/api{path}", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        return answer.status, json.loads(text or "{}")
+
+    def switch(port: int) -> list[int]:
+        """A schedule, on and off: the server reads it, and then writes."""
+        flow = asked(port, "POST", "/flows/", {"name": "one"})[1]
+        schedules = [{"active": False, "schedule": {"cron": "0 3 * * 1"}}]
+        given = {"name": str(threading.get_ident()), "flow_id": flow["id"], "schedules": schedules}
+        status, made = asked(port, "POST", "/deployments/", given)
+        path = f"/deployments/{made['id']}/schedules/{made['schedules'][0]['id']}"
+        return [status, *(asked(port, "PATCH", path, {"active": active})[0] for active in (True, False) * 2)]
+
+    try:
+        with ThreadPoolExecutor(4) as people:
+            found = list(people.map(switch, [server.port for server in servers] * 2))
+    finally:
+        for server in reversed(servers):
+            server.stop()
+    assert found == [[201, *[204] * 4]] * 4
 
 
 def test_server_that_ends_is_an_error_in_words(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

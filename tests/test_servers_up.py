@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -249,6 +251,8 @@ class InTurn(NamedTuple):
 
     killed: str
     finished: str
+    niceness: int
+    """Of the first one's process."""
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +261,12 @@ def in_turn(stack: Stack, parameters: dict[str, Any]) -> InTurn:
     second = stack.submit(parameters | {"seed": 1})
     until(lambda: stack.tasks(first).get("train adapter") == "RUNNING", 240, "training")
     assert stack.state(second) == "SCHEDULED"  # the worker has looked for work many times
-    os.kill(int(stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]), signal.SIGKILL)
+    training = psutil.Process(int(stack.call("GET", f"/flow_runs/{first}")["infrastructure_pid"]))
+    niceness = training.nice()
+    training.kill()
     assert stack.until_state(first, *FINAL) == "CRASHED"
     assert stack.until_state(second, *FINAL) == "COMPLETED"
-    return InTurn(first, second)
+    return InTurn(first, second, niceness)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +309,28 @@ def test_wrong_parameters_are_refused_by_name_before_a_run_exists(
     before = stack.call("POST", "/flow_runs/count", {})
     assert named in stack.refusal("POST", path, {"parameters": parameters | wrong, "state": {"type": "SCHEDULED"}})
     assert stack.call("POST", "/flow_runs/count", {}) == before
+
+
+def test_servers_go_before_trainings_and_readers_wait_for_no_writer(stack: Stack, in_turn: InTurn) -> None:
+    for words in ("prefect server start", "mlflow server"):
+        server = stack.process_of(words)
+        assert server and server.nice() == os.nice(0), words
+    assert in_turn.niceness == min(os.nice(0) + stacks.NICENESS, 19)
+    with closing(sqlite3.connect(stack.folder / "prefect/prefect.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_schedules_that_many_switch_at_once_are_all_switched(stack: Stack) -> None:
+    paths = []
+    for name in ("finetune/finetune-gpt2-rotten-tomatoes", "retrain/retrain", "retrain/retrain-gpt2-rotten-tomatoes"):
+        found = stack.call("GET", f"/deployments/name/{name}")
+        paths.append(f"/deployments/{found['id']}/schedules/{found['schedules'][0]['id']}")
+
+    def switch(path: str) -> list[str]:
+        return [stack.refusal("PATCH", path, {"active": active}) for active in (True, False) * 5]
+
+    with ThreadPoolExecutor(len(paths) * 2) as people:
+        assert {words for refusals in people.map(switch, paths * 2) for words in refusals} == {""}
 
 
 def test_server_that_dies_is_started_again(stack: Stack) -> None:

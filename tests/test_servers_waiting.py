@@ -49,3 +49,49 @@ def test_writer_waits_for_the_other_where_prefect_of_itself_fails(tmp_path: Path
         asyncio.run(switched_while_busy(AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/a.db")))
     config = WaitingSqlite(connection_url=f"sqlite+aiosqlite:///{tmp_path}/b.db")
     assert asyncio.run(switched_while_busy(config)) == 11
+
+
+async def order_of_writers(config: AioSqliteConfiguration, count: int) -> list[int]:
+    """Numbers of writers that come one after another while the first is at it, in the order in which they write."""
+    engine = await config.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sqlalchemy.text("CREATE TABLE writes (number INTEGER)"))
+    at_it, others_wait = asyncio.Event(), asyncio.Event()
+
+    async def write(number: int) -> None:
+        async with AsyncSession(engine) as session, config.begin_transaction(session):
+            await session.execute(sqlalchemy.text(f"INSERT INTO writes VALUES ({number})"))
+            at_it.set()
+            await others_wait.wait()
+
+    first = asyncio.create_task(write(0))
+    await at_it.wait()
+    others = [asyncio.create_task(write(number)) for number in range(1, count)]
+    await asyncio.sleep(0.2)  # each has asked, and none was let in
+    others_wait.set()
+    await asyncio.gather(first, *others)
+    async with engine.connect() as connection:
+        found = list((await connection.execute(sqlalchemy.text("SELECT number FROM writes ORDER BY rowid"))).scalars())
+    await engine.dispose()
+    return found
+
+
+def test_writers_go_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    config = WaitingSqlite(connection_url=f"sqlite+aiosqlite:///{tmp_path}/a.db")
+    assert asyncio.run(order_of_writers(config, 20)) == list(range(20))
+
+
+async def within_another(config: AioSqliteConfiguration) -> bool:
+    engine = await config.engine()
+    async with (
+        AsyncSession(engine) as outer,
+        AsyncSession(engine) as inner,
+        config.begin_transaction(outer),
+        config.begin_transaction(inner),
+    ):
+        return True
+
+
+def test_transaction_within_another_does_not_wait_for_itself(tmp_path: Path) -> None:
+    config = WaitingSqlite(connection_url=f"sqlite+aiosqlite:///{tmp_path}/a.db")
+    assert asyncio.run(asyncio.wait_for(within_another(config), 20))

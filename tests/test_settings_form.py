@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,15 +163,51 @@ def test_flows_that_are_folded_are_those_with_sections() -> None:
 
 
 def test_redeploying_moves_what_people_have_set_to_where_the_form_shows_it() -> None:
-    class There:
-        parameters = OLD
-
+    there = SimpleNamespace(parameters=OLD, parameter_openapi_schema={"properties": {"seed": {}}})
     entry = {"name": "finetune", "entrypoint": "flows.finetune.finetune", "parameters": {"seed": 1}}
     before = {**entry, "parameters": {"seed": 1}}
-    moved = deployments.adapted(entry, There, before)["parameters"]
+    moved = deployments.adapted(entry, there, before)["parameters"]
     assert moved == folded(OLD, entry["entrypoint"])
-    There.parameters = moved  # the second time nothing moves
-    assert deployments.adapted(entry, There, before)["parameters"] == moved
+    there.parameters = moved  # the second time nothing moves
+    assert deployments.adapted(entry, there, before)["parameters"] == moved
+
+
+def test_what_an_older_schedule_or_automation_says_counts_over_what_the_deployment_has_under_advanced() -> None:
+    """Prefect puts the parameters of the one over those of the other, by their first names."""
+    deployment = folded(OLD, "flows.finetune.finetune")
+    for told in (
+        {"training": {"batch_size": 4}},
+        {"training": {"epochs": 1, "batch_size": 4}, "seed": 0},
+        {"adapter": {"r": 2}, "seed": 8},
+        {"data": {"name": "d.csv", "max_length": 16}, "offline": True},
+    ):
+        assert checked(RunConfig, unfolded({**deployment, **told})) == checked(RunConfig, {**OLD, **told}), told
+    kept = unfolded({**deployment, "training": {"epochs": 9}})["training"]
+    assert kept == {"epochs": 9, "batch_size": 8}  # as the form of today says it
+    filled = {**dict(RunConfig()), **deployment}  # as Prefect calls the flow
+    assert unfolded(filled, dict(RunConfig()))["seed"] == 3
+    assert unfolded({**filled, "seed": 8}, dict(RunConfig()))["seed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("set_by_people", "names"),
+    [
+        ({"training": {"epochs": 5}}, ("demo-gpt2", "demo-reviews")),
+        ({"model": {"name": "a/b"}}, ("a/b", "demo-reviews")),
+        ({}, None),
+    ],
+)
+def test_job_that_took_the_demo_from_an_older_form_goes_on_with_it(set_by_people: Any, names: Any) -> None:
+    there = SimpleNamespace(parameters=set_by_people, parameter_openapi_schema={"properties": {"seed": {}}})
+    entry = {"name": "finetune", "entrypoint": "flows.finetune.finetune"}
+    moved = deployments.adapted(entry, there, entry)["parameters"]
+    if names is None:  # nobody has said anything: the form of today begins with nothing there
+        assert moved == {}
+        return
+    assert (moved["model"]["name"], moved["data"]["name"]) == names and not refusals(moved, "finetune")
+    there.parameter_openapi_schema = {"properties": {"advanced": {}}}
+    there.parameters = {"training": {"epochs": 5}}  # and in the form of today an empty name is nobody's demo
+    assert deployments.adapted(entry, there, entry)["parameters"] == there.parameters
 
 
 def test_flow_puts_advanced_fields_into_their_sections_and_checks_them() -> None:

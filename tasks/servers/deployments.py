@@ -142,10 +142,23 @@ def adapted(entry: dict[str, Any], before: Any, said_before: dict[str, Any] | No
     if before is None:
         return {**entry, "parameters": forms.folded(said, entry["entrypoint"])}
     parameters = merged((said_before or {}).get("parameters", {}), said, forms.unfolded(before.parameters))
+    if parameters and has_older_form(before, entry["entrypoint"]):
+        parameters = forms.with_names(parameters, {name: getattr(DEMO, name).name for name in forms.NOT_PREFILLED})
     if kept := [name for name in said if parameters.get(name) != said[name]]:
         tell("%s: %s stays as it was set in Prefect", entry["name"], ", ".join(kept))
     shown = forms.folded(parameters, entry["entrypoint"])
     return {**{key: value for key, value in entry.items() if key != "schedules"}, "parameters": shown}
+
+
+DEMO = config.RunConfig()
+"""Of which model and data were the demo's in a form where nobody had said otherwise."""
+
+
+def has_older_form(deployment: Any, entrypoint: str) -> bool:
+    """Whether it shows all fields at once."""
+    if entrypoint.rpartition(".")[2] not in forms.FOLDED:
+        return False
+    return forms.ADVANCED not in (deployment.parameter_openapi_schema or {}).get("properties", {})
 
 
 NOT_THERE: Any = object()

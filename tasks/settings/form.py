@@ -35,16 +35,29 @@ def first_of(section: str, retraining: bool) -> tuple[str, ...]:
     return FIRST.get(section, ()) + (FIRST_OF_RETRAINING.get(section, ()) if retraining else ())
 
 
-def unfolded(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with all that is under `advanced` in its section."""
-    values = dict(given)
+def unfolded(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Parameters with all that is under `advanced` in its section.
+
+    What stands outside `advanced` though the form has it there was told by a program, a schedule or an older form.
+    Prefect puts it beside what the deployment has under `advanced`, over which it counts: a section as a whole, as
+    Prefect has it for all sections. `defaults` are of fields that Prefect adds where nothing was told.
+    """
+    values, defaults = dict(given), defaults or {}
     for name, value in (values.pop(ADVANCED, None) or {}).items():
         own = values.get(name)
         if isinstance(value, Mapping) and isinstance(own, Config | Mapping):
-            values[name] = {**(own.model_dump(exclude_unset=True) if isinstance(own, Config) else own), **value}
-        else:
+            said = own.model_dump(exclude_unset=True) if isinstance(own, Config) else own
+            if said.keys() <= {*first_of(name, retraining=True)}:
+                values[name] = {**said, **value}
+        elif name not in values or (name in defaults and own == defaults[name]):
             values[name] = value
     return values
+
+
+def with_names(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Parameters in sections that name model and data: an older form had the demo's, `names`, where they were not
+    told; this one has none."""
+    return {**given, **{section: {"name": names[section], **given.get(section, {})} for section in NOT_PREFILLED}}
 
 
 def folded(given: Mapping[str, Any], entrypoint: str) -> dict[str, Any]:
