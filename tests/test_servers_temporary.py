@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 from tasks.base.fresh_process import with_our_modules
 from tasks.servers import temporary
 from tasks.servers.temporary import EPHEMERAL, TemporaryServer
+from tasks.servers.waiting import WaitingSqlite
 from tests.stacks import until
 
 
@@ -59,6 +61,21 @@ def test_server_is_that_of_this_process_until_it_is_stopped(home: Path) -> None:
     assert server.process.returncode in (0, -signal.SIGTERM) and PREFECT_API_URL.value() is None
 
 
+def test_its_writers_wait_for_those_of_other_servers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+    from prefect.server.database.dependencies import MODELS_DEPENDENCIES
+
+    monkeypatch.setitem(MODELS_DEPENDENCIES, "database_config", None)
+    monkeypatch.setattr(temporary, "end_with", lambda parent, number: None)
+    seen = []
+    served = lambda server, sockets: seen.append(MODELS_DEPENDENCIES["database_config"])  # noqa: E731
+    monkeypatch.setattr(uvicorn.Server, "run", served)
+    with socket.socket() as door:
+        temporary.main(os.dup(door.fileno()), os.getpid())
+    assert isinstance(seen[0], WaitingSqlite) and str(home) in seen[0].connection_url
+
+
+@pytest.mark.endurance
 def test_commands_with_servers_of_their_own_write_at_once(home: Path) -> None:
     """Over one database, as two commands at the same time do."""
     servers = TemporaryServer(), TemporaryServer()
@@ -80,7 +97,7 @@ def test_commands_with_servers_of_their_own_write_at_once(home: Path) -> None:
         given = {"name": str(threading.get_ident()), "flow_id": flow["id"], "schedules": schedules}
         status, made = asked(port, "POST", "/deployments/", given)
         path = f"/deployments/{made['id']}/schedules/{made['schedules'][0]['id']}"
-        return [status, *(asked(port, "PATCH", path, {"active": active})[0] for active in (True, False) * 2)]
+        return [status, *(asked(port, "PATCH", path, {"active": active})[0] for active in (True, False) * 5)]
 
     try:
         with ThreadPoolExecutor(4) as people:
@@ -88,7 +105,7 @@ def test_commands_with_servers_of_their_own_write_at_once(home: Path) -> None:
     finally:
         for server in reversed(servers):
             server.stop()
-    assert found == [[201, *[204] * 4]] * 4
+    assert found == [[201, *[204] * 10]] * 4
 
 
 def test_server_that_ends_is_an_error_in_words(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
