@@ -20,6 +20,7 @@ from tasks.data.targets import labels_of
 from tasks.data.tokens import key_of_tokens, known_texts, tokenize
 from tasks.models import foundation as models
 from tasks.models.adapter import check_adapter
+from tasks.models.sharding import check_sharding
 from tasks.models.trial import try_model
 from tasks.scores.objective import objective
 from tasks.settings.config import RunConfig
@@ -130,7 +131,9 @@ def check_input(config: RunConfig, found: tuple[Source, Source] | None = None) -
     data = found[0] if found else find_data(config)
     check_training(patient(read_splits)(data, config.data), config)
     model = found[1] if found else models.find_model(config)
-    check_adapter(models.check_model(model, config), model, config)
+    empty = models.check_model(model, config)
+    check_adapter(empty, model, config)
+    check_sharding(empty, model, config)
     # weights come from the Hub within the flow, where Prefect waits for one that breaks off
     if found or model.is_local:
         try_model(model, config)

@@ -55,6 +55,11 @@ class TrainingConfig(Config):
         description="Keep only what enters each block of the model, and compute the rest again for the gradients: "
         "the same adapter in much less memory, a quarter to a half slower.",
     )
+    shard_model: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Have each of several processes keep its part of the frozen weights alone (FSDP2): the same "
+        "numbers, slower, in a fraction of the memory. auto: where the weights do not fit on one GPU.",
+    )
     learning_rate: float | None = Field(
         None,
         ge=0,

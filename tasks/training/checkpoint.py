@@ -122,9 +122,11 @@ def changing_tensors(model: Any) -> Tensors:
     found: Tensors = {}
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if name in weights and name not in trainable:
+            continue
         # layers may share one tensor: it is saved once, and loading it once reaches all of them
-        if (name in trainable or name not in weights) and place not in seen:
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if place not in seen:
             seen.add(place)
             found[name] = tensor
     return found

@@ -17,7 +17,7 @@ from tasks.base.words import counted
 from tasks.base.work import RunFolder
 from tasks.models import adapter as adapters
 from tasks.models import foundation as models
-from tasks.models import quantized
+from tasks.models import quantized, sharding
 from tasks.models.adapter import PROBE_ROWS
 from tasks.models.blocks import compute_blocks_twice
 from tasks.scores.objective import Metric
@@ -149,19 +149,20 @@ def fit_with(
     from safetensors.torch import save_file
 
     from tasks.models import serving
+    from tasks.training.saving import WholeWeights
 
     transformers.set_seed(config.seed)
     splits = load_from_disk(data.folder)
     target = target_of(config, data, array(splits["train"], "labels"))
     tokenizer = models.load_tokenizer(data.model, config.model)
-    model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
-    model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+    model, fresh, ranks = load(config, data, tokenizer, ranks)
     if config.training.gradient_checkpointing:
         compute_blocks_twice(model.get_base_model())
     if quantized.packed(model):
         most = min(pieces.most_tokens, config.training.batch_size * config.data.max_length)
         tell("%s", quantized.weights_sentence(model, most))
-    model, trunk, begun = serving.on_best_device(model), None, time.monotonic()
+    model = model if ranks.sharded else serving.on_best_device(model)
+    trunk, begun = None, time.monotonic()
     if config.adapter.layers:
         trunk = Trunk(model, data, config, splits)
         trunk.compute(model, tokenizer, splits, config.evaluation.batch_size, tell)
@@ -175,7 +176,8 @@ def fit_with(
     try:
         with trunk.in_place_of_blocks(model) if trunk else nullcontext():
             trim_last_block(model, batch)
-            quick = quick_autocast(model) if trainer.args.bf16 and trainer.args.use_cpu else nullcontext()
+            has_whole_weights = trainer.args.bf16 and trainer.args.use_cpu and not ranks.sharded
+            quick = quick_autocast(model) if has_whole_weights else nullcontext()
             with quick_dropout(model), quick:
                 trainer.go_on()
     except Exception:
@@ -187,15 +189,17 @@ def fit_with(
             adapters.save_adapter(model, tokenizer, config, data, run.stopped, target.provisional(trainer.best))
             watcher.stopped(run.stopped, trainer.state.global_step)
         raise
-    if not ranks.is_first:
+    if not (ranks.is_first or ranks.sharded):
         return None
     seconds, best = trainer.seconds, trainer.best
     # Trainer leaves bfloat16 autocast on the model; what is read back from disk has none
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.use_best()
     model.eval()
-    fitted = target.fitted(best)
     probe = serving.classify(model, tokenizer, splits["validation"][:PROBE_ROWS], config.evaluation.batch_size)
+    if not ranks.is_first:
+        return None
+    fitted = target.fitted(best)
     adapters.save_adapter(model, tokenizer, config, data, run.adapter, fitted, best.rows())
     save_file({"logits": probe}, run.probe)
     trainable, total = model.get_nb_trainable_parameters()
@@ -222,13 +226,30 @@ def fit_with(
     )
 
 
+def load(config: RunConfig, data: PreparedData, tokenizer: Any, ranks: Ranks) -> tuple[Any, list[str], Ranks]:
+    """The model with an untrained adapter, the names of its fresh modules, and whether its weights are shared out."""
+    sharded = ranks.size > 1 and bool(ranks.told(sharding.is_to_be_sharded(data.model, config)))
+    ranks = ranks._replace(sharded=sharded)
+    mesh = sharding.mesh_of(ranks.size) if sharded else None
+    with ranks.in_turn() if sharded else nullcontext():
+        model, fresh = models.load_foundation(data.model, config, data.label_names, tokenizer)
+        model = adapters.attach_adapter(model, config, fresh, planned_steps(config, data.rows("train")))
+        if sharded:
+            model = sharding.share_out(model, mesh)
+            tell("%s", sharding.sharing_sentence(model, ranks.size))
+    return model, fresh, ranks
+
+
 def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces, ranks: Ranks) -> dict[str, str]:
     """What this machine trains with: chosen once from what it has, never by the user, and logged."""
     import torch
 
     products = {"quantised_products": quantized.rounding(model)} if quantized.packed(model) else {}
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    kept = f"{sharding.bytes_here(frozen)} of {sharding.bytes_of_all(frozen)} bytes" if ranks.sharded else ""
     return {
         **products,
+        **({"frozen_weights_here": kept} if kept else {}),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
         "processes": str(ranks.size),
@@ -247,33 +268,6 @@ def unlike_rows(split: Any, trainer: Any) -> dict[str, "Tensor"]:
     lengths = array(split, "length")
     batch = trainer.data_collator([trainer.train_dataset[int(row)] for row in (lengths.argmin(), lengths.argmax())])
     return {name: values.to(trainer.model.device) for name, values in batch.items()}
-
-
-class WholeWeights:
-    """The trained weights as they were before the update at hand: one that is broken off leaves some old, some new."""
-
-    def __init__(self, model: Any) -> None:
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.before: list[Tensor] = []
-
-    def callback(self) -> "TrainerCallback":
-        from transformers import TrainerCallback
-
-        whole = self
-
-        class WholeWeightsCallback(TrainerCallback):
-            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                whole.before = [weight.detach().clone() for weight in whole.weights]
-
-            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                whole.before = []
-
-        return WholeWeightsCallback()
-
-    def restore(self) -> None:
-        """Undo what was done of an update that did not come to its end."""
-        for weight, before in zip(self.weights, self.before, strict=False):
-            weight.data.copy_(before)
 
 
 def build_trainer(

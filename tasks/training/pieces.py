@@ -35,13 +35,15 @@ class Pieces:
 
     def of(self, batch: "Batch") -> "Iterator[Batch]":
         """A batch that fits as it is, else pieces of as many rows, give or take one, in their order."""
-        rows, length = batch["attention_mask"].shape
-        fitting = max(1.0, min(self.most_tokens // length, self.most_pairs // length**2))
-        count = math.ceil(rows / fitting)
+        rows, count = len(batch["attention_mask"]), self.count(batch)
         for place in range(count):
             piece = batch if count == 1 else shortened(batch, slice(rows * place // count, rows * (place + 1) // count))
             self.latest = (piece["attention_mask"].shape[0], piece["attention_mask"].shape[1])
             yield piece
+
+    def count(self, batch: "Batch") -> int:
+        rows, length = batch["attention_mask"].shape
+        return math.ceil(rows / max(1.0, min(self.most_tokens // length, self.most_pairs // length**2)))
 
     def smaller(self) -> int:
         """The most tokens, so that half the rows of the piece at hand go at a time; 0 where it is one row, or none."""

@@ -34,6 +34,8 @@ class Ranks(NamedTuple):
     first_here: int = 0
     """Number of the first one on the same machine."""
     machines: int = 1
+    sharded: bool = False
+    """Each has only its part of the frozen weights: they compute together, pass by pass."""
 
     @property
     def is_first(self) -> bool:
@@ -71,6 +73,15 @@ class Ranks(NamedTuple):
     def told(self, value: Any) -> Any:
         """What the first says, in all of them. A value of JSON."""
         return self.gathered(value if self.is_first else None)[0]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One after the other on each machine, whose memory then holds one whole model at a time."""
+        mine = self.number - self.first_here
+        for turn in range(self.size // self.machines):
+            if turn == mine:
+                yield
+            self.numbers()
 
     def hand_over(self, folder: Path) -> None:
         """Have every machine find the files of a folder that lies on that of the first."""

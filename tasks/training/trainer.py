@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from tasks.base.records import digest
 from tasks.training import resume
 from tasks.training.checkpoint import (
     Checkpoint,
@@ -44,6 +43,7 @@ from tasks.training.resume import (
     set_averages,
     set_rank_pattern,
 )
+from tasks.training.saving import Saving
 
 
 class ResumableTrainer(Trainer):
@@ -154,13 +154,14 @@ class ResumableTrainer(Trainer):
             raise FloatingPointError(self.advice(f"a weight is not a number after step {self.state.global_step}"))
         self.ranks.check_alike(self.model, self.state.global_step)
         others, tokens = self.random_of_others(), self.tokens_of_all()
+        probe_loss = self.probe_loss() if self.ranks.is_first or self.ranks.sharded else None
         if not self.ranks.is_first:
             return
         optimizer, optimizer_values = pack_optimizer(self.optimizer)
         generators, generator_values = random_state()
         state = {
             "weights_sha256": tensors_sha256(weights),
-            "probe_loss": self.probe_loss(),
+            "probe_loss": probe_loss,
             "optimizer": optimizer_values,
             "scheduler": self.lr_scheduler.state_dict(),
             "random": generator_values,
@@ -303,6 +304,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
         losses = []
+        missing = self.missing_passes(self.pieces.count(inputs) if inputs else 0)
         for piece in self.pieces.of(inputs) if inputs else ():
             self.tokens += int(piece["attention_mask"].sum())
             self.tokens_with_padding += piece["attention_mask"].numel()
@@ -312,8 +314,23 @@ class ResumableTrainer(Trainer):
             if not math.isfinite(value):
                 raise FloatingPointError(self.advice(f"the loss is {value} at step {self.state.global_step + 1}"))
             self.step_loss += value
+        for _ in range(missing):
+            self.pass_without_effect(model)
         loss = sum(losses[1:], losses[0]) if losses else self._tr_loss.new_zeros(())
         return loss if self.ranks.size == 1 else self.joined(loss)
+
+    def missing_passes(self, mine: int) -> int:
+        """How many fewer passes this process has in this step than another: with shared weights all need as many."""
+        return int(max(self.ranks.numbers(mine))[0]) - mine if self.ranks.sharded else 0
+
+    def pass_without_effect(self, model: Any) -> None:
+        """Another process computes, with the weights of this one: gradients of zero, and no random number drawn."""
+        import torch
+
+        row = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        row.pop("labels")
+        with torch.random.fork_rng(), self.compute_loss_context_manager():
+            self.accelerator.backward(0 * model(**row).logits.sum())
 
     def joined(self, loss: Any) -> Any:
         """Of the processes' losses for their parts of a batch, the last; the others are added one by one, as those of
@@ -329,8 +346,15 @@ class ResumableTrainer(Trainer):
         return loss.new_tensor(last)
 
     def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
-        """By the first process alone, in the batches of one; the others hear the scores."""
-        found = super().evaluation_loop(*arguments, **named) if self.ranks.is_first else None
+        """By the first process alone, in the batches of one; the others hear the scores. Shared weights need all."""
+        import torch
+
+        found = None
+        if self.ranks.is_first:
+            found = super().evaluation_loop(*arguments, **named)
+        elif self.ranks.sharded:
+            with torch.random.fork_rng():  # a loader draws a number
+                found = super().evaluation_loop(*arguments, **named)
         told = self.ranks.told([found.metrics, found.num_samples] if found else None)
         return found or EvalLoopOutput(None, None, *told)
 
@@ -363,39 +387,3 @@ class ResumableTrainer(Trainer):
         if self.best.step and self.best.step != self.state.global_step:
             put_back(self.model, self.best.tensors)
             set_rank_pattern(self.model, self.best.rank_pattern)
-
-
-class Saving(TrainerCallback):
-    """When to write a checkpoint, when to stop, and what Trainer does not restore itself."""
-
-    def __init__(self, trainer: ResumableTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if found := self.trainer.found:
-            kept = found.state()
-            self.trainer._tr_loss.fill_(kept["loss_since_log"])
-            self.trainer._globalstep_last_logged = kept["last_logged"]
-        elif number := self.trainer.ranks.number:  # the first goes on with the numbers that one process would draw
-            set_seed(int(digest([args.seed, number])[:8], 16))
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = self.trainer.found
-        if found and state.global_step == found.step:
-            self.trainer.set_random_state("epoch_random" if found.step % self.trainer.steps_per_epoch() else "random")
-        self.trainer.epoch_state = random_state()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        trainer.finite_loss = f", and was {trainer.step_loss:.4g} at step {state.global_step}"
-        trainer.step_loss = 0.0
-        # at the end of an epoch, validation comes first: a run that goes on would skip it
-        if state.global_step % trainer.steps_per_epoch() and not control.should_training_stop:
-            control.should_save = trainer.is_agreed if trainer.ranks.size > 1 else trainer.stop() or trainer.is_due()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save = self.trainer.ranks.told(self.trainer.stop() or self.trainer.is_due())
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.ranks.told(self.trainer.stop()) and not control.should_training_stop:
-            raise KeyboardInterrupt

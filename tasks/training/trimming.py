@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.models.blocks import evaluating, find_blocks
 from tasks.models.quantized import rounding
+from tasks.models.sharding import gathered
 from tasks.models.trial import stirred
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def read_token(model: Any, block: Any, batch: Any) -> Found | None:
         # exactly zero: whatever is left out has no influence at all
         alone = {name: once[name] for name, slope in slopes.items() if not slope[others].any()}
         if "" in alone:
-            parts = outermost(
-                {name: call for name, call in alone.items() if name and works_alone(call, token, tolerance)}
-            )
+            with gathered(block):
+                parts = outermost(
+                    {name: call for name, call in alone.items() if name and works_alone(call, token, tolerance)}
+                )
             return Found(find, parts) if parts else None
     return None
 
