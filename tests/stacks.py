@@ -139,13 +139,10 @@ class Stack:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> float:
-        """Seconds that it took to go."""
-        began = time.monotonic()
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> None:
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
             self.process.wait(seconds)
-        return time.monotonic() - began
 
     def kill(self) -> None:
         """SIGKILL for everything of this stack at once, as when the power goes."""

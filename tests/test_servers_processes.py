@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from tasks.base.closing import FLOW_RUN, flow_run_of, has_worker
+from tasks.servers import processes as programs
 from tasks.servers.processes import Processes, Program, clear_leftovers, refuse_taken_port
+from tasks.servers.workers import FLOWS_STOP_SECONDS
 from tasks.settings.fields import InputError
 from tests.stacks import until
 
@@ -67,10 +69,30 @@ def test_stop_leaves_no_process_however_deaf(tmp_path: Path) -> None:
     processes.start(program(tmp_path, STUBBORN))
     assert printed(tmp_path) == "deaf\n"
     pid = pid_of(processes)
-    began = time.monotonic()
     processes.stop(["sleeper"])
-    assert not psutil.pid_exists(pid) and time.monotonic() - began < 6
+    assert not psutil.pid_exists(pid)
     assert not (tmp_path / "register.json").exists()
+
+
+def test_what_stops_together_waits_together_and_all_of_it_less_than_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[list[int]] = []
+
+    def end(heads: list[psutil.Process], everything: list[psutil.Process]) -> None:
+        ended.append(sorted(process.pid for process in heads))
+        programs.end_at_once(everything)
+
+    monkeypatch.setattr(programs, "end", end)
+    processes = Processes(tmp_path / "register.json")
+    pids = {name: 0 for name in ("one", "other", "server")}
+    for name in pids:
+        processes.start(program(tmp_path, name=name))
+        pids[name] = pid_of(processes, name)
+    processes.stop(("one", "other"), ("server",))
+    assert ended == [sorted([pids["one"], pids["other"]]), [pids["server"]]]
+    assert not any(psutil.pid_exists(pid) for pid in pids.values())
+    assert FLOWS_STOP_SECONDS + 2 * programs.STOP_SECONDS < 10  # which leaves some for what is closed
 
 
 def test_what_a_killed_process_left_is_ended_but_for_flow_runs(tmp_path: Path) -> None:

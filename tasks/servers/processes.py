@@ -121,12 +121,12 @@ class Processes:
             return []
         return [process for process in below if flow_run_of(process)]
 
-    def stop(self, order: Sequence[str]) -> None:
-        """End the programs in this order, gently and then for certain, with everything that they have started."""
-        for name in order:
-            if running := self.running.pop(name, None):
-                everything = session(running.started)
-                end([process for process in everything if process.pid == running.started.pid], everything)
+    def stop(self, *together: Collection[str]) -> None:
+        """End the programs, one group after the other, gently and then for certain, with all that they have started."""
+        for names in together:
+            begun = [self.running.pop(name).started for name in names if name in self.running]
+            everything = [process for started in begun for process in session(started)]
+            end([process for process in everything if process.pid in {one.pid for one in begun}], everything)
         self.register.unlink(missing_ok=True)
 
 

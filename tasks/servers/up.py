@@ -133,7 +133,7 @@ def up(options: Options) -> None:
             with demo_in_the_making():
                 watch(processes, tidy)
         finally:
-            stop(processes, tidy, (MLFLOW, PREFECT))
+            stop(processes, close_runs, (MLFLOW, PREFECT))
 
 
 def with_database(options: Options, file: Path) -> Options:
@@ -274,10 +274,15 @@ def demo_in_the_making() -> Iterator[None]:
         process.wait()
 
 
-def tidy() -> None:
-    """Nothing shows as running that has no process, and nothing waits for ever."""
+def close_runs() -> None:
+    """Nothing shows as running that has no process."""
     tidy_here(worker_name())
     close_silent_runs()
+
+
+def tidy() -> None:
+    """Nor does anything wait for ever."""
+    close_runs()
     for sentence in start_again(POOL):
         say(f"{'again':<10}  {sentence}")
     for name in wake_overdue(POOL):

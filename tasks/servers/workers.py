@@ -150,8 +150,8 @@ def run_page(flow_run_id: Any) -> str:
     return f"{os.environ['PREFECT_UI_URL']}/runs/flow-run/{flow_run_id}"
 
 
-def stop(processes: Processes, tidy: Callable[[], None], servers: Sequence[str] = ()) -> None:
-    """Flow runs first, while there are servers to tell; then the workers, then `servers`."""
+def stop(processes: Processes, close_runs: Callable[[], None], servers: Sequence[str] = ()) -> None:
+    """Flow runs first, while there are servers to tell; then the workers, then `servers`: in less than ten seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if not processes.running:
@@ -162,10 +162,10 @@ def stop(processes: Processes, tidy: Callable[[], None], servers: Sequence[str] 
     end({*heads, *orphans}, seconds=FLOWS_STOP_SECONDS)
     if heads or orphans:
         try:
-            tidy()
+            close_runs()
         except Exception as error:  # the next start does it
             say(f"not everything could be closed: {error}")
-    processes.stop([WORKER, TRIALS_WORKER, *servers])
+    processes.stop((WORKER, TRIALS_WORKER), servers)
     say("stopped")
 
 
