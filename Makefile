@@ -41,6 +41,7 @@ chaos: $(READY)
 # About three hours on two cores, and the machine must do nothing else meanwhile.
 bench: $(READY)
 	.venv/bin/python -m benchmarks.speed
+	.venv/bin/python -m benchmarks.start
 	.venv/bin/python -m benchmarks.tools
 	.venv/bin/python -m benchmarks.growth
 

@@ -14,15 +14,12 @@ import http.client
 import itertools
 import json
 import sqlite3
-import subprocess
-import tarfile
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,6 +27,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from benchmarks.speed import check_out
 from tasks.base.closing import flow_run_of
 from tasks.servers.deployments import POOL
 from tasks.sources.demo import demo_folder, demo_model
@@ -203,14 +201,6 @@ def in_parallel(works: list[Callable[[], None]]) -> None:
         thread.join()
 
 
-def of_commit(commit: str, folder: Path) -> Path:
-    """The program as it was, in `folder`."""
-    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
 def table(sides: dict[str, Side]) -> Iterator[str]:
     yield "| | clicks | refused | median | 95 % | worst | lines `database is locked` | trainings: processor s/s |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -250,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     demo_model()
     with tempfile.TemporaryDirectory() as folder:
-        sources = {commit: of_commit(commit, Path(folder) / f"source-{commit}") for commit in options.against}
+        sources = {commit: check_out(commit, Path(folder) / f"source-{commit}") for commit in options.against}
         sources["now"] = ROOT
         sides = {name: Side(Path(folder) / f"side-{name}", source) for name, source in sources.items()}
         for turn in range(options.rounds):

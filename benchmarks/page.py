@@ -54,6 +54,8 @@ def write_page(results: dict[str, Part], docs: Path) -> None:
         text += [LOSSES, loss_table(results["minilm"]), "![Loss curves](benchmark-losses.png)"]
     if "job" in results:
         text += [JOB, machine_line(results["job"]), job_table(results["job"])]
+    if "start" in results:
+        text += [START, machine_line(results["start"]), start_table(results["start"])]
     if "tools" in results:
         text += [TOOLS, machine_line(results["tools"]), tools_table(results["tools"])]
     if "growth" in results:
@@ -102,6 +104,13 @@ MiniLM, LoRA (r 8), one epoch in batches of 16, a quarter as many validation row
 own. *whole process* is from the command to its end, *training* what the program itself calls so, validation included.
 peft-flow's run has besides: data check, references, the test rows before and after, intervals, pictures, MLflow,
 Prefect, the adapter read back in another process.
+"""
+
+START = """
+## From a command to the prompt
+
+The demo, for the second time in its folder, and `predict` of 60 rows with its adapter, beside the first version that
+was measured, with the packages of today. *outside of the run*: start, imports, the Prefect server, the end.
 """
 
 GROWTH = """
@@ -188,6 +197,18 @@ def tools_table(part: Part) -> str:
             cells += [spread([one[what] for one in rounds]), "" if name == "peft-flow" else ratio]
         cells.append(spread([one["processor"] for one in rounds]))
         table.append("| " + " | ".join((rounds[0]["title"], *cells)) + " |")
+    return "\n".join(table)
+
+
+def start_table(part: Part) -> str:
+    """Both versions, and how many times as much the older one takes."""
+    measured = part["measured"]
+    old, now = names = list(dict.fromkeys(one["name"] for one in measured))
+    table = [f"| | {' | '.join(names)} | ratio |", "| --- | --- | --- | --- |"]
+    for what in measured[0]["found"]:
+        sides = [[one["found"][what] for one in by_round(part, name)] for name in (old, now)]
+        ratios = [before / after for before, after in zip(*sides, strict=True)]
+        table.append(f"| {what} | {' | '.join(map(spread, sides))} | {spread(ratios, '.2f')} |")
     return "\n".join(table)
 
 

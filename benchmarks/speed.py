@@ -15,11 +15,13 @@ import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +69,21 @@ PARTS = {
         ("peft-flow", "peft-flow-bare", "peft-flow-top", "best-settings"),
     ),
 }
+
+
+def check_out(commit: str, folder: Path) -> Path:
+    """The program as it was, in `folder`."""
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as packed:
+        packed.extractall(folder, filter="data")
+    # of two distributions of this name the first on the path counts: else MLflow would be given a module of today
+    about = folder / "peft_flow-0.1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: peft-flow\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[mlflow.artifact_repository]\nmlflow-artifacts = tasks.artifacts:repository\n"
+    )
+    return folder
 
 
 class Ended(NamedTuple):

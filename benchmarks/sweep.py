@@ -19,13 +19,11 @@ time, with one thread each. Ray is in no requirements:
 from tasks.base import environment  # isort: skip  (first: libraries read it when they are imported)
 
 import argparse
-import io
 import itertools
 import math
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +34,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.peers import has_bfloat16
-from benchmarks.speed import PARTS, ROOT, write_rows
+from benchmarks.speed import PARTS, ROOT, check_out, write_rows
 
 MODEL, ROWS = PARTS["minilm"].model, 1000
 OLD = "ac77f57"
@@ -108,20 +106,6 @@ def old_finetune(place: Place, values: dict[str, Any], code: Path) -> float:
     asked = ["--training.learning_rate", str(values["learning_rate"]), "--adapter.r", str(values["r"])]
     asked += ["--seed", str(values["seed"])]
     return watched(["flows.cli", "finetune", str(place.folder / "job.yaml"), *asked], place.folder, code)[1]
-
-
-def check_out(commit: str, folder: Path) -> Path:
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(folder, filter="data")
-    # of two distributions of this name the first on the path counts: else MLflow would be given a module of today
-    about = folder / "peft_flow-0.1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: peft-flow\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text(
-        "[mlflow.artifact_repository]\nmlflow-artifacts = tasks.artifacts:repository\n"
-    )
-    return folder
 
 
 # --- Ray Tune ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,18 +17,26 @@ if TYPE_CHECKING:
     from tasks.base.outcomes import MonitorResult, PredictionResult
 
 
+PREDICTION_IMPORTS = ("transformers.modeling_utils", "peft", "pandas")
+"""While Prefect's server does its own."""
+
+
 def run_predict(options: Namespace) -> int:
     config = load_config(overrides=overrides(options), kind=PredictionConfig)
     say_wait()
 
-    from tasks.base import environment  # noqa: F401  (before the libraries that read it)
-    from tasks.inference.job import find_job
+    from tasks.base import environment
+    from tasks.inference.job import job_of, look
 
-    with TemporaryDirectory() as folder:
-        find_job(config, Path(folder))  # what the user must change is said before Prefect starts
-    with prefect_starting():
-        from flows.predict import predict
-        from tasks.inference.prediction import describe_result
+    with environment.without_collection(), TemporaryDirectory() as folder:
+        found = look(config, Path(folder))  # most that the user must change is said before Prefect starts
+        with prefect_starting():
+            job_of(config, found)
+            from flows.predict import predict
+            from tasks.inference.prediction import describe_result
+
+            for name in PREDICTION_IMPORTS:
+                import_module(name)
 
     result: PredictionResult = predict(**dict(config))
     print(describe_result(result), file=sys.stderr if options.json or config.output == "-" else sys.stdout)

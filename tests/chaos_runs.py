@@ -1,14 +1,19 @@
 """Runs on two machines of which one dies on the way: each run ends once, and as if nothing had happened.
 
     sudo .venv/bin/python -m tests.chaos_runs [--runs 20] [--cut-off]
+    sudo .venv/bin/python -m tests.chaos_runs --predict 100000
 
 The machines are network namespaces with a host name and a folder of their own, each with `peft-flow worker`. The root
 namespace has PostgreSQL and `peft-flow up --database` with its passwords, whose own worker is stopped. When a quarter
 of the runs has ended and the second machine is training, it dies: its cable first, then all its processes, then its
 network. What it was doing must be free for the other within two minutes. With --cut-off it is only its cable, and it is
 back when the other has begun with its runs: its own processes, which are still at them, must end and change nothing. In
-the end, the runs that it had begun are run once more, undisturbed: adapters must be the same to the bit. It needs root,
-for namespaces, and the server of PostgreSQL (Debian: postgresql).
+the end, the runs that it had begun are run once more, undisturbed: adapters must be the same to the bit.
+
+With --predict it is a prediction of so many rows in four shards, whose command has a disk that neither machine sees.
+The second machine dies when it has labelled a first part of them. The bytes must be those of one undisturbed process.
+
+It needs root, for namespaces, and the server of PostgreSQL (Debian: postgresql).
 """
 
 from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries read it when they are imported)
@@ -16,10 +21,12 @@ from tasks.base import environment  # noqa: F401  isort: skip  (first: libraries
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +48,13 @@ PASSWORDS = {
     "PREFECT_SERVER_API_AUTH_STRING": "team:only-for-kills",
     "MLFLOW_TRACKING_USERNAME": "admin",
     "MLFLOW_TRACKING_PASSWORD": "only-for-these-kills",
+    "PGUSER": "postgres",  # with which a machine takes shards too
 }
+
+WORDS = ("delights from its first scene", "bores", "nobody needed", "stays in the memory", "is neither good nor bad")
+
+ENDED = {"Completed", "Crashed"}
+"""States of shards after all: of each that a dead machine had, another takes the place."""
 
 
 def say(message: str) -> None:
@@ -52,6 +65,7 @@ class Site:
     """All of it: servers, database, machines."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         caches = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())}
         self.stack = Stack(root / "app", PASSWORDS | caches)  # the demo's model is in the cache, or is made there
         self.database = Database(root / "postgresql")
@@ -76,6 +90,30 @@ class Site:
 
     def submit(self, seed: int) -> str:
         return self.stack.submit({"offline": True, "seed": seed}, "finetune-demo")
+
+    def predict(self, folder: Path, adapter: str, rows: int, *options: str, alone: bool = False) -> Path:
+        """The output of the command, given in `folder`, with the servers or (`alone`) with MLflow's only.
+
+        Raises CalledProcessError where it fails.
+        """
+        folder.mkdir(parents=True)
+        (folder / "mlruns").mkdir()
+        with (folder / "rows.csv").open("w") as file:
+            file.write("text\n")
+            file.writelines(f"a film of {row} minutes that {WORDS[row % len(WORDS)]}\n" for row in range(rows))
+        told = self.stack.environment | ({} if alone else self.stack.client_environment())
+        own_disk = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none mlruns && exec "$@"', "sh")
+        words = ("predict", adapter, "rows.csv", "out.csv", "--offline", *options)
+        with (folder / "log").open("wb") as log:
+            subprocess.run(
+                [*own_disk, sys.executable, "-m", "flows.cli", *words],
+                cwd=folder,
+                env=told | {"MLFLOW_TRACKING_URI": self.stack.mlflow},
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
+        return folder / "out.csv"
 
     def flow_runs(self, ids: Sequence[str]) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = self.stack.call(
@@ -203,11 +241,42 @@ def disturbed(site: Site, count: int, is_cut_off: bool) -> list[str]:
     return faults + other_than_undisturbed(site, seeds, lost)
 
 
+def predicted(site: Site, rows: int) -> list[str]:
+    """What is wrong after a prediction on the way of which a machine died."""
+    trained, doomed, began = site.submit(0), site.machines[1], time.monotonic()
+    until_ended(site, [trained], 1)
+    (run,) = recorded(site)[trained]
+    whole = site.predict(site.root / "alone", run.info.run_id, rows, alone=True).read_bytes()
+    say(f"one process labels {rows:,} rows: {time.monotonic() - began:.0f} s with the training of its adapter")
+
+    folder, began = site.root / "sharded", time.monotonic()
+    with ThreadPoolExecutor(1) as command:
+        driver = command.submit(site.predict, folder, run.info.run_id, rows, "--shards", "4")
+        parts = doomed.folder / "mlruns"
+        until(lambda: driver.done() or list(parts.rglob("parts/*.json")), STUCK_SECONDS, "a part of the machine")
+        begun = site.at_work(doomed, shards(site))
+        doomed.die()
+        say(f"{doomed.name} is dead, which had {len(begun)} shards and {len(list(parts.rglob('parts/*.json')))} parts")
+        out = driver.result(STUCK_SECONDS).read_bytes()
+    say(f"all is labelled after {time.monotonic() - began:.0f} s")
+    states = Counter(shard["state_name"] for shard in site.flow_runs(shards(site)))
+    say(f"shards: {dict(states)}")
+    faults = [] if out == whole else ["the output of the shards is not that of one process"]
+    faults += [] if begun else [f"{doomed.name} had no shard when it died"]
+    return faults + [f"{count} shards are {state}" for state, count in states.items() if state not in ENDED]
+
+
+def shards(site: Site) -> list[str]:
+    found = site.stack.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["predict-shard"]}}})
+    return [str(run["id"]) for run in found]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--root", type=Path, default=Path("/tmp/peft-flow-chaos-runs"))
     parser.add_argument("--cut-off", action="store_true", help="its cable only, and for a while")
+    parser.add_argument("--predict", type=int, metavar="ROWS", help="so many rows in four shards, and no other runs")
     options = parser.parse_args()
     root: Path = options.root.resolve()
     shutil.rmtree(root, ignore_errors=True)
@@ -216,12 +285,13 @@ def main() -> int:
     try:
         site.start()
         say("all is up")
-        faults = disturbed(site, options.runs, options.cut_off)
+        rows, count = options.predict, options.runs
+        faults = predicted(site, rows) if rows else disturbed(site, count, options.cut_off)
     finally:
         site.stop()
     for fault in faults:
         print("WRONG", fault)
-    say(f"{options.runs} runs in {(time.monotonic() - begun) / 60:.1f} min")
+    say(f"all of it in {(time.monotonic() - begun) / 60:.1f} min")
     return 1 if faults else 0
 
 

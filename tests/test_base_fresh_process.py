@@ -71,8 +71,11 @@ def test_fork_computes_what_this_process_does_asks_no_hub_and_says_why_it_failed
         "with fresh_process.reload_at_hand():\n"
         "    assert isinstance(fresh_process._waiting[fresh_process.RELOAD], fresh_process.Fork)\n"
         "    print(json.dumps({what: told(what) for what in ('hub', 'fail', 'die', 'multiply')}))\n"
-        "    fresh_process.run_offline(fresh_process.RELOAD, json.loads(sys.argv[1]))\n"
-        "    assert not fresh_process._waiting\n"
+        "    first = fresh_process._waiting[fresh_process.RELOAD].process.pid\n"
+        "    for _ in range(2):\n"  # as for two seeds
+        "        fresh_process.run_offline(fresh_process.RELOAD, json.loads(sys.argv[1]))\n"
+        "        assert fresh_process._waiting[fresh_process.RELOAD].process.pid == first\n"
+        "assert fresh_process.RELOAD not in fresh_process._waiting\n"
     )
     with in_new_process(code, tmp_path, json.dumps(request)) as process:
         output, errors = process.communicate()
@@ -99,6 +102,21 @@ def test_fork_ends_with_the_process_that_it_was_made_for(how: signal.Signals, tm
         waiting = psutil.Process(int(process.stdout.readline()))
         process.send_signal(how)
     until(lambda: not waiting.is_running() or waiting.status() == psutil.STATUS_ZOMBIE, 20, "end of the fork")
+
+
+def test_request_that_failed_says_nothing_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    code = (
+        "from tasks.base import fresh_process\n"
+        "with fresh_process.Fork('stand_in') as waiting:\n"
+        "    for what in ('well', 'fail', 'well', 'die'):\n"
+        '        _, words = waiting.communicate(\'{"what": "%s"}\' % what)\n'
+        "        print(what, waiting.returncode, words.count('heard'), 'MemoryError' in words)\n"
+    )
+    with in_new_process(code, tmp_path) as process:
+        output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert output.splitlines() == ["well 0 1 False", "fail 1 1 True", "well 0 1 False", "die -9 1 False"]
 
 
 def test_process_that_may_have_computed_something_is_not_forked(trained: Any) -> None:

@@ -116,24 +116,54 @@ def test_server_that_ends_is_an_error_in_words(home: Path, monkeypatch: pytest.M
     server.stop()
 
 
+def in_new_process(code: str) -> "subprocess.CompletedProcess[str]":
+    """In one that has imported nothing yet, and so can be forked."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | with_our_modules()
+    code = f"from tasks.base import environment\nfrom tasks.servers.temporary import TemporaryServer\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def test_server_ends_with_its_command_that_is_killed_and_leaves_a_database_that_serves_again(home: Path) -> None:
-    code = (
-        "from tasks.base import environment\n"
-        "from tasks.servers.temporary import TemporaryServer\n"
+    killed = in_new_process(
         "import os, signal\n"
         "server = TemporaryServer()\n"
         "print(server.process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | with_our_modules()
-    command = [sys.executable, "-c", code]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = int(killed.stdout)
     until(lambda: not psutil.pid_exists(left), 60, "end of the server")
     server = TemporaryServer()
     server.wait()
     server.stop()
+
+
+def test_fork_is_the_same_server_and_ends_as_quietly(home: Path) -> None:
+    done = in_new_process(
+        "import os, signal, urllib.request\n"
+        "from tasks.base.fresh_process import Forked\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"  # as the command does
+        "server = TemporaryServer()\n"
+        "assert isinstance(server.process, Forked) and server.process.poll() is None\n"
+        "server.wait()\n"
+        "os.kill(server.process.pid, signal.SIGINT)\n"
+        "server.wait()\n"
+        "address = f'http://127.0.0.1:{server.port}'\n"
+        "print(urllib.request.urlopen(f'{address}/api/admin/settings').read().decode())\n"
+        "try:\n"
+        "    urllib.request.urlopen(address)\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+        "server.stop()\n"
+        "print(server.process.returncode)\n"
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    settings, page, code = done.stdout.splitlines()
+    assert json.loads(settings)["home"] == str(home), "the settings of this process"
+    assert "404" in page, "the pages would be unpacked for nobody"
+    assert code in ("0", str(-signal.SIGTERM))
 
 
 def test_it_is_the_server_that_prefect_would_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ DEFAULTS = {
     # a thread that waits for the others gives its core away after microseconds: beside other work on two cores, the
     # 5 ms of GNU's OpenMP made a training take six times as long (benchmarks/busy.py)
     "GOMP_SPINCOUNT": "1000",
+    # nothing here is compiled; bitsandbytes, which peft imports if it is installed, would load the compiler for 1.7 s
+    "TORCHDYNAMO_DISABLE": "1",
     "GIT_PYTHON_REFRESH": "quiet",
     # what libraries start with `python -m` takes no module from the current folder, where users have their own
     "PYTHONSAFEPATH": "1",
@@ -131,13 +133,14 @@ for name in ("prefect.flow_runs", "prefect.task_runs"):
 
 def hide_short_bars() -> None:
     """No bars for what takes moments (reading weights, casting columns); downloads keep theirs."""
-    import datasets
     import huggingface_hub.utils
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is read when datasets is imported
+    if datasets := sys.modules.get("datasets"):
+        datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager

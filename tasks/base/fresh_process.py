@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,42 +40,16 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]  # -P: the current folder may hold a tasks.py of its own
 
 
-class Fork:
-    """What `start_offline` gives, without importing everything again: a fork of this process.
+class Forked:
+    """What Popen gives of a process, of a fork of this one that calls a function. It ends with this process."""
 
-    This one has computed nothing yet. The fork has what `prepare` of the module imports, and only ever reads files:
-    what is wrong on disk shows as in a process that was started anew. What it prints are its last words.
-    """
-
-    def __init__(self, module: str) -> None:
-        self.ours, theirs = multiprocessing.Pipe()
-        self.words = TemporaryFile("w+")  # noqa: SIM115  (closed with this)
-        # daemon: it ends with this process
-        self.process = multiprocessing.get_context("fork").Process(
-            target=self.serve, args=(module, theirs), daemon=True
-        )
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()
 
-    def serve(self, module: str, asked: Connection) -> None:
-        self.ours.close()  # else nobody would notice that the other process is gone
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(self.words.fileno(), stream.fileno())
-        import datasets
-        import huggingface_hub
-
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        try:
-            request = asked.recv()
-        except EOFError:  # who started this needs nothing, or is gone
-            return
-        import_module(module).main(json.loads(request))
-
-    def communicate(self, request: str) -> tuple[str, str]:
-        self.ours.send(request)
-        self.process.join()
-        self.words.seek(0)
-        return "", self.words.read()
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -83,8 +58,83 @@ class Fork:
     def returncode(self) -> int | None:
         return self.process.exitcode
 
+    def wait(self, timeout: float | None = None) -> None:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("fork", timeout or 0)
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
     def kill(self) -> None:
         self.process.kill()
+
+
+class Fork(Forked):
+    """What `start_offline` gives, without importing everything again: a fork of this process.
+
+    This one has computed nothing yet. The fork has what `prepare` of the module imports, and computes nothing either:
+    it forks once more for each request. That process only ever reads files: what is wrong on disk shows as in one that
+    was started anew. What it prints are its last words.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.ours, theirs = multiprocessing.Pipe()
+        self.words = TemporaryFile("w+")  # noqa: SIM115  (closed with this)
+        self.code: int | None = None
+        super().__init__(self.serve, module, theirs)
+        theirs.close()
+
+    def serve(self, module: str, asked: Connection) -> None:
+        self.ours.close()  # else nobody would notice that the other process is gone
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(self.words.fileno(), stream.fileno())
+        import datasets
+        import huggingface_hub
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        while True:
+            try:
+                request = asked.recv()
+            except EOFError:  # who started this needs no more, or is gone
+                return
+            asked.send(os.waitstatus_to_exitcode(os.waitpid(self.answer(module, request), 0)[1]))
+
+    @staticmethod
+    def answer(module: str, request: str) -> int:
+        """The process that does it."""
+        here = os.getpid()
+        if child := os.fork():
+            return child
+        code = 1
+        try:
+            end_with(here)
+            import_module(module).main(json.loads(request))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def communicate(self, request: str) -> tuple[str, str]:
+        self.words.seek(0)
+        self.words.truncate()
+        self.ours.send(request)
+        try:
+            self.code = self.ours.recv()
+        except EOFError:
+            self.wait()
+            self.code = self.process.exitcode
+        self.words.seek(0)
+        return "", self.words.read()
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the last request."""
+        return self.code
 
     def __enter__(self) -> "Fork":
         return self
@@ -95,10 +145,16 @@ class Fork:
         self.words.close()
 
 
+def can_fork() -> bool:
+    """Whether a fork of this process is as good as a fresh one: nothing has been computed here, and no thread would be
+    missing in it."""
+    return sys.platform == "linux" and "torch" not in sys.modules and threading.active_count() == 1
+
+
 def fork(module: str) -> Fork | None:
-    """None where a fork would not be as good as a fresh process: something may have been computed here, or a thread
-    would be missing in it, or a GPU is open, which a fork cannot use."""
-    if sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
+    """None where a fork would not be as good as a fresh process: see `can_fork`; or a GPU is open, which a fork cannot
+    use."""
+    if not can_fork():
         return None
     import_module(module).prepare()
     import torch
@@ -112,16 +168,20 @@ def run_offline(module: str, request: dict[str, Any]) -> None:
     process: subprocess.Popen[str] | Fork | None = _waiting.pop(module, None)
     if not process or process.poll() is not None:
         process = start_offline(module)
-    with process:
+    with ExitStack() as closing:
+        closing.enter_context(process)
         try:
             _, words = process.communicate(json.dumps(request))
         except BaseException:
             process.kill()
             raise
-    if process.returncode:
-        raise RuntimeError(
-            f"{module} failed in a fresh process (exit code {process.returncode}): {words.strip()[-2000:]}"
-        )
+        if process.returncode:
+            raise RuntimeError(
+                f"{module} failed in a fresh process (exit code {process.returncode}): {words.strip()[-2000:]}"
+            )
+        if isinstance(process, Fork):  # is there for the next request, of another seed's run
+            closing.pop_all()
+            _waiting[module] = process
 
 
 _waiting: "dict[str, subprocess.Popen[str] | Fork]" = {}

@@ -4,7 +4,7 @@ It is known by what it is about: content of the input, adapter, settings, progra
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.base.device import claim_device, limit_threads
 from tasks.base.machine import environment_key, where_paths_lead
@@ -49,12 +49,26 @@ class Job(Record):
     """Folder of the finished chunks; None for standard output."""
 
 
+class Found(NamedTuple):
+    """What a prediction is about, as far as it can be found out before anything heavy is imported."""
+
+    source: Source | None
+    adapter: Path
+    version: str
+    settings: dict[str, Any]
+    columns: tuple[str, ...]
+
+
 def find_job(config: PredictionConfig, folder: Path) -> Job:
     """Everything that can be refused before the model is loaded: InputError. The adapter is copied into `folder`.
 
     Takes this process's device, by which the work is known; with shards, each of them takes one of its own.
     """
-    (claim_device if config.shards == 1 else limit_threads)()
+    return job_of(config, look(config, folder))
+
+
+def look(config: PredictionConfig, folder: Path) -> Found:
+    """The part of `find_job` that takes moments: torch is not imported yet."""
     check_places(config)
     source = find_rows(config)
     adapter, version = locate_adapter(config, folder)
@@ -62,6 +76,12 @@ def find_job(config: PredictionConfig, folder: Path) -> Job:
     columns = text_columns(config, settings)
     if source and not next(read_rows(config, source, columns), None):
         raise InputError(". ".join((f"input: {config.input} has no rows", *formulas_in(config, source, columns))))
+    return Found(source, adapter, version, settings, columns)
+
+
+def job_of(config: PredictionConfig, found: Found) -> Job:
+    (claim_device if config.shards == 1 else limit_threads)()
+    source, adapter, version, settings, columns = found
     job = Job(
         adapter=str(adapter),
         version=version,

@@ -1,8 +1,8 @@
 """A Prefect server for one command, where no other is set: `python -m tasks.servers.temporary DOOR PARENT`.
 
 Prefect would start the same one, but only when the flow is called, and would import all of the server into the command
-for it, which takes a core for seconds. This one starts before the command imports anything else, and ends with it even
-if that is killed.
+for it, which takes a core for seconds. This one starts before the command imports anything else, as a fork of it where
+that is possible, which need not import Prefect's client again, and ends with it even if that is killed.
 """
 
 import atexit
@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from contextvars import Context
 from http.client import HTTPConnection, HTTPException
 
-from tasks.base.fresh_process import command, end_with, with_our_modules
+from tasks.base.fresh_process import Forked, can_fork, command, end_with, with_our_modules
 
 
 class TemporaryServer:
@@ -30,13 +31,10 @@ class TemporaryServer:
             door.bind(("127.0.0.1", 0))
             door.listen()  # who asks before the server is there waits
             self.port = door.getsockname()[1]
-            numbers = [str(door.fileno()), str(os.getpid())]
             # a terminal sends Ctrl-C to every process of the command; this one must live on to hear how the run ended
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                self.process = subprocess.Popen(
-                    [*command("tasks.servers.temporary"), *numbers], env=environment, pass_fds=[door.fileno()]
-                )
+                self.process = start(door.fileno(), environment)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.settings = ExitStack()
@@ -67,6 +65,23 @@ class TemporaryServer:
             self.process.wait()
         self.settings.close()
         atexit.unregister(self.stop)
+
+
+def start(door: int, environment: dict[str, str]) -> "subprocess.Popen[bytes] | Forked":
+    if can_fork():
+        return Forked(Context().run, serve_in_fork, door, os.getpid(), environment)
+    numbers = [str(door), str(os.getpid())]
+    return subprocess.Popen([*command("tasks.servers.temporary"), *numbers], env=environment, pass_fds=[door])
+
+
+def serve_in_fork(door: int, parent: int, environment: dict[str, str]) -> None:
+    """With the settings and signals that a new process would have."""
+    from prefect.context import refresh_global_settings_context
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(environment)
+    refresh_global_settings_context()
+    main(door, parent)
 
 
 EPHEMERAL = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
