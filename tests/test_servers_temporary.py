@@ -34,6 +34,7 @@ def home(tmp_path: Path, empty_prefect: Path, monkeypatch: pytest.MonkeyPatch) -
         temporary_settings,
     )
 
+    monkeypatch.setattr(temporary, "can_fork", lambda: False)  # this process has seen other tests, or will
     shutil.copy(empty_prefect, tmp_path / "prefect.db")
     address = f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
@@ -55,10 +56,28 @@ def test_server_is_that_of_this_process_until_it_is_stopped(home: Path) -> None:
     connection.request("POST", "/api/flow_runs/count", "{}", {"content-type": "application/json"})
     assert connection.getresponse().read() == b"0"
     connection.close()
+    assert isinstance(server.process, subprocess.Popen)
     server.process.send_signal(signal.SIGINT)  # as a terminal sends to every process of a command
     server.wait()
     server.stop()
     assert server.process.returncode in (0, -signal.SIGTERM) and PREFECT_API_URL.value() is None
+
+
+def test_password_of_the_server_of_all_does_not_shut_this_process_out(home: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "team:secret"}):
+        server = TemporaryServer()
+        try:
+            server.wait()
+            with get_client(sync_client=True) as client:
+                assert client.read_flows() == []
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection.request("GET", "/api/admin/settings")
+            assert connection.getresponse().status == 401  # others it still does
+        finally:
+            server.stop()
 
 
 def test_its_writers_wait_for_those_of_other_servers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,25 @@ import sys
 from contextlib import ExitStack
 from contextvars import Context
 from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any
 
 from tasks.base.fresh_process import Forked, can_fork, command, end_with, with_our_modules
+
+if TYPE_CHECKING:
+    from prefect.settings import Setting
 
 
 class TemporaryServer:
     """Starts at once, and is this process's Prefect server until this process ends."""
 
     def __init__(self) -> None:
-        from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+        from prefect.settings import (
+            PREFECT_API_AUTH_STRING,
+            PREFECT_API_URL,
+            PREFECT_SERVER_API_AUTH_STRING,
+            get_current_settings,
+            temporary_settings,
+        )
 
         settings = get_current_settings()
         self.patience = settings.server.ephemeral.startup_timeout_seconds
@@ -38,7 +48,10 @@ class TemporaryServer:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.settings = ExitStack()
-        self.settings.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{self.port}/api"}))
+        told: dict[Setting, Any] = {PREFECT_API_URL: f"http://127.0.0.1:{self.port}/api"}
+        if password := PREFECT_SERVER_API_AUTH_STRING.value():  # meant for the server of all, and asked for by this too
+            told[PREFECT_API_AUTH_STRING] = password
+        self.settings.enter_context(temporary_settings(told))
         atexit.register(self.stop)  # before Prefect's own, which are called first: they tell the server the last of it
 
     def wait(self) -> None:
