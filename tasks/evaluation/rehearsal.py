@@ -15,14 +15,19 @@ from tasks.data.datacheck import power_sentence, read_check
 from tasks.data.prepare import prepare
 from tasks.evaluation.adapter import measure_adapter
 from tasks.evaluation.references import evaluate_baseline, evaluate_references
+from tasks.models.foundation import load_config
 from tasks.scores.objective import objective, short_reference_title
 from tasks.settings.config import RunConfig
 from tasks.sources.columns import array
 from tasks.training.fit import fit_adapter, planned_steps, steps_per_epoch
+from tasks.training.trunk import SPLITS, trunk_bytes
 from tasks.training.watching import Progress, Watcher
 
 STEPS = 6
-"""Steps that are timed, but for the first, which has the longest rows: it warms up, and says what memory they take."""
+"""Steps that are timed, but for the first, which has the longest row: it warms up, and says what memory that takes."""
+
+DRAWS = 20
+"""Orders of the rehearsal's few rows over which their padding is averaged."""
 
 ROWS = 128
 """Validation and test rows that the rehearsal reads."""
@@ -78,8 +83,8 @@ class Timed(NamedTuple):
     around: float
     """Seconds besides: the model is read, the adapter saved."""
     reload_memory_mb: float
-    tokens_per_row: float
-    """Of the timed training rows."""
+    tokens_per_step: float
+    """Of the timed steps, with padding."""
     validation_tokens: int
     tokens: int
     """Of all training and validation rows in the sample."""
@@ -126,14 +131,14 @@ def rehearse(config: RunConfig, data: PreparedData, folder: Path) -> Timed:
     per_step = (first[steps] - first[1]) / (steps - 1) if steps > 1 else trained.seconds - validation
     measure_adapter(short, sample, trained)
     lengths = {split: lengths_of(sample, split) for split in ("train", "validation")}
-    usual = sorted(lengths["train"])[: max(1, (steps - 1) * step_rows(config))]
+    padded = [padded_tokens(lengths["train"], config, draw) for draw in range(DRAWS)]
     return Timed(
         trained,
         per_step,
         validation,
         took - trained.seconds - trained.trunk_seconds,
         peak_memory_of_children_mb(),
-        sum(usual) / len(usual),
+        float(sum(one[min(1, steps - 1) : steps].mean() for one in padded)) / DRAWS,
         int(lengths["validation"].sum()),
         int(sum(all.sum() for all in lengths.values())),
     )
@@ -159,6 +164,24 @@ def some_rows(config: RunConfig, data: PreparedData, folder: Path) -> PreparedDa
 
 def step_rows(config: RunConfig) -> int:
     return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def padded_tokens(lengths: Any, config: RunConfig, draw: int) -> Any:
+    """Tokens of each step of an epoch, with padding; shape (steps,).
+
+    Training puts rows of like length together, within groups that are larger the more rows there are: a few rows have
+    more padding than all of them.
+    """
+    import numpy as np
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    size, generator = config.training.batch_size, torch.Generator().manual_seed(draw)
+    order = get_length_grouped_indices(lengths.tolist(), step_rows(config), generator=generator)
+    starts = np.arange(0, len(order), size)
+    rows = np.diff(starts, append=len(order))
+    tokens = np.maximum.reduceat(lengths[order], starts) * rows
+    return np.add.reduceat(tokens, np.arange(0, len(starts), config.training.gradient_accumulation_steps))
 
 
 def lengths_of(data: PreparedData, split: str) -> Any:
@@ -189,6 +212,9 @@ def expected(
     trained = timed.trained
     on_gpu = trained.compute["device"] != "cpu"
     kept = 2 * adapter_mb + RECORD_MB
+    if config.adapter.layers:
+        tokens = sum(int(lengths_of(data, split).sum()) for split in SPLITS)
+        kept += trunk_bytes(load_config(data.model, config.model), tokens, config) / 1e6
     return Expected(
         row_counts=data.row_counts,
         warnings=check.warnings,
@@ -210,7 +236,7 @@ def expected(
 def training_seconds(config: RunConfig, data: PreparedData, timed: Timed, steps: int) -> float:
     """Steps and validations in proportion to their tokens, and what comes before and after."""
     lengths = {split: lengths_of(data, split) for split in ("train", "validation")}
-    longer = float(lengths["train"].mean()) / timed.tokens_per_row
+    longer = float(padded_tokens(lengths["train"], config, 0).mean()) / timed.tokens_per_step
     validations = -(-steps // steps_per_epoch(config, data.rows("train")))
     more = float(lengths["validation"].sum()) / timed.validation_tokens
     trunk = timed.trained.trunk_seconds * sum(all.sum() for all in lengths.values()) / timed.tokens

@@ -54,7 +54,7 @@ class Trunk:
         self.width, self.dtype = text_width(model.config), getattr(torch, config.model.dtype)
         lengths = [len(ids) for split in SPLITS for ids in splits[split]["input_ids"]]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.bytes = int(self.starts[-1]) * self.width * self.dtype.itemsize
+        self.bytes = trunk_bytes(model.config, int(self.starts[-1]), config)
         asked = [
             config.data.text_columns,
             config.data.max_length,
@@ -190,6 +190,14 @@ class Trunk:
                 f"adapter.layers: the {counted(self.first, 'lower block')} of this model cannot be computed once "
                 f"(logits differ by {difference:.2g}); leave it empty"
             )
+
+
+def trunk_bytes(model: Any, tokens: int, config: RunConfig) -> int:
+    """On disk, for so many tokens; `model` is the architecture's configuration."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, config.model.dtype)
+    return tokens * text_width(model) * dtype.itemsize
 
 
 def first_place(splits: Any, split: str) -> int:
