@@ -14,12 +14,9 @@ import sys
 from contextlib import ExitStack
 from contextvars import Context
 from http.client import HTTPConnection, HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.base.fresh_process import Forked, can_fork, command, end_with, with_our_modules
-
-if TYPE_CHECKING:
-    from prefect.settings import Setting
 
 
 class TemporaryServer:
@@ -48,7 +45,7 @@ class TemporaryServer:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.settings = ExitStack()
-        told: dict[Setting, Any] = {PREFECT_API_URL: f"http://127.0.0.1:{self.port}/api"}
+        told: dict[Any, str] = {PREFECT_API_URL: f"http://127.0.0.1:{self.port}/api"}
         if password := PREFECT_SERVER_API_AUTH_STRING.value():  # meant for the server of all, and asked for by this too
             told[PREFECT_API_AUTH_STRING] = password
         self.settings.enter_context(temporary_settings(told))
