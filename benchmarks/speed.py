@@ -97,6 +97,14 @@ class Ended(NamedTuple):
     said: str
     """On standard output."""
 
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+    @property
+    def processor_seconds(self) -> float:
+        return float(self.usage.ru_utime + self.usage.ru_stime)
+
 
 def to_its_end(command: list[str], place: Path, settings: dict[str, str]) -> Ended:
     """A program that runs in the folder `place`, with these settings in its environment."""

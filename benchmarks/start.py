@@ -41,18 +41,13 @@ class Side(NamedTuple):
         rows = self.folder / f"{turn}.jsonl"
         rows.write_text("".join(json.dumps({"text": f"a film of {n} minutes, {turn}"}) + "\n" for n in range(ROWS)))
         labelled = self.run("predict", result["adapter_path"], str(rows), str(rows.with_suffix(".csv")))
-        whole = demo.ended - demo.began
         return {
-            "demo, second time: s": whole,
-            "demo: processor s": processor(demo),
-            "demo: s outside of the run": whole - result["seconds"]["total"],
-            f"predict {ROWS} rows: s": labelled.ended - labelled.began,
-            "predict: processor s": processor(labelled),
+            "demo, second time: s": demo.seconds,
+            "demo: processor s": demo.processor_seconds,
+            "demo: s outside of the run": demo.seconds - result["seconds"]["total"],
+            f"predict {ROWS} rows: s": labelled.seconds,
+            "predict: processor s": labelled.processor_seconds,
         }
-
-
-def processor(process: Ended) -> float:
-    return float(process.usage.ru_utime + process.usage.ru_stime)
 
 
 def measured(sides: dict[str, Side], rounds: int) -> list[dict[str, Any]]:

@@ -183,8 +183,7 @@ def measure(name: str, programs: Path, rows: Path, model: str, seed: int, folder
     with tempfile.TemporaryDirectory(dir=folder) as place:
         done = to_its_end(program.command(programs, rows, model, seed), Path(place), settings)
         training = program.training(Path(place), done.said)
-    processor = done.usage.ru_utime + done.usage.ru_stime
-    return {"whole": done.ended - done.began, "training": training, "processor": processor}
+    return {"whole": done.seconds, "training": training, "processor": done.processor_seconds}
 
 
 def main() -> None:

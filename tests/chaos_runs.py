@@ -253,21 +253,22 @@ def predicted(site: Site, rows: int) -> list[str]:
     with ThreadPoolExecutor(1) as command:
         driver = command.submit(site.predict, folder, run.info.run_id, rows, "--shards", "4")
         log = folder / "log"
-        begun = until(
+        until(
             lambda: (
                 driver.done() or (log.exists() and "rows (" in log.read_text() and site.at_work(doomed, shards(site)))
             ),
             STUCK_SECONDS,
             "rows that are labelled, and a shard of the machine",
         )
+        begun = site.at_work(doomed, shards(site))
         doomed.die()
-        say(f"{doomed.name} is dead, which had {0 if begun is True else len(begun)} of the shards")
+        say(f"{doomed.name} is dead, which had {len(begun)} of the shards")
         out = driver.result(STUCK_SECONDS).read_bytes()
     say(f"all is labelled after {time.monotonic() - began:.0f} s")
     states = Counter(shard["state_name"] for shard in site.flow_runs(shards(site)))
     say(f"shards: {dict(states)}")
     faults = [] if out == whole else ["the output of the shards is not that of one process"]
-    faults += [f"{doomed.name} had no shard when it died"] if begun is True else []
+    faults += [] if begun else [f"{doomed.name} had no shard when it died"]
     return faults + [f"{count} shards are {state}" for state, count in states.items() if state not in ENDED]
 
 

@@ -69,8 +69,9 @@ def test_stop_leaves_no_process_however_deaf(tmp_path: Path) -> None:
     processes.start(program(tmp_path, STUBBORN))
     assert printed(tmp_path) == "deaf\n"
     pid = pid_of(processes)
+    began = time.monotonic()
     processes.stop(["sleeper"])
-    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid) and time.monotonic() - began < 6
     assert not (tmp_path / "register.json").exists()
 
 

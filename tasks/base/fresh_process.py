@@ -44,7 +44,11 @@ class Forked:
     """What Popen gives of a process, of a fork of this one that calls a function. It ends with this process."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self.process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+        def begin() -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a new process
+            function(*arguments)
+
+        self.process = multiprocessing.get_context("fork").Process(target=begin, daemon=True)
         self.process.start()
 
     @property
@@ -87,7 +91,6 @@ class Fork(Forked):
 
     def serve(self, module: str, asked: Connection) -> None:
         self.ours.close()  # else nobody would notice that the other process is gone
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(self.words.fileno(), stream.fileno())
         import datasets

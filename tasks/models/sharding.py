@@ -5,7 +5,7 @@ the head stay whole in each: gradients, checkpoints and files are those of a mod
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from tasks.base.disk import size
 from tasks.base.records import Source
 from tasks.models.blocks import find_blocks
 from tasks.models.foundation import empty_classifier, load_config
-from tasks.models.quantized import stored_kind
+from tasks.models.quantized import bytes_of, stored_kind
 from tasks.settings.config import RunConfig
 from tasks.settings.fields import InputError
 
@@ -99,21 +99,17 @@ def gathered(block: Any) -> Iterator[None]:
             block.reshard()
 
 
-def bytes_here(weights: Iterable[Any]) -> int:
-    """What of them this process keeps."""
+def frozen_bytes(model: Any) -> tuple[int, int]:
+    """What this process keeps of the frozen weights, and all of them."""
     from torch.distributed.tensor import DTensor
 
-    mine = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
-    return sum(weight.numel() * weight.element_size() for weight in mine)
-
-
-def bytes_of_all(weights: Iterable[Any]) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    here = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in frozen)
+    return bytes_of(here), bytes_of(frozen)
 
 
 def sharing_sentence(model: Any, count: int) -> str:
-    weights = [weight for weight in model.parameters() if not weight.requires_grad]
+    here, all_of_them = frozen_bytes(model)
     return (
-        f"The frozen weights, {size(bytes_of_all(weights))}, are shared out: each of {count} processes keeps "
-        f"{size(bytes_here(weights))} of them"
+        f"The frozen weights, {size(all_of_them)}, are shared out: each of {count} processes keeps {size(here)} of them"
     )

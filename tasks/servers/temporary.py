@@ -85,10 +85,9 @@ def start(door: int, environment: dict[str, str]) -> "subprocess.Popen[bytes] | 
 
 
 def serve_in_fork(door: int, parent: int, environment: dict[str, str]) -> None:
-    """With the settings and signals that a new process would have."""
+    """With the settings that a new process would have."""
     from prefect.context import refresh_global_settings_context
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(environment)
     refresh_global_settings_context()
     main(door, parent)

@@ -151,7 +151,7 @@ def run_page(flow_run_id: Any) -> str:
 
 
 def stop(processes: Processes, close_runs: Callable[[], None], servers: Sequence[str] = ()) -> None:
-    """Flow runs first, while there are servers to tell; then the workers, then `servers`: in less than ten seconds."""
+    """Flow runs first, while there are servers to tell; then the workers, then `servers`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if not processes.running:

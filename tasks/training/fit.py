@@ -245,11 +245,10 @@ def compute_settings(model: Any, arguments: "TrainingArguments", pieces: Pieces,
     import torch
 
     products = {"quantised_products": quantized.rounding(model)} if quantized.packed(model) else {}
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    kept = f"{sharding.bytes_here(frozen)} of {sharding.bytes_of_all(frozen)} bytes" if ranks.sharded else ""
+    shared = {"frozen_weights_here": "{} of {} bytes".format(*sharding.frozen_bytes(model))} if ranks.sharded else {}
     return {
         **products,
-        **({"frozen_weights_here": kept} if kept else {}),
+        **shared,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": str(torch.get_num_threads()),
         "processes": str(ranks.size),

@@ -196,8 +196,7 @@ def trunk_bytes(model: Any, tokens: int, config: RunConfig) -> int:
     """On disk, for so many tokens; `model` is the architecture's configuration."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, config.model.dtype)
-    return tokens * text_width(model) * dtype.itemsize
+    return tokens * text_width(model) * int(getattr(torch, config.model.dtype).itemsize)
 
 
 def first_place(splits: Any, split: str) -> int:
